@@ -1,0 +1,1 @@
+"""The DeepSpeed learner: model, algorithms, objectives, checkpoints and weight publishing."""
