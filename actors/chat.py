@@ -1,0 +1,136 @@
+"""What a model's own processor and tokenizer say of prompts, image tokens, the end of an answer and its action part.
+
+Everything that depends on a tokenizer is asked of the one in use; there is no token id written down in this project.
+Shared by the policy server, which sends prompts to the engine, and by the learner, which runs the same ids again.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: The JSON key that opens the action part of an utterance, as the environments' prompts ask for it.
+ACTION_KEY = re.compile(r'"action"\s*:')
+
+
+class NotAVisionLanguageModel(ValueError):
+    """The named path holds no Hugging Face vision-language model that this project can use."""
+
+
+class ChatProcessor:
+    """A model's processor, seen as: chat prompts in, token ids and facts about them out."""
+
+    def __init__(self, path: str) -> None:
+        """path: a folder or hub name of a Hugging Face VLM. Raises `NotAVisionLanguageModel`."""
+        from transformers import AutoConfig, AutoProcessor, GenerationConfig
+
+        self.path = path
+        try:
+            self.config = AutoConfig.from_pretrained(path)
+            self.processor: Any = AutoProcessor.from_pretrained(path)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise NotAVisionLanguageModel(
+                f"model.path {path!r} cannot be loaded as a vision-language model: {_first_line(error)}. "
+                "Name a folder with config.json, weights, tokenizer and processor files, or a hub model."
+            ) from error
+        if not hasattr(self.processor, "image_processor") or not hasattr(self.processor, "tokenizer"):
+            raise NotAVisionLanguageModel(
+                f"model.path {path!r} has no image processor: it is a text model ({self.config.model_type}). "
+                "Name a vision-language model."
+            )
+        self.tokenizer: Any = self.processor.tokenizer
+        if not (getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template):
+            raise NotAVisionLanguageModel(
+                f"model.path {path!r} has no chat template, so there is no known way to put a prompt to it. "
+                "Add chat_template.jinja to the model's folder."
+            )
+        generation = (
+            GenerationConfig.from_pretrained(path) if (Path(path) / "generation_config.json").exists() else None
+        )
+        self._generation_eos = generation.eos_token_id if generation else None
+
+    def prompt_text(self, prompt: str) -> str:
+        """The chat-templated text of one user turn: the image first, then the environment's prompt."""
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+
+    def encode_prompt(self, prompt: str, image: Image.Image) -> dict[str, Any]:
+        """Everything the model's forward pass needs for one prompt, batch dimension of 1: `input_ids` int64 (1, P)
+        with image tokens expanded, `attention_mask`, and the image tensors of this model family."""
+        return dict(
+            self.processor(text=[self.prompt_text(prompt)], images=[[image]], return_tensors="pt")
+        )
+
+    def decode(self, ids: np.ndarray | list[int]) -> str:
+        """Text of a response, special tokens left out."""
+        return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
+
+    def token_texts(self, ids: np.ndarray | list[int]) -> list[str]:
+        """The text each token adds, so that joining them gives the response back (special tokens as written)."""
+        offsets = [len(self._decode_raw(ids[:end])) for end in range(len(ids) + 1)]
+        text = self._decode_raw(ids)
+        return [text[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+
+    def action_start(self, ids: np.ndarray | list[int]) -> int:
+        """Index of the token in which the last `"action":` begins, found by character offsets; len(ids) if none.
+
+        Tokens before it are thoughts, the rest is the action part (RL4VLM, arXiv 2405.10292).
+        """
+        matches = list(ACTION_KEY.finditer(self._decode_raw(ids)))
+        if not matches:
+            return len(ids)
+        character = matches[-1].start()
+        # The first prefix whose text reaches past that character ends with the token that holds it; prefixes grow
+        # monotonically, so bisect instead of decoding them all.
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._decode_raw(ids[: middle + 1])) > character:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    def _decode_raw(self, ids: np.ndarray | list[int]) -> str:
+        return self.tokenizer.decode(
+            list(map(int, ids)), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        ).rstrip("\ufffd")  # a character cut in half is not there yet
+
+    @cached_property
+    def eos_token_ids(self) -> list[int]:
+        """Ids that end an answer: the generation config's, else the tokenizer's."""
+        ids = self._generation_eos if self._generation_eos is not None else self.tokenizer.eos_token_id
+        return sorted(ids) if isinstance(ids, list) else [ids]
+
+    @cached_property
+    def pad_token_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.eos_token_ids[0] if pad is None else pad
+
+    @cached_property
+    def banned_token_ids(self) -> list[int]:
+        """Ids an answer must not contain: every special token but the end ones, image placeholders above all (a
+        sampled image token has no image to stand for, and the learner's forward pass would fail on it)."""
+        image_ids = [
+            value
+            for name in ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id",
+                         "vision_end_token_id")
+            if isinstance(value := getattr(self.config, name, None), int)
+        ]
+        special = {
+            index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
+        } | set(self.tokenizer.all_special_ids)
+        return sorted((special | set(image_ids)) - set(self.eos_token_ids))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,276 @@
+"""The Arrow schema of a rollout: one row per environment step, images stored once by content hash.
+
+Token-in, token-out: `prompt_ids` and `response_ids` are the ids the engine saw and sampled. Nothing downstream
+tokenises text again; the learner trains on exactly these ids.
+
+A `TrajectoryBatch` is two things that travel together: `steps` (a `pyarrow.Table` of `STEP_SCHEMA`) and `images`
+(content hash -> PNG bytes). Steps refer to images by hash, so an image shown a thousand times is held once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+SCHEMA_VERSION = 1
+
+#: Why an episode ended, in the `end_reason` of its last step ("" on every other step).
+END_TERMINATED = "terminated"
+END_TRUNCATED = "truncated"
+END_ENVIRONMENT_DIED = "environment_died"
+END_ENVIRONMENT_TIMEOUT = "environment_timeout"
+END_ENVIRONMENT_ERROR = "environment_error"
+INFRASTRUCTURE_END_REASONS = frozenset(
+    {END_ENVIRONMENT_DIED, END_ENVIRONMENT_TIMEOUT, END_ENVIRONMENT_ERROR}
+)
+
+VERSION_SPAN = pa.struct([("version", pa.int32()), ("start", pa.int32())])
+
+STEP_SCHEMA = pa.schema(
+    [
+        # --- identity
+        ("run", pa.string()),
+        ("episode", pa.string()),  # unique in a run
+        ("environment", pa.string()),  # gymnasium id
+        ("worker", pa.int32()),
+        ("slot", pa.int32()),  # which of the worker's environments
+        ("step", pa.int32()),  # 0-based within the episode
+        ("seed", pa.int64()),  # what reset() was given
+        # --- what the policy saw and said
+        ("prompt", pa.string()),  # the environment's prompt text, before the chat template
+        ("image", pa.string()),  # content hash into `images`
+        ("prompt_ids", pa.list_(pa.int32())),  # (P,) as the engine saw them, image tokens expanded
+        ("response_ids", pa.list_(pa.int32())),  # (n,) as sampled, end token included
+        ("behaviour_logprobs", pa.list_(pa.float32())),  # (n,) nats, of the distribution sampled from
+        ("policy_versions", pa.list_(VERSION_SPAN)),  # spans: from token `start` on, weights `version`
+        ("finish_reason", pa.string()),  # stop | length
+        ("utterance", pa.string()),
+        # --- what came of it
+        ("action", pa.string()),  # canonical text, "" if the utterance did not parse
+        ("action_labels", pa.list_(pa.int32())),  # (K,), -1 where a head does not apply
+        ("valid", pa.bool_()),
+        ("reward", pa.float32()),
+        ("terminated", pa.bool_()),
+        ("truncated", pa.bool_()),
+        ("success", pa.bool_()),  # of the task, as of this step
+        ("end_reason", pa.string()),
+        # The observation after the last step, for the value that a cut-off episode still had ahead of it;
+        # null on every other step and when the episode terminated or its environment failed.
+        ("final_prompt", pa.string()),
+        ("final_prompt_ids", pa.list_(pa.int32())),
+        ("final_image", pa.string()),
+        # --- timings, seconds
+        ("generate_seconds", pa.float32()),
+        ("environment_seconds", pa.float32()),
+        # --- written by the scoring pool: (n,) in [0, 1], null before scoring
+        ("influence", pa.list_(pa.float32())),
+    ],
+    metadata={"coso.schema": "trajectory", "coso.schema_version": str(SCHEMA_VERSION)},
+)
+
+IMAGE_SCHEMA = pa.schema([("hash", pa.string()), ("png", pa.binary())])
+
+
+class SchemaMismatch(ValueError):
+    """A trajectory file was written under another schema than this program reads."""
+
+
+def image_hash(image: np.ndarray) -> str:
+    """Content hash (32 hex digits) of an image, uint8 (H, W, 3); shape is part of the content."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(str(image.shape).encode())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+def decode_png(png: bytes) -> Image.Image:
+    """PNG bytes -> an RGB PIL image."""
+    return Image.open(io.BytesIO(png)).convert("RGB")
+
+
+class PngEncoder:
+    """Encodes images to PNG, remembering recent ones by content, so that a still screen costs one hash.
+
+    `capacity_bytes` bounds what is remembered (least recently used goes first).
+    """
+
+    def __init__(self, capacity_bytes: int = 32 << 20) -> None:
+        self._capacity = capacity_bytes
+        self._size = 0
+        self._encoded: OrderedDict[str, bytes] = OrderedDict()
+
+    def encode(self, image: np.ndarray) -> tuple[str, bytes]:
+        """image uint8 (H, W, 3) -> (content hash, PNG bytes)."""
+        key = image_hash(image)
+        png = self._encoded.get(key)
+        if png is not None:
+            self._encoded.move_to_end(key)
+            return key, png
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
+        png = buffer.getvalue()
+        self._encoded[key] = png
+        self._size += len(png)
+        while self._size > self._capacity and len(self._encoded) > 1:
+            _, dropped = self._encoded.popitem(last=False)
+            self._size -= len(dropped)
+        return key, png
+
+
+@dataclass
+class TrajectoryBatch:
+    """Steps and the images they refer to."""
+
+    steps: pa.Table
+    images: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[dict[str, Any]], images: dict[str, bytes]) -> TrajectoryBatch:
+        """Rows with the fields of `STEP_SCHEMA`; a field that is left out is null."""
+        return cls(pa.Table.from_pylist(list(rows), schema=STEP_SCHEMA), images)
+
+    @classmethod
+    def empty(cls) -> TrajectoryBatch:
+        return cls(STEP_SCHEMA.empty_table())
+
+    @classmethod
+    def concatenate(cls, batches: Iterable[TrajectoryBatch]) -> TrajectoryBatch:
+        batches = list(batches)
+        if not batches:
+            return cls.empty()
+        images: dict[str, bytes] = {}
+        for batch in batches:
+            images.update(batch.images)
+        return cls(pa.concat_tables([batch.steps for batch in batches]).combine_chunks(), images)
+
+    def __len__(self) -> int:
+        return self.steps.num_rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held: Arrow buffers and encoded images."""
+        return self.steps.nbytes + sum(len(png) for png in self.images.values())
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.steps["response_ids"].combine_chunks().flatten())
+
+    def ragged(self, column: str, dtype: Any) -> list[np.ndarray]:
+        """A list column as one array per step; a null row becomes an empty array."""
+        array = self.steps[column].combine_chunks()
+        values = array.values.to_numpy(zero_copy_only=False)
+        offsets = array.offsets.to_numpy()
+        # A null row's offsets are equal, so its slice is empty, which is what is wanted.
+        return [
+            np.asarray(values[start:stop], dtype=dtype)
+            for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+        ]
+
+    def column(self, name: str) -> np.ndarray:
+        """A flat column as a NumPy array (object dtype for text)."""
+        return self.steps[name].to_numpy()
+
+    def behaviour_versions(self) -> np.ndarray:
+        """int32 (steps,): the oldest policy version that made any token of the step."""
+        return np.array(
+            [min((span["version"] for span in spans), default=0) for span in self.steps["policy_versions"].to_pylist()],
+            dtype=np.int32,
+        )
+
+    def episode_slices(self) -> list[slice]:
+        """One slice per episode; steps of an episode are adjacent and in order."""
+        episodes = self.column("episode")
+        if len(episodes) == 0:
+            return []
+        starts = [0, *(np.flatnonzero(episodes[1:] != episodes[:-1]) + 1).tolist(), len(episodes)]
+        return [slice(start, stop) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
+
+    def with_influence(self, influence: list[np.ndarray]) -> TrajectoryBatch:
+        """The same steps with their influence written in: one float32 (n,) array per step, in order."""
+        lengths = [len(ids) for ids in self.ragged("response_ids", np.int32)]
+        if [len(weights) for weights in influence] != lengths:
+            raise ValueError("influence must hold one weight for every response token of every step")
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        values = np.concatenate(influence).astype(np.float32) if influence else np.empty(0, np.float32)
+        column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+        position = self.steps.schema.get_field_index("influence")
+        return TrajectoryBatch(
+            self.steps.set_column(position, STEP_SCHEMA.field("influence"), column), self.images
+        )
+
+
+class TrajectoryLog:
+    """The run's own record of every batch that was accepted for training: `trajectories/` of the run folder.
+
+    `batch_000012.parquet` holds the steps trained on at update 12, `images_000012.parquet` the images first seen
+    there. Files appear whole or not at all (written aside, then renamed), so a crash cannot leave half a batch.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._image_file_of: dict[str, Path] = {}
+        for path in sorted(folder.glob("images_*.parquet")):
+            for key in pq.read_table(path, columns=["hash"])["hash"].to_pylist():
+                self._image_file_of[key] = path
+
+    def write(self, update: int, batch: TrajectoryBatch) -> int:
+        """Write the batch of one update; returns the bytes written."""
+        new = {key: png for key, png in batch.images.items() if key not in self._image_file_of}
+        written = 0
+        if new:
+            path = self.folder / f"images_{update:06d}.parquet"
+            table = pa.table({"hash": list(new), "png": list(new.values())}, schema=IMAGE_SCHEMA)
+            written += _write_whole(table, path, compression="none")
+            self._image_file_of.update(dict.fromkeys(new, path))
+        return written + _write_whole(batch.steps, self.batch_path(update), compression="zstd")
+
+    def batch_path(self, update: int) -> Path:
+        return self.folder / f"batch_{update:06d}.parquet"
+
+    def updates(self) -> list[int]:
+        """The updates that have a batch on disk, in order."""
+        return sorted(int(path.stem.removeprefix("batch_")) for path in self.folder.glob("batch_*.parquet"))
+
+    def read(self, update: int) -> TrajectoryBatch:
+        """The batch of one update with its images. Raises `SchemaMismatch`, `FileNotFoundError`."""
+        path = self.batch_path(update)
+        # partitioning=None: a folder named key=value above the run must not become a column.
+        steps = pq.read_table(path, partitioning=None)
+        version = (steps.schema.metadata or {}).get(b"coso.schema_version", b"none").decode()
+        if version != str(SCHEMA_VERSION):
+            raise SchemaMismatch(
+                f"{path} was written under trajectory schema {version}; this program reads {SCHEMA_VERSION}. "
+                "Read it with the version of coso-rl that wrote it."
+            )
+        wanted = set(steps["image"].to_pylist()) | set(steps["final_image"].to_pylist())
+        return TrajectoryBatch(steps, self.read_images(wanted - {None}))
+
+    def read_images(self, hashes: set[str]) -> dict[str, bytes]:
+        """PNG bytes of the given content hashes; those the log does not hold are left out."""
+        images: dict[str, bytes] = {}
+        for path in sorted({self._image_file_of[key] for key in hashes if key in self._image_file_of}):
+            table = pq.read_table(path, partitioning=None, filters=[("hash", "in", sorted(hashes))])
+            images.update(zip(table["hash"].to_pylist(), table["png"].to_pylist(), strict=True))
+        return images
+
+
+def _write_whole(table: pa.Table, path: Path, compression: str) -> int:
+    """Write a Parquet file so that it appears whole or not at all; returns its size in bytes."""
+    aside = path.with_suffix(".tmp")
+    try:
+        pq.write_table(table, aside, compression=compression)
+        aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path.stat().st_size
