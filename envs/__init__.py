@@ -1,0 +1,15 @@
+"""Environments whose observation is a picture and a prompt, and whose action is an utterance.
+
+Importing this package registers them with gymnasium under `coso/...`.
+"""
+
+import gymnasium
+
+_ENTRY_POINTS = {
+    "coso/NumberLine-v0": "envs.number_line:NumberLine",
+    "coso/SlowNumberLine-v0": "envs.latency:slow_number_line",
+}
+
+for _env_id, _entry_point in _ENTRY_POINTS.items():
+    if _env_id not in gymnasium.registry:
+        gymnasium.register(_env_id, entry_point=_entry_point)
