@@ -1,4 +1,4 @@
-"""From YAML files, overlays and `key.sub=value` words to a `RunConfig`, with errors that name key, place and mending."""
+"""From YAML files, overlays and `key.sub=value` words to a `RunConfig`; errors name key, place and mending."""
 
 from __future__ import annotations
 
