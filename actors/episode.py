@@ -1,0 +1,133 @@
+"""One episode being recorded: what the policy saw, said and got, as rows of the trajectory schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.generation import Generation, GenerationRequest
+from actors.trajectory import (
+    END_TERMINATED,
+    END_TRUNCATED,
+    PngEncoder,
+    TrajectoryBatch,
+)
+
+#: Held-out evaluation seeds start here and training seeds stay below, so the two never meet.
+EVALUATION_SEED_BASE = 2**30
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """Which episode to run: `seed` is given to the environment's reset, and with it seeds the sampling."""
+
+    name: str
+    seed: int
+    temperature: float
+
+
+def training_seed(run_seed: int, *position: int) -> int:
+    """A seed below `EVALUATION_SEED_BASE`, fixed by the run's seed and a position (update, worker, slot, count)."""
+    sequence = np.random.SeedSequence([run_seed, *position])
+    return int(sequence.generate_state(1)[0]) % EVALUATION_SEED_BASE
+
+
+class EpisodeRecorder:
+    """Builds the requests of one episode and collects its rows.
+
+    Call order: `begin(observation)`, then per step `request()`, `record(...)`; the episode is over when `record` says
+    so, or when `fail(reason)` is called because the environment died, hung or raised.
+    """
+
+    def __init__(
+        self, spec: EpisodeSpec, *, run: str, run_seed: int, environment: str, worker: int, slot: int,
+        max_new_tokens: int, encoder: PngEncoder,
+    ) -> None:
+        self.spec = spec
+        self._identity = {
+            "run": run, "episode": spec.name, "environment": environment, "worker": worker, "slot": slot,
+            "seed": spec.seed,
+        }
+        self._run_seed = run_seed
+        self._max_new_tokens = max_new_tokens
+        self._encoder = encoder
+        self._rows: list[dict[str, Any]] = []
+        self._images: dict[str, bytes] = {}
+        self.over = False
+        self.failed = False
+
+    def begin(self, observation: dict[str, Any]) -> None:
+        """The first observation, as reset() returned it."""
+        self._see(observation)
+
+    def request(self) -> GenerationRequest:
+        """What to ask of the policy now; its seed depends on run, episode and step alone."""
+        sequence = np.random.SeedSequence([self._run_seed, self.spec.seed, len(self._rows)])
+        return GenerationRequest(
+            prompt=self._prompt, image=self._image, png=self._images[self._image],
+            temperature=self.spec.temperature, max_new_tokens=self._max_new_tokens,
+            seed=int(sequence.generate_state(1)[0]) >> 1,
+        )
+
+    def record(
+        self, generation: Generation, outcome: tuple[dict[str, Any], float, bool, bool, dict[str, Any]],
+        environment_seconds: float,
+    ) -> None:
+        """One step: the answer, and what the environment's `step` returned for its text."""
+        observation, reward, terminated, truncated, info = outcome
+        self.over = terminated or truncated
+        self._rows.append(
+            {
+                **self._identity,
+                "step": len(self._rows),
+                "prompt": self._prompt,
+                "image": self._image,
+                "prompt_ids": generation.prompt_ids,
+                "response_ids": generation.response_ids,
+                "behaviour_logprobs": generation.logprobs,
+                "policy_versions": [{"version": v, "start": s} for v, s in generation.version_spans],
+                "finish_reason": generation.finish_reason,
+                "utterance": generation.text,
+                "action": info["action"],
+                "action_labels": info["action_labels"],
+                "valid": info["valid"],
+                "reward": reward,
+                "terminated": terminated,
+                "truncated": truncated,
+                "success": info["success"],
+                "end_reason": (END_TERMINATED if terminated else END_TRUNCATED) if self.over else "",
+                "generate_seconds": generation.seconds,
+                "environment_seconds": environment_seconds,
+            }
+        )
+        self._see(observation)
+        if self.over and not terminated:
+            self._note_final_observation()
+
+    def fail(self, reason: str) -> None:
+        """The environment failed: the episode ends at its last whole step, with this reason and no reward for it."""
+        self.over = True
+        self.failed = True
+        if self._rows:
+            self._rows[-1].update(truncated=True, end_reason=reason)
+            self._note_final_observation()
+
+    def batch(self) -> TrajectoryBatch:
+        """The rows so far; empty when the environment failed before the first step was over."""
+        used = {row["image"] for row in self._rows} | {row.get("final_image") for row in self._rows}
+        return TrajectoryBatch.from_rows(
+            self._rows, {key: png for key, png in self._images.items() if key in used}
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _see(self, observation: dict[str, Any]) -> None:
+        self._prompt = observation["prompt"]
+        self._image, png = self._encoder.encode(observation["image"])
+        self._images[self._image] = png
+
+    def _note_final_observation(self) -> None:
+        self._rows[-1].update(final_prompt=self._prompt, final_image=self._image)

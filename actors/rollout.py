@@ -1,0 +1,317 @@
+"""Rollout workers: Ray actors that drive many environments at once, each environment in a process of its own.
+
+Two ways to drive them. `collect` and `evaluate_batch` move all environments in lock-step with one deterministic batch
+of answers per round (sync mode). `start` lets every environment run at its own pace, taking evaluation episodes first
+and training episodes otherwise, and streams what is finished (async mode); there, one slow or dead environment holds
+up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors.environment_host import EnvironmentFailure, EnvironmentHost, RestartPolicy
+from actors.episode import EpisodeRecorder, EpisodeSpec, training_seed
+from actors.generation import Generation, GenerationRequest
+from actors.trajectory import PngEncoder, TrajectoryBatch
+
+#: Attempts at an evaluation episode whose environment fails, before it is reported as failed.
+EVALUATION_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class RolloutOptions:
+    """What a worker must know; times in seconds."""
+
+    run: str
+    run_seed: int
+    environment: str
+    environment_kwargs: dict[str, Any]
+    slots: int
+    temperature: float
+    max_new_tokens: int
+    environment_deadline_s: float
+    environment_start_deadline_s: float
+    generate_deadline_s: float
+    restart_policy: RestartPolicy = field(default_factory=RestartPolicy)
+
+
+@dataclass
+class EvaluationResult:
+    """Held-out episodes that were run, and how many could not be because their environments kept failing."""
+
+    episodes: TrajectoryBatch
+    failed: int
+
+
+class RolloutWorker:
+    """One Ray actor driving `options.slots` environments. `servers` are policy-server handles; `stream` may be None
+    when only the lock-step calls are used."""
+
+    def __init__(self, options: RolloutOptions, worker: int, servers: Sequence[Any], stream: Any | None) -> None:
+        self._options = options
+        self._worker = worker
+        self._servers = list(servers)
+        self._stream = stream
+        self._encoder = PngEncoder()
+        self._hosts = [
+            EnvironmentHost(
+                options.environment,
+                options.environment_kwargs,
+                deadline_s=options.environment_deadline_s,
+                start_deadline_s=options.environment_start_deadline_s,
+                restart_policy=options.restart_policy,
+            )
+            for _ in range(options.slots)
+        ]
+        self._failures: Counter[str] = Counter()
+        self._evaluations: deque[tuple[EpisodeSpec, asyncio.Future[TrajectoryBatch | None]]] = deque()
+        self._slot_tasks: list[asyncio.Task[None]] = []
+        self._steps = 0
+        self._generate_seconds = 0.0
+        self._environment_seconds = 0.0
+        self._stream_wait_seconds = 0.0
+
+    # ---------------------------------------------------------------- lock-step (sync mode)
+
+    async def collect(self, update: int, steps: int) -> TrajectoryBatch:
+        """Fresh whole episodes of at least `steps` steps together, moved in lock-step.
+
+        The same update and weights give the same episodes, whatever happened before.
+        """
+        begun = 0
+        finished_steps = 0
+
+        def more(active_steps: int) -> EpisodeSpec | None:
+            nonlocal begun
+            # Count episodes under way as far as they have come: enough of them are started to reach `steps`, and
+            # none when those that run will reach it by themselves.
+            if finished_steps + active_steps >= steps:
+                return None
+            begun += 1
+            seed = training_seed(self._options.run_seed, update, self._worker, begun)
+            return EpisodeSpec(f"{update}-{self._worker}-{begun}", seed, self._options.temperature)
+
+        batches = []
+        async for recorder in self._lock_step(more):
+            if len(recorder):
+                finished_steps += len(recorder)
+                batches.append((recorder.spec.name, recorder.batch()))
+        batches.sort(key=lambda item: int(item[0].rsplit("-", 1)[1]))
+        return TrajectoryBatch.concatenate(batch for _, batch in batches)
+
+    async def evaluate_batch(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
+        """One held-out episode per seed, moved in lock-step."""
+        waiting = deque(EpisodeSpec(f"evaluation-{seed}", seed, temperature) for seed in seeds)
+        attempts: Counter[int] = Counter()
+        done: dict[int, TrajectoryBatch] = {}
+        failed = 0
+        async for recorder in self._lock_step(lambda _: waiting.popleft() if waiting else None):
+            seed = recorder.spec.seed
+            if not recorder.failed:
+                done[seed] = recorder.batch()
+            elif (attempts.update([seed]) or attempts[seed]) < EVALUATION_ATTEMPTS:
+                waiting.append(recorder.spec)
+            else:
+                failed += 1
+        return EvaluationResult(TrajectoryBatch.concatenate(done[s] for s in seeds if s in done), failed)
+
+    async def _lock_step(self, next_spec: Any) -> Any:
+        """Run episodes in rounds: every active environment's request in one batch, then every step at once.
+
+        `next_spec(active_steps)` gives the next episode, or None to start no more now. Yields each finished recorder.
+        """
+        server = self._servers[self._worker % len(self._servers)]
+        active: dict[int, EpisodeRecorder] = {}
+        exhausted: set[int] = set()
+        while True:
+            for slot in range(self._options.slots):
+                if slot in active:
+                    continue
+                spec = next_spec(sum(len(recorder) + 1 for recorder in active.values()))
+                if spec is None:
+                    continue
+                recorder = self._recorder(spec, slot)
+                if await self._begin(recorder, slot):
+                    active[slot] = recorder
+                else:
+                    exhausted.add(slot)
+                    yield recorder
+            if not active and not exhausted:
+                return
+            exhausted.clear()
+            if not active:
+                continue
+            slots = sorted(active)
+            requests = [active[slot].request() for slot in slots]
+            answers = await self._ask_batch(server, requests)
+            await asyncio.gather(
+                *(self._step(active[slot], slot, answer) for slot, answer in zip(slots, answers, strict=True))
+            )
+            for slot in slots:
+                if active[slot].over:
+                    yield active.pop(slot)
+
+    # ---------------------------------------------------------------- free-running (async mode)
+
+    async def start(self, update: int) -> None:
+        """Let every environment run and stream finished training episodes until `stop`; `update` seeds them."""
+        if self._slot_tasks:
+            return
+        self._slot_tasks = [
+            asyncio.create_task(self._run_slot(slot, self._training_specs(update, slot)))
+            for slot in range(self._options.slots)
+        ]
+
+    async def evaluate(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
+        """One held-out episode per seed, taken up by environments as they become free, ahead of training."""
+        futures = []
+        for seed in seeds:
+            future: asyncio.Future[TrajectoryBatch | None] = asyncio.get_running_loop().create_future()
+            self._evaluations.append((EpisodeSpec(f"evaluation-{seed}", seed, temperature), future))
+            futures.append(future)
+        batches = await asyncio.gather(*futures)
+        kept = [batch for batch in batches if batch is not None]
+        return EvaluationResult(TrajectoryBatch.concatenate(kept), len(batches) - len(kept))
+
+    def _training_specs(self, update: int, slot: int) -> Iterator[EpisodeSpec]:
+        count = 0
+        while True:
+            seed = training_seed(self._options.run_seed, update, self._worker, slot, count)
+            # The process id tells a restarted worker's episodes from those of the one that died.
+            name = f"{update}-{self._worker}-{slot}-{count}-{os.getpid()}"
+            yield EpisodeSpec(name, seed, self._options.temperature)
+            count += 1
+
+    async def _run_slot(self, slot: int, training: Iterator[EpisodeSpec]) -> None:
+        while True:
+            if self._evaluations:
+                spec, future = self._evaluations.popleft()
+                for _ in range(EVALUATION_ATTEMPTS):
+                    recorder = await self._run_episode(spec, slot)
+                    if not recorder.failed:
+                        break
+                future.set_result(None if recorder.failed else recorder.batch())
+                continue
+            recorder = await self._run_episode(next(training), slot)
+            if len(recorder) and self._stream is not None:
+                self._stream_wait_seconds += await self._stream.put.remote(recorder.batch())
+
+    async def _run_episode(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
+        recorder = self._recorder(spec, slot)
+        if await self._begin(recorder, slot):
+            while not recorder.over:
+                await self._step(recorder, slot, await self._ask(slot, recorder.request()))
+        return recorder
+
+    # ---------------------------------------------------------------- shared
+
+    def _recorder(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
+        options = self._options
+        return EpisodeRecorder(
+            spec, run=options.run, run_seed=options.run_seed, environment=options.environment, worker=self._worker,
+            slot=slot, max_new_tokens=options.max_new_tokens, encoder=self._encoder,
+        )
+
+    async def _begin(self, recorder: EpisodeRecorder, slot: int) -> bool:
+        """Reset the slot's environment; False when it failed (it is then restarted before its next use)."""
+        host = self._hosts[slot]
+        try:
+            await host.ensure_running()
+            observation, _ = await host.reset(recorder.spec.seed)
+        except EnvironmentFailure as failure:
+            self._note_failure(recorder, failure)
+            return False
+        recorder.begin(observation)
+        return True
+
+    async def _step(self, recorder: EpisodeRecorder, slot: int, answer: Generation) -> None:
+        started = time.monotonic()
+        try:
+            outcome = await self._hosts[slot].step(answer.text)
+        except EnvironmentFailure as failure:
+            self._note_failure(recorder, failure)
+            return
+        seconds = time.monotonic() - started
+        self._steps += 1
+        self._environment_seconds += seconds
+        self._generate_seconds += answer.seconds
+        recorder.record(answer, outcome, seconds)
+
+    def _note_failure(self, recorder: EpisodeRecorder, failure: EnvironmentFailure) -> None:
+        self._failures[failure.reason] += 1
+        recorder.fail(f"environment_{failure.reason}")
+
+    async def _ask(self, slot: int, request: GenerationRequest) -> Generation:
+        """One answer from the slot's server; while that one is down, from the next."""
+        first = self._worker * self._options.slots + slot
+        return await self._with_failover(first, lambda server: server.generate.remote(request))
+
+    async def _ask_batch(self, server: Any, requests: list[GenerationRequest]) -> list[Generation]:
+        first = self._servers.index(server)
+        return await self._with_failover(first, lambda chosen: chosen.generate_batch.remote(requests))
+
+    async def _with_failover(self, first: int, call: Any) -> Any:
+        """Ask servers in turn from `first` on until one answers; a dead one is being restarted meanwhile."""
+        deadline = time.monotonic() + self._options.generate_deadline_s
+        attempt = 0
+        while True:
+            server = self._servers[(first + attempt) % len(self._servers)]
+            left = deadline - time.monotonic()
+            try:
+                return await asyncio.wait_for(call(server), max(left, 0.1))
+            except RayTaskError:
+                raise  # the server is alive and says what is wrong with the request
+            except (RayActorError, TimeoutError) as error:
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(
+                        f"no policy server answered rollout worker {self._worker} within "
+                        f"{self._options.generate_deadline_s:.0f} s (policy_server.generate_deadline_s); "
+                        f"last error: {error}"
+                    ) from error
+                attempt += 1
+                await asyncio.sleep(0.2)
+
+    async def status(self) -> dict[str, Any]:
+        """Process id, whether it is free-running, counts since it started and its memory in bytes.
+
+        Raises what stopped a free-running environment's loop, so that it is seen and not only logged.
+        """
+        for task in self._slot_tasks:
+            if task.done():
+                task.result()
+        return {
+            "pid": os.getpid(),
+            "running": bool(self._slot_tasks),
+            "steps": self._steps,
+            "failures": dict(self._failures),
+            "generate_seconds": self._generate_seconds,
+            "environment_seconds": self._environment_seconds,
+            "stream_wait_seconds": self._stream_wait_seconds,
+            "environment_pids": [host.pid for host in self._hosts if host.pid],
+            "rss_bytes": psutil.Process().memory_info().rss,
+        }
+
+    async def stop(self) -> None:
+        """Stop the free-running loops and end the environment processes."""
+        for task in self._slot_tasks:
+            task.cancel()
+        await asyncio.gather(*self._slot_tasks, return_exceptions=True)
+        self._slot_tasks = []
+        await asyncio.gather(*(host.close() for host in self._hosts))
+
+
+def make_rollout_worker(cpus: float, *arguments: Any) -> Any:
+    """Start a `RolloutWorker` as a Ray actor that Ray restarts when it dies; `arguments` as for the class."""
+    options = {"num_cpus": cpus, "max_restarts": -1, "max_concurrency": 1000}
+    return ray.remote(RolloutWorker).options(**options).remote(*arguments)
