@@ -1,0 +1,78 @@
+"""Utterances as arrays: what is accepted, what makes two the same, and how they become padded tensors."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def check_utterances(
+    utterances: Sequence[NDArray[np.integer]],
+    labels: NDArray[np.integer],
+    *,
+    vocab_size: int,
+    head_sizes: Sequence[int],
+) -> None:
+    """Raise ValueError, naming the utterance at fault, unless the batch fits the SCM's vocabulary and heads.
+
+    utterances: B integer arrays (n_b,), n_b >= 0, of ids in 0 ... vocab_size - 1.
+    labels: integers (B, K), K = len(head_sizes), each in -1 ... head_sizes[k] - 1.
+    """
+    expected = (len(utterances), len(head_sizes))
+    if labels.shape != expected:
+        raise ValueError(f"action labels have shape {labels.shape}, not {expected} (utterances, heads)")
+    for row, ids in enumerate(utterances):
+        if ids.ndim != 1:
+            raise ValueError(f"utterance {row} has shape {ids.shape}: give a flat array of token ids")
+        if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
+            raise ValueError(
+                f"utterance {row} has token ids from {ids.min()} to {ids.max()}, but the SCM knows 0 to "
+                f"{vocab_size - 1}: make it with the policy's vocabulary size"
+            )
+    wrong = (labels < -1) | (labels >= np.asarray(head_sizes))
+    if wrong.any():
+        row, head = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"utterance {row} has label {labels[row, head]} for head {head}: it takes -1 to {head_sizes[head] - 1}"
+        )
+
+
+def distinct_pairs(
+    utterances: Sequence[NDArray[np.integer]], labels: NDArray[np.integer]
+) -> tuple[list[int], NDArray[np.int64]]:
+    """Find the distinct (ids, labels) pairs, in the order in which each is first met.
+
+    Returns (first, which): the row where each distinct pair is first met, and for each row the index of its
+    pair in `first`, so that `[result_of_first[i] for i in which]` gives every row its result.
+    """
+    seen: dict[tuple[bytes, bytes], int] = {}
+    first: list[int] = []
+    which = np.empty(len(utterances), dtype=np.int64)
+    for row, ids in enumerate(utterances):
+        key = (np.asarray(ids, dtype=np.int64).tobytes(), np.asarray(labels[row], dtype=np.int64).tobytes())
+        which[row] = seen.setdefault(key, len(first))
+        if which[row] == len(first):
+            first.append(row)
+    return first, which
+
+
+def flatten(arrays: Sequence[NDArray]) -> tuple[NDArray, NDArray[np.int64]]:
+    """Join arrays (n_b,) end to end: (the joined array (sum n_b,), the lengths (B,)); `split` undoes it."""
+    lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+    return (np.concatenate(arrays) if len(arrays) else np.empty(0, dtype=np.int32)), lengths
+
+
+def split(joined: NDArray, lengths: NDArray[np.int64]) -> list[NDArray]:
+    """Cut an array (sum n_b,) into B arrays (n_b,); views, not copies."""
+    return np.split(joined, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+def padded(utterances: Sequence[NDArray[np.integer]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return (ids (B, T) int64, zeros after each row's end; lengths (B,) int64) on `device`."""
+    lengths = np.array([len(ids) for ids in utterances], dtype=np.int64)
+    ids = np.zeros((len(utterances), int(lengths.max())), dtype=np.int64)
+    for row, utterance in enumerate(utterances):
+        ids[row, : len(utterance)] = utterance
+    return torch.from_numpy(ids).to(device), torch.from_numpy(lengths).to(device)
