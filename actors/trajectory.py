@@ -182,10 +182,9 @@ class TrajectoryBatch:
 
     def behaviour_versions(self) -> np.ndarray:
         """int32 (steps,): the oldest policy version that made any token of the step."""
-        return np.array(
-            [min((span["version"] for span in spans), default=0) for span in self.steps["policy_versions"].to_pylist()],
-            dtype=np.int32,
-        )
+        spans = self.steps["policy_versions"].to_pylist()
+        oldest = [min(span["version"] for span in row) if row else 0 for row in spans]
+        return np.array(oldest, dtype=np.int32)
 
     def episode_slices(self) -> list[slice]:
         """One slice per episode; steps of an episode are adjacent and in order."""

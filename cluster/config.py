@@ -255,7 +255,6 @@ class ClusterConfig(Section):
     oversubscribe: PositiveFloat = Field(
         2.0, description="Logical CPUs a local Ray offers per core: on one machine the stages take turns."
     )
-    start_deadline_s: PositiveFloat = Field(120.0, description="Deadline for Ray to start or be joined, seconds.")
     max_recoveries: Count = Field(
         20, description="Recoveries (of servers, scorers, workers and learner) after which the run gives up."
     )

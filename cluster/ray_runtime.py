@@ -1,0 +1,138 @@
+"""Starting Ray on this machine or joining a cluster, and saying what is short before anything else starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.config import RunConfig
+from cluster.errors import CosoError
+
+#: Environment of every actor. One thread per process, since each stage has processes of its own; nothing phones home.
+ACTOR_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
+    """What each kind of actor takes in all: {"learner ranks": {"CPU": 2.0, "GPU": 0.0}, ...}."""
+    cluster = config.cluster
+    servers = config.policy_server.replicas
+    ranks = config.learner.ranks
+    # Scoring workers, and the one that trains the SCM, share a GPU unless told otherwise.
+    scoring_gpu = 0.25 if config.scoring.device == "cuda" else 0.0
+    return {
+        "policy servers": {
+            "CPU": servers * cluster.policy_server_cpus,
+            "GPU": servers * config.policy_server.tensor_parallel * float(config.policy_server.device == "cuda"),
+        },
+        "rollout workers": {"CPU": config.rollout.workers * cluster.rollout_worker_cpus, "GPU": 0.0},
+        "scoring workers": {
+            "CPU": (config.scoring.workers + 1) * cluster.scorer_cpus,
+            "GPU": (config.scoring.workers + 1) * scoring_gpu,
+        },
+        "learner ranks": {
+            "CPU": ranks * cluster.learner_cpus, "GPU": ranks * float(config.learner.device == "cuda")
+        },
+    }
+
+
+def total_resources(config: RunConfig) -> dict[str, float]:
+    """The sum of `required_resources`."""
+    rows = required_resources(config).values()
+    return {kind: sum(row[kind] for row in rows) for kind in ("CPU", "GPU")}
+
+
+def local_cpus(config: RunConfig) -> float:
+    """Logical CPUs that a Ray started on this machine offers."""
+    cores = len(os.sched_getaffinity(0))
+    return cores * config.cluster.oversubscribe
+
+
+def require_resources(config: RunConfig, available: dict[str, float], where: str) -> None:
+    """Raise `CosoError` saying what is short, if `available` does not hold what the config asks for."""
+    short = []
+    for kind, needed in total_resources(config).items():
+        have = available.get(kind, 0.0)
+        if needed > have + 1e-6:
+            parts = ", ".join(
+                f"{name} {row[kind]:g}" for name, row in required_resources(config).items() if row[kind]
+            )
+            short.append(f"{needed:g} {kind}s are needed ({parts}) but {where} has {have:g}")
+    if short:
+        raise CosoError(
+            "; ".join(short) + ". Ask for fewer (learner.ranks, policy_server.replicas, scoring.workers, "
+            "rollout.workers), give each less (cluster.*_cpus), or, on one machine, raise cluster.oversubscribe."
+        )
+
+
+@contextmanager
+def ray_session(config: RunConfig) -> Iterator[Path]:
+    """Ray for the length of the block; yields a short temporary folder that is removed with it.
+
+    A Ray started here listens on loopback only and ends with the block, whatever ends it.
+    """
+    if config.cluster.address is None:
+        require_resources(config, {"CPU": local_cpus(config), "GPU": float(_local_gpus())}, "this machine")
+    import ray
+
+    # Unix sockets live below this folder and their paths may not be longer than 107 characters.
+    temporary = Path(tempfile.mkdtemp(prefix="coso-", dir=_short_temporary_folder()))
+    os.environ.update({"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"})
+    try:
+        common = {
+            "log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": ACTOR_ENVIRONMENT}
+        }
+        if config.cluster.address is None:
+            ray.init(
+                address="local",
+                num_cpus=int(local_cpus(config)) or 1,
+                include_dashboard=False,
+                object_store_memory=config.cluster.object_store_bytes,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(temporary / "ray"),
+                **common,
+            )
+        else:
+            _join(config, common)
+            require_resources(config, ray.cluster_resources(), f"the cluster at {config.cluster.address}")
+        yield temporary
+    finally:
+        ray.shutdown()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _join(config: RunConfig, common: dict) -> None:
+    import ray
+
+    try:
+        ray.init(address=config.cluster.address, **common)
+    except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+        raise CosoError(
+            f"no Ray cluster answered at {config.cluster.address!r}: {error}. Start one with `ray start --head`, or "
+            "leave cluster.address null to run on this machine."
+        ) from None
+
+
+def _local_gpus() -> int:
+    """GPUs that Ray would find here, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+
+
+def _short_temporary_folder() -> str | None:
+    folder = tempfile.gettempdir()
+    # Ray adds about 60 characters of its own.
+    return folder if len(folder) <= 30 else "/tmp"
