@@ -42,12 +42,24 @@ class EpisodeRecorder:
     """
 
     def __init__(
-        self, spec: EpisodeSpec, *, run: str, run_seed: int, environment: str, worker: int, slot: int,
-        max_new_tokens: int, encoder: PngEncoder,
+        self,
+        spec: EpisodeSpec,
+        *,
+        run: str,
+        run_seed: int,
+        environment: str,
+        worker: int,
+        slot: int,
+        max_new_tokens: int,
+        encoder: PngEncoder,
     ) -> None:
         self.spec = spec
         self._identity = {
-            "run": run, "episode": spec.name, "environment": environment, "worker": worker, "slot": slot,
+            "run": run,
+            "episode": spec.name,
+            "environment": environment,
+            "worker": worker,
+            "slot": slot,
             "seed": spec.seed,
         }
         self._run_seed = run_seed
@@ -66,13 +78,18 @@ class EpisodeRecorder:
         """What to ask of the policy now; its seed depends on run, episode and step alone."""
         sequence = np.random.SeedSequence([self._run_seed, self.spec.seed, len(self._rows)])
         return GenerationRequest(
-            prompt=self._prompt, image=self._image, png=self._images[self._image],
-            temperature=self.spec.temperature, max_new_tokens=self._max_new_tokens,
+            prompt=self._prompt,
+            image=self._image,
+            png=self._images[self._image],
+            temperature=self.spec.temperature,
+            max_new_tokens=self._max_new_tokens,
             seed=int(sequence.generate_state(1)[0]) >> 1,
         )
 
     def record(
-        self, generation: Generation, outcome: tuple[dict[str, Any], float, bool, bool, dict[str, Any]],
+        self,
+        generation: Generation,
+        outcome: tuple[dict[str, Any], float, bool, bool, dict[str, Any]],
         environment_seconds: float,
     ) -> None:
         """One step: the answer, and what the environment's `step` returned for its text."""
@@ -117,9 +134,7 @@ class EpisodeRecorder:
     def batch(self) -> TrajectoryBatch:
         """The rows so far; empty when the environment failed before the first step was over."""
         used = {row["image"] for row in self._rows} | {row.get("final_image") for row in self._rows}
-        return TrajectoryBatch.from_rows(
-            self._rows, {key: png for key, png in self._images.items() if key in used}
-        )
+        return TrajectoryBatch.from_rows(self._rows, {key: png for key, png in self._images.items() if key in used})
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -219,8 +219,14 @@ class RolloutWorker:
     def _recorder(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
         options = self._options
         return EpisodeRecorder(
-            spec, run=options.run, run_seed=options.run_seed, environment=options.environment, worker=self._worker,
-            slot=slot, max_new_tokens=options.max_new_tokens, encoder=self._encoder,
+            spec,
+            run=options.run,
+            run_seed=options.run_seed,
+            environment=options.environment,
+            worker=self._worker,
+            slot=slot,
+            max_new_tokens=options.max_new_tokens,
+            encoder=self._encoder,
         )
 
     async def _begin(self, recorder: EpisodeRecorder, slot: int) -> bool:

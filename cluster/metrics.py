@@ -85,6 +85,9 @@ def _start_wandb(run: RunFolder, config: RunConfig) -> Any:
     except ImportError:
         raise CosoError("logging.wandb_project needs wandb, which is not installed: pip install wandb") from None
     return wandb.init(
-        project=config.logging.wandb_project, name=config.name, dir=str(run.path), resume="allow",
+        project=config.logging.wandb_project,
+        name=config.name,
+        dir=str(run.path),
+        resume="allow",
         config=config.model_dump(mode="json"),
     )

@@ -41,9 +41,7 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
             "CPU": (config.scoring.workers + 1) * cluster.scorer_cpus,
             "GPU": (config.scoring.workers + 1) * scoring_gpu,
         },
-        "learner ranks": {
-            "CPU": ranks * cluster.learner_cpus, "GPU": ranks * float(config.learner.device == "cuda")
-        },
+        "learner ranks": {"CPU": ranks * cluster.learner_cpus, "GPU": ranks * float(config.learner.device == "cuda")},
     }
 
 
@@ -65,9 +63,7 @@ def require_resources(config: RunConfig, available: dict[str, float], where: str
     for kind, needed in total_resources(config).items():
         have = available.get(kind, 0.0)
         if needed > have + 1e-6:
-            parts = ", ".join(
-                f"{name} {row[kind]:g}" for name, row in required_resources(config).items() if row[kind]
-            )
+            parts = ", ".join(f"{name} {row[kind]:g}" for name, row in required_resources(config).items() if row[kind])
             short.append(f"{needed:g} {kind}s are needed ({parts}) but {where} has {have:g}")
     if short:
         raise CosoError(
@@ -91,7 +87,9 @@ def ray_session(config: RunConfig) -> Iterator[Path]:
     os.environ.update({"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"})
     try:
         common = {
-            "log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": {"env_vars": ACTOR_ENVIRONMENT}
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "runtime_env": {"env_vars": ACTOR_ENVIRONMENT},
         }
         if config.cluster.address is None:
             ray.init(

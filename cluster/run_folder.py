@@ -1,6 +1,6 @@
 """`runs/NAME/`: what a run leaves on disk, and what a resumed run starts from.
 
-    config.yaml  metrics.jsonl  tensorboard/  trajectories/  checkpoints/step_N/  report.html  summary.json
+config.yaml  metrics.jsonl  tensorboard/  trajectories/  checkpoints/step_N/  report.html  summary.json
 """
 
 from __future__ import annotations

@@ -1,0 +1,52 @@
+"""Numbers drawn from a batch of episodes: what `metrics.jsonl` says of rollouts, evaluations and policy lag."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from actors.trajectory import INFRASTRUCTURE_END_REASONS, TrajectoryBatch
+
+
+def episode_returns(batch: TrajectoryBatch) -> np.ndarray:
+    """float64 (episodes,): undiscounted sum of rewards."""
+    rewards = batch.column("reward").astype(np.float64)
+    return np.array([rewards[piece].sum() for piece in batch.episode_slices()])
+
+
+def episode_metrics(batch: TrajectoryBatch, prefix: str) -> dict[str, float]:
+    """Success, return and form of the episodes.
+
+    `success` is the published measure, return > 0; `task_success` is what the environment itself calls success.
+    Episodes cut off by a failure of their environment count in none of the rates: what they would have come to is
+    not known.
+    """
+    slices = batch.episode_slices()
+    ends = batch.column("end_reason")
+    judged = [i for i, piece in enumerate(slices) if ends[piece.stop - 1] not in INFRASTRUCTURE_END_REASONS]
+    returns = episode_returns(batch)[judged]
+    success = batch.column("success")
+    lengths = np.array([piece.stop - piece.start for piece in slices])
+    response_lengths = np.array([len(ids) for ids in batch.ragged("response_ids", np.int32)])
+    finish = batch.column("finish_reason")
+    return {
+        f"{prefix}/success": _mean(returns > 0),
+        f"{prefix}/task_success": _mean(np.array([bool(success[slices[i].stop - 1]) for i in judged])),
+        f"{prefix}/return": _mean(returns),
+        f"{prefix}/episodes": float(len(slices)),
+        f"{prefix}/environment_failures": float(len(slices) - len(judged)),
+        f"{prefix}/steps": float(len(batch)),
+        f"{prefix}/episode_length": _mean(lengths),
+        f"{prefix}/valid_rate": _mean(batch.column("valid").astype(bool)),
+        f"{prefix}/response_tokens": _mean(response_lengths),
+        f"{prefix}/cut_off_rate": _mean(finish == "length"),
+    }
+
+
+def lag_metrics(batch: TrajectoryBatch, version: int) -> dict[str, float]:
+    """How many versions older than `version` (the one being trained) the oldest token of each step is."""
+    lag = version - batch.behaviour_versions()
+    return {"lag/mean": _mean(lag), "lag/max": float(lag.max(initial=0))}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
