@@ -1,0 +1,283 @@
+"""The only place that knows DeepSpeed: one narrow class over its engine, and the few collectives a rank needs.
+
+Gradient accumulation is the caller's (`managed_gradient_accumulation` off): any number of `backward` calls, then one
+`step`. DeepSpeed averages gradients over the ranks, so a loss handed to `backward` has to be scaled by
+world size / (samples of all ranks) for the sum over ranks and micro-batches to be a mean over samples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from learner.options import EngineOptions
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class RankPlace:
+    """Where one rank stands among the others, and where they meet."""
+
+    rank: int
+    world_size: int
+    address: str  # of rank 0
+    port: int  # free on rank 0's node
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an optimizer step did."""
+
+    gradient_norm: float  # over all parameters and ranks, before clipping
+    learning_rates: dict[str, float]  # by parameter group
+
+
+class DeepSpeedEngine:
+    """A module trained by DeepSpeed ZeRO 0–3, in fp32 or bf16, on CPU (gloo) or CUDA (nccl).
+
+    Making one sets this process up as a rank and joins the process group, waiting for the others no longer than
+    `collective_deadline_s`; every later exchange has the same deadline.
+    """
+
+    def __init__(self, options: EngineOptions, place: RankPlace) -> None:
+        self.options = options
+        self.place = place
+        _join(options, place)
+        import torch
+
+        self.device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+        self._engine: Any = None
+
+    # --- training
+
+    def initialize(self, module: torch.nn.Module, groups: Mapping[str, Sequence[torch.nn.Parameter]]) -> None:
+        """Hand the module over to DeepSpeed. `groups`: parameter group name -> its parameters; those that do not
+        require a gradient are left alone. Learning rates are 0 until `set_learning_rates`."""
+        import deepspeed
+        import torch
+
+        parameter_groups = [
+            {"params": [p for p in parameters if p.requires_grad], "name": name, "lr": 0.0}
+            for name, parameters in groups.items()
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in parameter_groups if group["params"]],
+            betas=self.options.betas,
+            weight_decay=self.options.weight_decay,
+            fused=self.options.device == "cuda",
+        )
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=_deepspeed_config(self.options)
+        )
+        self._engine.checkpoint_engine = _restricted_checkpoint_engine()
+        if self.options.zero_stage == 0 and self.options.dtype == "float32":
+            # The one case in which DeepSpeed clips without keeping the norm.
+            self._engine.clip_fp32_gradients = self._clip_whole_gradients
+        self._engine.train()
+
+    def _clip_whole_gradients(self) -> None:
+        import torch
+
+        self._engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(
+            self._engine.module.parameters(), self.options.gradient_clip
+        )
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module handed in; its parameters are whole only inside `gather` under stage 3."""
+        return self._engine.module
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        """The module's forward pass. Under stage 3 every rank has to make the same number of passes."""
+        return self._engine(*arguments, **named)
+
+    def train(self, mode: bool) -> None:
+        """Dropout on or off."""
+        self._engine.train(mode)
+
+    def set_learning_rates(self, rates: Mapping[str, float]) -> None:
+        """Rates of the coming steps, by parameter group name; a group without parameters is ignored."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rates[group["name"]]
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of a scalar loss to what the next `step` applies."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> StepReport:
+        """Average gradients over the ranks, clip them, move the weights, forget the gradients."""
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return StepReport(
+            gradient_norm=float(norm) if norm is not None else 0.0,
+            learning_rates={group["name"]: float(group["lr"]) for group in self._engine.optimizer.param_groups},
+        )
+
+    # --- whole parameters and state
+
+    def gather(self, parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+        """Within the context the given parameters are whole on every rank (a collective under stage 3; under the
+        other stages they always are). For reading only."""
+        if self.options.zero_stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(parameters))
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Every rank writes its share of weights, optimizer state and counters to folder/tag; frozen parameters are
+        left out. All ranks must call it. Raises `OSError` on every rank when any rank could not write."""
+        writer = self._engine.checkpoint_engine
+        self.together(
+            f"writing optimizer state to {folder}",
+            lambda: folder.mkdir(parents=True, exist_ok=True) if self.place.rank == 0 else None,
+        )
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+        self.together(f"writing optimizer state to {folder}", writer.raise_failure)
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Restore what `save` wrote, at the same world size and stage. Raises `FileNotFoundError`."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+        if path is None:
+            raise FileNotFoundError(f"{folder / tag} holds no DeepSpeed state of this learner")
+
+    # --- exchanges between ranks (all ranks must take part)
+
+    def sum_over_ranks(self, values: np.ndarray) -> np.ndarray:
+        """Element by element, in float64; the same result on every rank."""
+        import torch
+        import torch.distributed as distributed
+
+        if self.place.world_size == 1:
+            return np.asarray(values, dtype=np.float64)
+        tensor = torch.from_numpy(np.array(values, dtype=np.float64)).to(self.device)
+        distributed.all_reduce(tensor)
+        return tensor.cpu().numpy()
+
+    def together(self, what: str, action: Callable[[], None]) -> None:
+        """Run `action` on this rank and wait for the others. An `OSError` on any rank is raised on all of them, so
+        that none goes on to wait for a rank that has given up."""
+        failure: OSError | None = None
+        try:
+            action()
+        except OSError as error:
+            failure = error
+        failed = self.sum_over_ranks(np.array([float(failure is not None)]))[0]
+        if failure is not None:
+            raise failure
+        if failed:
+            raise OSError(f"{what}: failed on {int(failed)} of the other ranks")
+
+
+def _join(options: EngineOptions, place: RankPlace) -> None:
+    """Set the environment DeepSpeed reads at import, then join the process group (once per process)."""
+    on_cpu = options.device == "cpu"
+    os.environ.update(
+        RANK=str(place.rank),
+        LOCAL_RANK="0",  # every rank sees only its own device
+        WORLD_SIZE=str(place.world_size),
+        MASTER_ADDR=place.address,
+        MASTER_PORT=str(place.port),
+        OMP_NUM_THREADS=str(options.threads),
+        DS_ACCELERATOR="cpu" if on_cpu else "cuda",
+    )
+    if on_cpu and place.address.startswith("127."):
+        # gloo otherwise listens on the interface the host name resolves to, open to the network.
+        os.environ["GLOO_SOCKET_IFNAME"] = _loopback_interface()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    import logging
+
+    import deepspeed
+    import deepspeed.utils
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Else DeepSpeed compiles a C++ helper for CPU collectives at the first use.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="gloo" if on_cpu else "nccl",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=options.collective_deadline_s),
+    )
+
+
+def _loopback_interface() -> str:
+    import socket
+
+    names = {name for _, name in socket.if_nameindex()}
+    return next(name for name in ("lo", "lo0") if name in names)
+
+
+def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
+    stage = options.zero_stage
+    if stage == 0 and options.dtype == "bfloat16":
+        # DeepSpeed's stage 0 adds up gradients in bfloat16, where small micro-batches are rounded away. Stage 1 takes
+        # the same steps, adds up in fp32 and on one rank is the same thing.
+        stage = 1
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0
+    return {
+        # Sizes only matter to DeepSpeed's own data loader and counters, which are not used.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": options.gradient_clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": options.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _restricted_checkpoint_engine() -> Any:
+    """DeepSpeed's reader and writer of state files, with two differences: files are read by PyTorch's restricted
+    unpickler, which builds tensors and plain data only; and a failed write is kept until all ranks are past
+    DeepSpeed's barriers, where a rank that had raised would leave the others waiting."""
+    import torch
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    class RestrictedCheckpointEngine(CheckpointEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            self._failure: OSError | None = None
+
+        def create(self, info: Any) -> None:
+            self._failure = None
+
+        def save(self, state_dict: dict[str, Any], path: str) -> None:
+            try:
+                # A file object: given a name, PyTorch's writer turns a full disk into a RuntimeError without a cause.
+                with open(path, "wb") as file:
+                    torch.save(state_dict, file)
+            except OSError as error:
+                self._failure = error
+
+        def load(self, path: str, map_location: Any = None) -> Any:
+            with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+                return torch.load(path, map_location=map_location, weights_only=True)
+
+        def commit(self, info: Any) -> bool:
+            return self._failure is None
+
+        def raise_failure(self) -> None:
+            if self._failure is not None:
+                raise self._failure
+
+    return RestrictedCheckpointEngine()

@@ -1,0 +1,231 @@
+"""DeepSpeed behind its narrow class: every stage trains alike, alone or over two ranks, and resumes exactly."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from learner.engine import DeepSpeedEngine, RankPlace
+from learner.options import EngineOptions
+
+RATES = {"policy": 3e-3, "value_head": 1e-2}
+
+
+class TwoHeads(torch.nn.Module):
+    """A trunk and two heads, one of which a loss may leave out, as supervised training leaves out the value head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.trunk = torch.nn.Linear(6, 16)
+        self.policy = torch.nn.Linear(16, 4)
+        self.value_head = torch.nn.Linear(16, 1)
+        for parameter in self.parameters():
+            parameter.data.normal_(0.0, 0.3, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.tanh(self.trunk(x.to(self.trunk.weight.dtype)))
+        return self.policy(hidden).float(), self.value_head(hidden).float()[:, 0]
+
+
+@ray.remote(num_cpus=1)
+class Rank:
+    """One process of a world that stays up while engine after engine is made in it."""
+
+    def __init__(self, rank: int, world_size: int, port: int) -> None:
+        self.place = RankPlace(rank, world_size, "127.0.0.1", port)
+
+    def make(self, **options: object) -> None:
+        self.engine = DeepSpeedEngine(EngineOptions(**{"gradient_clip": 0.5, **options}), self.place)
+        module = TwoHeads()
+        value = list(module.value_head.parameters())
+        policy = [p for name, p in module.named_parameters() if not name.startswith("value_head")]
+        self.engine.initialize(module, {"policy": policy, "value_head": value})
+        self.engine.set_learning_rates(RATES)
+
+    def train(self, steps: range, accumulation: int, with_value: bool = True) -> list[float]:
+        """Mean loss over 8 samples per step, which are split over ranks and `accumulation` backward passes."""
+        losses = []
+        for step in steps:
+            x, targets, returns = samples(step)
+            parts = torch.arange(8).reshape(accumulation, self.place.world_size, -1)[:, self.place.rank]
+            total = 0.0
+            for part in parts:
+                logits, values = self.engine.forward(x[part])
+                loss = torch.nn.functional.cross_entropy(logits, targets[part], reduction="sum")
+                if with_value:
+                    loss = loss + (values - returns[part]).square().sum()
+                self.engine.backward(loss * self.place.world_size / 8)
+                total += loss.item()
+            self.last = self.engine.step()
+            losses.append(self.engine.sum_over_ranks(np.array([total]))[0] / 8)
+        return losses
+
+    def report(self) -> tuple[float, dict[str, float]]:
+        return self.last.gradient_norm, self.last.learning_rates
+
+    def weights(self) -> dict[str, np.ndarray]:
+        whole = {}
+        for name, parameter in self.engine.module.named_parameters():
+            with self.engine.gather([parameter]):
+                whole[name] = parameter.detach().float().numpy().copy()
+        return whole
+
+    def save(self, folder: Path) -> None:
+        self.engine.save(folder, "state")
+
+    def load(self, folder: Path) -> None:
+        self.engine.load(folder, "state")
+
+
+def samples(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(step % 3)
+    x = torch.randn(8, 6, generator=generator)
+    return x, (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long(), x[:, 2]
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
+    yield
+    ray.shutdown()
+
+
+def world(size: int) -> list:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [Rank.remote(rank, size, port) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def worlds(ray_session):
+    made = {1: world(1), 2: world(2)}
+    yield made
+    for ranks in made.values():
+        for rank in ranks:
+            ray.kill(rank)
+
+
+def on_all(ranks: list, method: str, *arguments, **named):
+    return ray.get([getattr(rank, method).remote(*arguments, **named) for rank in ranks], timeout=120)
+
+
+@pytest.fixture(scope="module")
+def reference(worlds):
+    """Plain PyTorch: AdamW with two groups, clipping, mean over the 8 samples, no DeepSpeed."""
+    module = TwoHeads()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [*module.trunk.parameters(), *module.policy.parameters()], "lr": RATES["policy"]},
+            {"params": list(module.value_head.parameters()), "lr": RATES["value_head"]},
+        ],
+        weight_decay=0.0,
+    )
+    losses = []
+    for step in range(12):
+        x, targets, returns = samples(step)
+        logits, values = module(x)
+        loss = torch.nn.functional.cross_entropy(logits, targets) + (values - returns).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {name: p.detach().numpy() for name, p in module.named_parameters()}, float(norm)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_stage_equals_plain_adamw(worlds, reference, stage, ranks):
+    for accumulation in (1, 4):
+        on_all(worlds[ranks], "make", zero_stage=stage)
+        losses = on_all(worlds[ranks], "train", range(12), accumulation)[0]
+        norm, rates = on_all(worlds[ranks], "report")[0]
+        assert losses[-1] < losses[0]
+        np.testing.assert_allclose(losses, reference[0], atol=1e-5)
+        assert norm == pytest.approx(reference[2], rel=1e-4)
+        assert rates == pytest.approx(RATES)
+        for weights in on_all(worlds[ranks], "weights"):
+            for name, expected in reference[1].items():
+                np.testing.assert_allclose(weights[name], expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bfloat16_trains(worlds, reference, stage):
+    on_all(worlds[2], "make", zero_stage=stage, dtype="bfloat16")
+    losses = on_all(worlds[2], "train", range(12), 2)[0]
+    np.testing.assert_allclose(losses, reference[0], rtol=0.05)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_loss_may_leave_a_parameter_out(worlds, stage):
+    on_all(worlds[2], "make", zero_stage=stage)
+    before = on_all(worlds[2], "weights")[0]
+    losses = on_all(worlds[2], "train", range(6), 1, False)[0]
+    after = on_all(worlds[2], "weights")[0]
+    assert losses[3] < losses[0]
+    np.testing.assert_array_equal(before["value_head.weight"], after["value_head.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resume_is_exact(worlds, tmp_path, stage, dtype):
+    ranks = worlds[2]
+    on_all(ranks, "make", zero_stage=stage, dtype=dtype)
+    on_all(ranks, "train", range(4), 2)
+    on_all(ranks, "save", tmp_path / "deepspeed")
+    uninterrupted = on_all(ranks, "train", range(4, 8), 2)[0], on_all(ranks, "weights")[0]
+    on_all(ranks, "make", zero_stage=stage, dtype=dtype)
+    on_all(ranks, "load", tmp_path / "deepspeed")
+    resumed = on_all(ranks, "train", range(4, 8), 2)[0], on_all(ranks, "weights")[0]
+    assert resumed[0] == uninterrupted[0]
+    for name, expected in uninterrupted[1].items():
+        np.testing.assert_array_equal(resumed[1][name], expected, err_msg=name)
+
+
+def test_a_failed_write_is_an_error_on_every_rank(worlds, tmp_path):
+    """A real failing disk: one rank's state file is a link to a device that is always full."""
+    ranks = worlds[2]
+    on_all(ranks, "make", zero_stage=1)
+    on_all(ranks, "train", range(1), 1)
+    on_all(ranks, "save", tmp_path)
+    files = sorted((tmp_path / "state").glob("*zero_pp_rank_1*"))
+    assert len(files) == 1
+    files[0].unlink()
+    files[0].symlink_to("/dev/full")
+    for rank in [rank.save.remote(tmp_path) for rank in ranks]:
+        with pytest.raises(OSError, match="No space left|failed on 1 of the other ranks"):
+            ray.get(rank, timeout=60)
+
+
+def test_state_that_names_code_is_refused(worlds, tmp_path):
+    """State files are read by the restricted unpickler: one that would call a function is an error, not a call."""
+    on_all(worlds[1], "make", zero_stage=0)
+    on_all(worlds[1], "train", range(1), 1)
+    on_all(worlds[1], "save", tmp_path)
+    (file,) = (tmp_path / "state").glob("*.pt")
+    torch.save({"module": Calls(str(tmp_path / "called"))}, file)
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        on_all(worlds[1], "load", tmp_path)
+    assert not (tmp_path / "called").exists()
+
+
+class Calls:
+    """Unpickles to the result of making a folder."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (self.path,)
