@@ -9,6 +9,7 @@ up nobody.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections import Counter, deque
@@ -20,10 +21,13 @@ import psutil
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.environment_host import EnvironmentFailure, EnvironmentHost, RestartPolicy
+from actors.environment_host import EnvironmentFailure, EnvironmentHost
+from actors.environment_restarts import RestartPolicy, RestartSchedule, restart_after_failure
 from actors.episode import EpisodeRecorder, EpisodeSpec, training_seed
 from actors.generation import Generation, GenerationRequest
 from actors.trajectory import PngEncoder, TrajectoryBatch
+
+logger = logging.getLogger(__name__)
 
 #: Attempts at an evaluation episode whose environment fails, before it is reported as failed.
 EVALUATION_ATTEMPTS = 3
@@ -70,10 +74,12 @@ class RolloutWorker:
                 options.environment_kwargs,
                 deadline_s=options.environment_deadline_s,
                 start_deadline_s=options.environment_start_deadline_s,
-                restart_policy=options.restart_policy,
             )
             for _ in range(options.slots)
         ]
+        self._schedules = [RestartSchedule(options.restart_policy) for _ in range(options.slots)]
+        self._failed_slots: set[int] = set()
+        self._restarts = 0
         self._failures: Counter[str] = Counter()
         self._evaluations: deque[tuple[EpisodeSpec, asyncio.Future[TrajectoryBatch | None]]] = deque()
         self._slot_tasks: list[asyncio.Task[None]] = []
@@ -230,13 +236,17 @@ class RolloutWorker:
         )
 
     async def _begin(self, recorder: EpisodeRecorder, slot: int) -> bool:
-        """Reset the slot's environment; False when it failed (it is then restarted before its next use)."""
+        """Reset the slot's environment, starting it first where it does not run; False when it failed."""
         host = self._hosts[slot]
         try:
-            await host.ensure_running()
+            if slot in self._failed_slots:
+                self._restarts += await restart_after_failure(host, self._schedules[slot])
+                self._failed_slots.discard(slot)
+            elif host.pid is None:
+                await host.start()
             observation, _ = await host.reset(recorder.spec.seed)
         except EnvironmentFailure as failure:
-            self._note_failure(recorder, failure)
+            self._note_failure(recorder, slot, failure)
             return False
         recorder.begin(observation)
         return True
@@ -246,16 +256,20 @@ class RolloutWorker:
         try:
             outcome = await self._hosts[slot].step(answer.text)
         except EnvironmentFailure as failure:
-            self._note_failure(recorder, failure)
+            self._note_failure(recorder, slot, failure)
             return
         seconds = time.monotonic() - started
         self._steps += 1
         self._environment_seconds += seconds
         self._generate_seconds += answer.seconds
         recorder.record(answer, outcome, seconds)
+        if recorder.over:
+            self._schedules[slot].succeeded()
 
-    def _note_failure(self, recorder: EpisodeRecorder, failure: EnvironmentFailure) -> None:
+    def _note_failure(self, recorder: EpisodeRecorder, slot: int, failure: EnvironmentFailure) -> None:
+        logger.warning("slot %d: %s", slot, failure)
         self._failures[failure.reason] += 1
+        self._failed_slots.add(slot)
         recorder.fail(f"environment_{failure.reason}")
 
     async def _ask(self, slot: int, request: GenerationRequest) -> Generation:
@@ -301,6 +315,8 @@ class RolloutWorker:
             "running": bool(self._slot_tasks),
             "steps": self._steps,
             "failures": dict(self._failures),
+            "restarts": self._restarts,
+            "quarantined": sum(schedule.quarantined for schedule in self._schedules),
             "generate_seconds": self._generate_seconds,
             "environment_seconds": self._environment_seconds,
             "stream_wait_seconds": self._stream_wait_seconds,
