@@ -5,6 +5,7 @@ Importing this package registers them with gymnasium under `coso/...`.
 
 import gymnasium
 
+NAMESPACE = "coso"
 _ENTRY_POINTS = {
     "coso/NumberLine-v0": "envs.number_line:NumberLine",
     "coso/SlowNumberLine-v0": "envs.latency:slow_number_line",
