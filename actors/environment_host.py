@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from actors.environment_process import LENGTH, PID, frame
+from actors.environment_restarts import RestartPolicy, RestartSchedule
 from envs.labels import LabelSpace
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class EnvironmentHost:
     """Starts an environment in a process of its own and speaks with it, one call at a time.
 
     A call that fails raises `EnvironmentFailure` and leaves no process behind; so does a cancelled one. The host
-    can then be `restart()`ed. Hosts of one driver process share one nursery process, from which theirs are forked.
+    can then be started again: at once by `restart()`, or by `ensure_running()` when its restart policy allows.
+    Hosts of one driver process share one nursery process, from which theirs are forked.
     """
 
     def __init__(
@@ -52,12 +54,15 @@ class EnvironmentHost:
         kwargs: dict[str, Any] | None = None,
         deadline_s: float = 30.0,
         start_deadline_s: float = 60.0,
+        restart_policy: RestartPolicy | None = None,
     ) -> None:
         """`env_id` and `kwargs` as `gymnasium.make` takes them ("module:Name" imports the module there)."""
         self.env_id = env_id
         self.kwargs = dict(kwargs or {})
         self.deadline_s = deadline_s
         self.start_deadline_s = start_deadline_s
+        self._schedule = RestartSchedule(restart_policy or RestartPolicy())
+        self._steps_since_reset = 0
         self._label_space: LabelSpace | None = None
         self._link: _Link | None = None
         self._busy_with: str | None = None
@@ -66,6 +71,11 @@ class EnvironmentHost:
     def pid(self) -> int | None:
         """The environment's process, or None while none runs."""
         return self._link.pid if self._link else None
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether the environment has failed too often in a row and `ensure_running` would have to wait."""
+        return self._schedule.quarantined
 
     @property
     def label_space(self) -> LabelSpace:
@@ -85,9 +95,9 @@ class EnvironmentHost:
                     self._link = await _connect()
             except TimeoutError:
                 detail = f"no process for {self.env_id} came up within {self.start_deadline_s:g} s"
-                raise EnvironmentFailure("timeout", detail) from None
+                raise self._failure("timeout", detail) from None
             except OSError as error:
-                raise EnvironmentFailure("died", f"no process for {self.env_id} came up: {error}") from error
+                raise self._failure("died", f"no process for {self.env_id} came up: {error}") from error
             self._label_space = await self._call("make", arguments, self.start_deadline_s)
 
     async def reset(
@@ -95,15 +105,30 @@ class EnvironmentHost:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """`Env.reset`: (observation, info)."""
         with self._only_call("reset"):
+            # The episode before this one was played without a failure, so earlier failures are history.
+            if self._steps_since_reset:
+                self._schedule.succeeded()
+                self._steps_since_reset = 0
             return await self._call("reset", {"seed": seed, "options": options}, self.deadline_s)
 
     async def step(self, utterance: str) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """`Env.step`: (observation, reward, terminated, truncated, info)."""
         with self._only_call("step"):
-            return await self._call("step", {"action": utterance}, self.deadline_s)
+            result = await self._call("step", {"action": utterance}, self.deadline_s)
+            self._steps_since_reset += 1
+            return result
+
+    async def ensure_running(self) -> None:
+        """Start the environment if it does not run, first waiting as long as its restart policy says.
+
+        One try: a start that fails is counted and raised, and the next call waits longer.
+        """
+        if self._link is None:
+            await asyncio.sleep(self._schedule.wait_s())
+            await self.start()
 
     async def restart(self) -> None:
-        """End whatever process there is, by force, and start a new one."""
+        """End whatever process there is, by force, and start a new one without waiting."""
         await self._kill()
         await self.start()
 
@@ -139,24 +164,31 @@ class EnvironmentHost:
                 link.writer.write(frame((method, arguments)))
                 await link.writer.drain()
                 length = LENGTH.unpack(await link.reader.readexactly(LENGTH.size))[0]
-                status, value = pickle.loads(await link.reader.readexactly(length))
+                body = await link.reader.readexactly(length)
         except TimeoutError:
             await self._kill()
-            raise EnvironmentFailure(
-                "timeout", f"{who} did not answer {method} in {deadline_s:g} s"
-            ) from None
+            raise self._failure("timeout", f"{who} did not answer {method} in {deadline_s:g} s") from None
         except (asyncio.IncompleteReadError, OSError):
             await self._kill()
-            raise EnvironmentFailure("died", f"{who} ended during {method}") from None
+            raise self._failure("died", f"{who} ended during {method}") from None
         except BaseException:
             # Cancelled half way: what would be read next is no longer the answer to what is asked next.
             link.kill()
             self._drop(link)
             raise
+        try:
+            status, value = pickle.loads(body)
+        except Exception as error:
+            status, value = "error", f"its answer cannot be read here: {error}"
         if status == "error":
             await self._kill()
-            raise EnvironmentFailure("error", f"{who} raised in {method}: {value}")
+            raise self._failure("error", f"{who} raised in {method}: {value}")
         return value
+
+    def _failure(self, reason: FailureReason, detail: str) -> EnvironmentFailure:
+        self._schedule.failed()
+        self._steps_since_reset = 0
+        return EnvironmentFailure(reason, detail)
 
     async def _kill(self) -> None:
         link = self._link
