@@ -1,0 +1,111 @@
+"""A model's weights as a checkpoint on disk names them, one at a time, with adapters merged.
+
+Transformers renames and re-packs weights between a checkpoint and its modules. An engine that loads or reloads weights
+knows the checkpoint's names; so does this.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Given parameters, a context in which they are whole (ZeRO-3: gathered); a null context everywhere else.
+Materialize = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """One tensor of the model's state and the adapter layer around it, if any."""
+
+    tensor: Tensor
+    adapted: Any | None  # a peft LoraLayer
+
+    def parameters(self) -> list[nn.Parameter]:
+        own = [self.tensor] if isinstance(self.tensor, nn.Parameter) else []
+        return own + ([] if self.adapted is None else list(_adapter_parameters(self.adapted)))
+
+    def merged(self) -> Tensor:
+        """A new tensor, detached: the weight plus scale · B A, summed in float32."""
+        if self.adapted is None:
+            return self.tensor.detach().clone()
+        delta = sum(self.adapted.get_delta_weight(name).float() for name in self.adapted.active_adapters)
+        return (self.tensor.detach().float() + delta).to(self.tensor.dtype)
+
+
+@torch.no_grad()
+def checkpoint_weights(model: Any, materialize: Materialize) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name, new detached tensor) of everything that `model.save_pretrained` would write.
+
+    model: a `PreTrainedModel`, possibly with peft layers inside. Tied weights come once, under the name that
+    `save_pretrained` keeps. Only what one name (or, where a family re-packs weights, one layer) needs is materialised
+    at a time. Every rank of a ZeRO-3 group must exhaust the iterator.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    weights = _module_weights(model)
+    renamed, repacked = _names_on_disk(model, weights)
+    for name, disk_name in renamed.items():
+        with materialize(weights[name].parameters()):
+            tensor = weights[name].merged()
+        yield disk_name, tensor
+    for group in repacked:
+        with materialize([parameter for name in group for parameter in weights[name].parameters()]):
+            tensors = {name: weights[name].merged() for name in group}
+        yield from revert_weight_conversion(model, tensors).items()
+
+
+def _module_weights(model: Any) -> dict[str, _Weight]:
+    """Persistent parameters and buffers by the names they have without peft; tied ones once."""
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    left_out = tied | set(model._keys_to_ignore_on_save or ())
+    modules = dict(model.named_modules())
+    weights: dict[str, _Weight] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if ".lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        if plain in left_out:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        adapted = modules[owner.removesuffix(".base_layer")] if plain != name and leaf == "weight" else None
+        weights[plain] = _Weight(tensor, adapted)
+    return weights
+
+
+def _names_on_disk(model: Any, weights: dict[str, _Weight]) -> tuple[dict[str, str], list[list[str]]]:
+    """(module name -> checkpoint name where it is the same tensor, groups of module names that are re-packed).
+
+    Found by letting transformers convert stand-ins without data: a tensor that comes out as itself was only renamed.
+    Re-packing never crosses a layer, so the weights of a layer that are re-packed form one group.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    stand_ins = {
+        name: torch.empty(getattr(weight.tensor, "ds_shape", weight.tensor.shape), device="meta")
+        for name, weight in weights.items()
+    }
+    name_of = {id(tensor): name for name, tensor in stand_ins.items()}
+    converted = revert_weight_conversion(model, dict(stand_ins))
+    renamed = {
+        name_of[id(tensor)]: disk_name for disk_name, tensor in converted.items() if id(tensor) in name_of
+    }
+    groups: dict[str, list[str]] = {}
+    for name in weights:
+        if name not in renamed:
+            layer = re.match(r".*?\.\d+(?=\.)", name)
+            groups.setdefault(layer.group() if layer else "", []).append(name)
+    return renamed, list(groups.values())
+
+
+def _adapter_parameters(layer: Any) -> Iterator[nn.Parameter]:
+    for name in layer.active_adapters:
+        for parts in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
+            if name in parts:
+                part = parts[name]
+                yield from part.parameters() if isinstance(part, nn.Module) else [part]
