@@ -201,8 +201,7 @@ def _print_plan(config: RunConfig) -> None:
 def _print_summary(summary: dict) -> None:
     before, after = summary["success_before"], summary["success_after"]
     typer.echo(
-        f"\nsuccess before {before:.3f}  after {after:.3f}  ({summary['evaluation_note']})\n"
-        f"report: {summary['report']}"
+        f"\nsuccess before {before:.3f}  after {after:.3f}  ({summary['evaluation_note']})\nreport: {summary['report']}"
     )
 
 

@@ -93,8 +93,9 @@ class WeightSyncConfig(Section):
         "learner's; 0: never.",
     )
     check_tolerance: PositiveFloat = Field(
-        0.2, description="Largest |difference| of a log-probability in that check before the run stops (bfloat16 "
-        "engines differ by about 0.01; a stale weight by 0.5 or more)."
+        0.2,
+        description="Largest |difference| of a log-probability in that check before the run stops (bfloat16 "
+        "engines differ by about 0.01; a stale weight by 0.5 or more).",
     )
 
 
@@ -200,9 +201,7 @@ class TrainingConfig(Section):
     steps_per_update: PositiveInt = Field(512, description="Environment steps an update is made of (whole episodes).")
     evaluate_every: Count = Field(5, description="Evaluate after every n-th update; 0: only before and after.")
     evaluation_episodes: PositiveInt = Field(200, description="Held-out episodes of an evaluation.")
-    evaluation_temperature: NonNegative = Field(
-        0.0, description="Sampling temperature when evaluating; 0 is greedy."
-    )
+    evaluation_temperature: NonNegative = Field(0.0, description="Sampling temperature when evaluating; 0 is greedy.")
     checkpoint_every: PositiveInt = Field(5, description="Checkpoint after every n-th update.")
     keep_checkpoints: PositiveInt = Field(2, description="Checkpoints kept; older ones are removed.")
 

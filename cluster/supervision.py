@@ -1,0 +1,109 @@
+"""Watching the actors that Ray restarts, and counting every recovery, while the controller gets on with the run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from ray.exceptions import RayActorError
+
+from cluster.errors import CosoError, DeadlineExceeded
+
+#: Seconds between two looks at an actor.
+WATCH_INTERVAL_S = 1.0
+
+
+class Supervisor:
+    """Asks every watched actor for its status once a second. A process id that changed is a restart: it is counted,
+    and `on_restart` brings the new process to where the old one was.
+
+    recoveries: how often each kind of thing was brought back ("policy server", "rollout worker", "environment",
+    "scorer", "scm_trainer", "learner").
+    """
+
+    def __init__(self, max_recoveries: int) -> None:
+        self.recoveries: Counter[str] = Counter()
+        self.status: dict[str, dict[str, Any]] = {}
+        self._max_recoveries = max_recoveries
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def watch(
+        self,
+        kind: str,
+        index: int,
+        actor: Any,
+        silence_deadline_s: float,
+        on_restart: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Watch an actor that has `status()`; silence beyond the deadline ends the run with an error that names it."""
+        self._tasks.append(asyncio.create_task(self._watch(kind, index, actor, silence_deadline_s, on_restart)))
+
+    def count(self, kind: str, times: int = 1) -> None:
+        """Count recoveries. Raises `CosoError` beyond `max_recoveries` (environments, which come and go by nature,
+        have their own back-off and are not limited)."""
+        self.recoveries[kind] += times
+        limited = {name: number for name, number in self.recoveries.items() if name != "environment" and number}
+        if sum(limited.values()) > self._max_recoveries:
+            raise CosoError(
+                f"gave up after more than {self._max_recoveries} recoveries (cluster.max_recoveries): {limited}. "
+                "Something keeps dying; its logs say why."
+            )
+
+    def count_total(self, kind: str, total: int) -> None:
+        """Count a kind whose owner keeps the total."""
+        if total > self.recoveries[kind]:
+            self.count(kind, total - self.recoveries[kind])
+
+    def raise_failures(self) -> None:
+        """Raise what ended a watch, if anything did."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                task.result()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def _watch(
+        self,
+        kind: str,
+        index: int,
+        actor: Any,
+        silence_deadline_s: float,
+        on_restart: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        name = f"{kind} {index}"
+        pid: int | None = None
+        environment_restarts = 0
+        last_sign = time.monotonic()
+        while True:
+            try:
+                status: Mapping[str, Any] = await asyncio.wait_for(_await(actor.status.remote()), silence_deadline_s)
+            except (RayActorError, TimeoutError) as error:
+                if time.monotonic() - last_sign > silence_deadline_s:
+                    raise DeadlineExceeded(
+                        f"{name} gave no sign of life for {silence_deadline_s:.0f} s: {error or 'no answer'}"
+                    ) from None
+                await asyncio.sleep(WATCH_INTERVAL_S)
+                continue
+            last_sign = time.monotonic()
+            if pid is not None and status["pid"] != pid:
+                self.count(kind)
+                environment_restarts = 0
+                if on_restart is not None:
+                    await on_restart()
+            pid = status["pid"]
+            if (restarts := status.get("restarts", 0)) > environment_restarts:
+                self.count("environment", restarts - environment_restarts)
+                environment_restarts = restarts
+            self.status[name] = dict(status)
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+
+async def _await(reference: Any) -> Any:
+    return await reference

@@ -1,0 +1,140 @@
+"""Whole runs: train, resume, evaluate. What the CLI calls, and what a notebook or a test can call as well."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.config_files import validate
+from cluster.errors import CosoError
+from cluster.run_folder import Progress, RunFolder
+
+Summary = dict[str, Any]
+
+
+def train(config: RunConfig, overwrite: bool = False) -> Summary:
+    """Train from `model.path` and return what `summary.json` says. Raises `CosoError`."""
+    from cluster.system import require_model
+
+    require_model(config)
+    run = RunFolder.create(config, overwrite)
+    return _run(config, run, None)
+
+
+def resume(path: Path, updates: int | None = None) -> Summary:
+    """Continue the run in `path` from its last checkpoint, or from its beginning when it has none."""
+    run = RunFolder.open_existing(path)
+    config = run.config()
+    if updates is not None:
+        values = config.model_dump()
+        values["training"]["updates"] = max(updates, config.training.updates)
+        config = validate(values)
+    run.lock()
+    checkpoints = run.checkpoint_updates()
+    progress = run.read_progress(checkpoints[-1]) if checkpoints else Progress()
+    if progress.update >= config.training.updates and run.summary.exists():
+        raise CosoError(f"{path} is complete ({progress.update} updates); train on with --updates N")
+    return _run(config, run, progress)
+
+
+def evaluate(config: RunConfig) -> dict[str, float]:
+    """Success of `model.path` on the held-out seeds; starts policy servers and rollout workers only."""
+    from cluster.collection import SynchronousCollector
+    from cluster.console import Console
+    from cluster.ray_runtime import ray_session
+    from cluster.summaries import episode_metrics
+    from cluster.system import evaluation_actors, require_model
+
+    require_model(config)
+
+    async def measure(temporary: Path) -> dict[str, float]:
+        from actors.episode import EVALUATION_SEED_BASE
+
+        workers = await evaluation_actors(config, temporary)
+        seeds = range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + config.training.evaluation_episodes)
+        try:
+            collector = SynchronousCollector(config, workers)
+            result = await collector.evaluate(seeds, config.training.evaluation_temperature)
+        finally:
+            await asyncio.gather(*(_await(worker.stop.remote()) for worker in workers), return_exceptions=True)
+        row = episode_metrics(result.episodes, "evaluation")
+        row["evaluation/environment_failures"] += result.failed
+        return row
+
+    with Console(f"eval {config.model.path}", 0, config.logging.console) as console, ray_session(config) as temporary:
+        console.stage(f"evaluating on {config.training.evaluation_episodes} held-out episodes")
+        return asyncio.run(measure(temporary))
+
+
+def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summary:
+    """Everything of a run between its folder and its report. `progress`: where a resumed run goes on."""
+    from cluster.console import Console
+    from cluster.metrics import MetricsWriter
+    from cluster.ray_runtime import ray_session
+    from cluster.report import write_report
+
+    title = f"{config.name} · {config.mode} · entropy {config.entropy.mode} · seed {config.seed}"
+    run.summary.unlink(missing_ok=True)
+    resumed_from = None if progress is None else progress.update
+    try:
+        writer = MetricsWriter(run, config, resumed_from)
+        try:
+            with Console(title, config.training.updates, config.logging.console) as console:
+                console.stage("starting Ray")
+                with ray_session(config) as temporary:
+                    summary = asyncio.run(_controlled(config, run, progress or Progress(), writer, console, temporary))
+        finally:
+            writer.close()
+        aside = run.summary.with_suffix(".tmp")
+        aside.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        aside.rename(run.summary)
+        write_report(run.path)
+        return summary
+    finally:
+        run.unlock()
+
+
+async def _controlled(
+    config: RunConfig, run: RunFolder, progress: Progress, writer: Any, console: Any, temporary: Path
+) -> Summary:
+    from cluster.controller import Controller
+    from cluster.system import System
+
+    started = time.monotonic()
+    system = await System.start(config, run, progress.update, temporary, console)
+    try:
+        system.supervisor.recoveries.update(progress.recoveries)
+        controller = Controller(config, run, system, progress, writer, console)
+        await controller.run()
+        if not controller.last_evaluation:  # resumed after the last update, before the summary
+            await controller.evaluate()
+        final = controller.last_evaluation
+        recoveries = {kind: number for kind, number in system.supervisor.recoveries.items() if number}
+        return {
+            "success_before": progress.success_before,
+            "success_after": final["evaluation/success"],
+            "task_success_after": final["evaluation/task_success"],
+            "evaluation_note": f"{int(final['evaluation/episodes'])} held-out episodes, return > 0",
+            "eval_episodes": int(final["evaluation/episodes"]),
+            "env_steps": progress.environment_steps,
+            "updates": progress.update,
+            "wall_seconds": round(
+                controller.wall_seconds() if progress.wall_seconds else time.monotonic() - started, 1
+            ),
+            "recoveries": sum(recoveries.values()),
+            "recoveries_by_kind": recoveries,
+            "mode": config.mode,
+            "entropy_mode": config.entropy.mode,
+            "seed": config.seed,
+            "report": str(run.report),
+        }
+    finally:
+        await system.close()
+
+
+async def _await(reference: Any) -> Any:
+    return await reference
