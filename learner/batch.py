@@ -181,7 +181,7 @@ def _assemble(
                 extended[row, : part.shape[1]] = part[0]
             model_inputs[name] = extended
         else:
-            model_inputs[name] = _concatenate_padded(parts)
+            model_inputs[name] = concatenate_padded(parts)
     return TokenBatch(
         model_inputs=model_inputs,
         prompt_lengths=torch.tensor(prompt_lengths),
@@ -203,7 +203,7 @@ def _right_padded(arrays: list[np.ndarray], dtype: torch.dtype) -> Tensor:
     return padded
 
 
-def _concatenate_padded(parts: list[Tensor]) -> Tensor:
+def concatenate_padded(parts: list[Tensor]) -> Tensor:
     """Image tensors of several prompts, joined along dimension 0 (samples, images or patches, as the family has it);
     every other dimension is padded with zeros to the longest, as the families' own processors do."""
     shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]

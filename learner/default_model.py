@@ -84,7 +84,8 @@ def make_default_vlm(
         raise ValueError("a default model is made from sample texts and pictures; at least one of each is needed")
     options = options or DefaultModelOptions()
     tokenizer = _tokenizer(texts, options.vocabulary)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (START, END, PAD, IMAGE)}
+    vocabulary = tokenizer.get_vocab()
+    ids = {token: vocabulary[token] for token in (START, END, PAD, IMAGE)}
     config = Idefics3Config(
         text_config={
             "model_type": "llama",
@@ -116,7 +117,7 @@ def make_default_vlm(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Idefics3ForConditionalGeneration(config).to(torch.float32)
+        model = Idefics3ForConditionalGeneration(config).float()
     model.generation_config.eos_token_id = ids[END]
     model.generation_config.pad_token_id = ids[PAD]
     model.save_pretrained(folder)

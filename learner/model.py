@@ -24,7 +24,7 @@ class LoraOptions:
     """Low-rank adapters (published figures: RL4VLM, arXiv 2405.10292)."""
 
     rank: int = 128
-    alpha: float = 256.0  # the update is alpha / rank · B A
+    alpha: int = 256  # the update is alpha / rank · B A
     dropout: float = 0.05
     #: language_model: every linear layer of the text decoder; all-linear: of the vision tower and connector too.
     #: Neither adapts the output head.
@@ -54,8 +54,8 @@ class PolicyModel(nn.Module):
     @property
     def hf_model(self) -> Any:
         """The Hugging Face model, also where peft is wrapped around it."""
-        peft_wraps = hasattr(self.vlm, "peft_config") and hasattr(self.vlm, "get_base_model")
-        return self.vlm.get_base_model() if peft_wraps else self.vlm
+        vlm: Any = self.vlm
+        return vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
 
     def forward(
         self,

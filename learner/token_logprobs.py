@@ -1,14 +1,15 @@
 """Log-probabilities and entropies of given tokens, a chunk of tokens at a time.
 
 The logits of a batch, (tokens, vocabulary), are the largest array of a language model's training step. Here they exist
-for `chunk` tokens at a time only: a chunk is reduced to one log-probability and one entropy per token, and made again in
-the backward pass.
+for `token_chunk` tokens at a time only: a chunk is reduced to one log-probability and one entropy per token, and made
+again in the backward pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,7 @@ class UnsupportedHead(ValueError):
     """The model's way from hidden states to logits is not one the learner reproduces."""
 
 
-def measured_transform(vlm: nn.Module, body: nn.Module, head: nn.Linear) -> LogitTransform:
+def measured_transform(vlm: Any, body: nn.Module, head: nn.Linear) -> LogitTransform:
     """What `vlm` does between the hidden states of its `body` and its logits, apart from its `head`, measured.
 
     The head is made to answer with known numbers on a two-token prompt, and the model's logits show what became of
