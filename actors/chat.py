@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from pathlib import Path
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,37 +31,59 @@ class ChatProcessor:
         """path: a folder or hub name of a Hugging Face VLM. Raises `NotAVisionLanguageModel`."""
         from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
-        self.path = path
         try:
-            self.config = AutoConfig.from_pretrained(path)
-            self.processor: Any = AutoProcessor.from_pretrained(path)
+            config = AutoConfig.from_pretrained(path)
+            processor = AutoProcessor.from_pretrained(path)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise NotAVisionLanguageModel(
                 f"model.path {path!r} cannot be loaded as a vision-language model: {_first_line(error)}. "
                 "Name a folder with config.json, weights, tokenizer and processor files, or a hub model."
             ) from error
-        if not hasattr(self.processor, "image_processor") or not hasattr(self.processor, "tokenizer"):
+        try:
+            generation = GenerationConfig.from_pretrained(path)
+        except OSError:  # the model states no generation settings, which it need not
+            generation = GenerationConfig()
+        self._take(path, config, processor, generation.eos_token_id)
+
+    @classmethod
+    def from_parts(
+        cls, path: str, config: Any, processor: Any, eos_token_id: int | list[int] | None = None
+    ) -> ChatProcessor:
+        """Of a model config and a processor in memory; eos_token_id: the generation config's, if there is one."""
+        chat = cls.__new__(cls)
+        chat._take(path, config, processor, eos_token_id)
+        return chat
+
+    def _take(self, path: str, config: Any, processor: Any, eos_token_id: int | list[int] | None) -> None:
+        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
             raise NotAVisionLanguageModel(
-                f"model.path {path!r} has no image processor: it is a text model ({self.config.model_type}). "
+                f"model.path {path!r} has no image processor: it is a text model ({config.model_type}). "
                 "Name a vision-language model."
             )
-        self.tokenizer: Any = self.processor.tokenizer
-        if not (getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template):
+        if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
             raise NotAVisionLanguageModel(
                 f"model.path {path!r} has no chat template, so there is no known way to put a prompt to it. "
                 "Add chat_template.jinja to the model's folder."
             )
-        generation = (
-            GenerationConfig.from_pretrained(path) if (Path(path) / "generation_config.json").exists() else None
-        )
-        self._generation_eos = generation.eos_token_id if generation else None
+        self.path = path
+        self.config = config
+        self.processor: Any = processor
+        self.tokenizer: Any = processor.tokenizer
+        self._generation_eos = eos_token_id
 
     def prompt_text(self, prompt: str) -> str:
         """The chat-templated text of one user turn: the image first, then the environment's prompt."""
         content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        return self.processor.apply_chat_template(
+        text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
+        return text.removeprefix(self.tokenizer.bos_token) if self._start_comes_twice else text
+
+    @cached_property
+    def _start_comes_twice(self) -> bool:
+        """Whether a start token written by the chat template would be followed by the tokenizer's own."""
+        start = self.tokenizer.bos_token
+        return start is not None and self.tokenizer(start)["input_ids"].count(self.tokenizer.bos_token_id) > 1
 
     def encode_prompt(self, prompt: str, image: Image.Image) -> dict[str, Any]:
         """Everything the model's forward pass needs for one prompt, batch dimension of 1: `input_ids` int64 (1, P)
@@ -75,10 +97,17 @@ class ChatProcessor:
         return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
 
     def token_texts(self, ids: np.ndarray | list[int]) -> list[str]:
-        """The text each token adds, so that joining them gives the response back (special tokens as written)."""
-        offsets = [len(self._decode_raw(ids[:end])) for end in range(len(ids) + 1)]
+        """The text each token adds, so that joining them gives the response back (special tokens as written).
+
+        A character that several tokens make up belongs to the last of them; bytes that make up none show as U+FFFD.
+        """
         text = self._decode_raw(ids)
-        return [text[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        ends = [0]
+        for count in range(1, len(ids)):
+            # What a prefix shows of an unfinished character is not in the text: only what agrees with it counts.
+            ends.append(max(ends[-1], _common_prefix(self._decode_raw(ids[:count]), text, ends[-1])))
+        ends.append(len(text))
+        return [text[start:end] for start, end in pairwise(ends)] if len(ids) else []
 
     def action_start(self, ids: np.ndarray | list[int]) -> int:
         """Index of the token in which the last `"action":` begins, found by character offsets; len(ids) if none.
@@ -90,11 +119,11 @@ class ChatProcessor:
             return len(ids)
         character = matches[-1].start()
         # The first prefix whose text reaches past that character ends with the token that holds it; prefixes grow
-        # monotonically, so bisect instead of decoding them all.
+        # monotonically (without what they show of an unfinished character), so bisect instead of decoding them all.
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high) // 2
-            if len(self._decode_raw(ids[: middle + 1])) > character:
+            if len(self._decode_raw(ids[: middle + 1]).rstrip("\ufffd")) > character:
                 high = middle
             else:
                 low = middle + 1
@@ -103,7 +132,7 @@ class ChatProcessor:
     def _decode_raw(self, ids: np.ndarray | list[int]) -> str:
         return self.tokenizer.decode(
             list(map(int, ids)), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        ).rstrip("\ufffd")  # a character cut in half is not there yet
+        )
 
     @cached_property
     def eos_token_ids(self) -> list[int]:
@@ -120,16 +149,22 @@ class ChatProcessor:
     def banned_token_ids(self) -> list[int]:
         """Ids an answer must not contain: every special token but the end ones, image placeholders above all (a
         sampled image token has no image to stand for, and the learner's forward pass would fail on it)."""
-        image_ids = [
+        # `image_token_id`, `image_token_index`, `video_token_id`, `vision_start_token_id`, `boi_token_index`, …
+        named = {
             value
-            for name in ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id",
-                         "vision_end_token_id")
-            if isinstance(value := getattr(self.config, name, None), int)
-        ]
+            for name, value in vars(self.config).items()
+            if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+        }
         special = {
             index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
         } | set(self.tokenizer.all_special_ids)
-        return sorted((special | set(image_ids)) - set(self.eos_token_ids))
+        return sorted((special | named) - set(self.eos_token_ids))
+
+
+def _common_prefix(left: str, right: str, known: int) -> int:
+    """Length of the longest common prefix, of which `known` characters are known to agree."""
+    shorter = min(len(left), len(right))
+    return next((index for index in range(known, shorter) if left[index] != right[index]), shorter)
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,8 +18,6 @@ from torch import Tensor
 from actors.chat import ChatProcessor
 from actors.trajectory import TrajectoryBatch, decode_png
 
-Row = dict[str, object]
-
 
 class PromptMismatch(ValueError):
     """The processor gives other prompt ids than those the engine saw: not the model that made the trajectory."""
@@ -37,7 +35,7 @@ class TokenBatch:
     response_ids: Tensor  # int64 (B, R), 0 where padded
     response_mask: Tensor  # bool (B, R), True on response tokens
     action_mask: Tensor  # bool (B, R), True on the action part (`"action":` onwards)
-    behaviour_logprobs: Tensor  # float32 (B, R), nats, of the distribution sampled from; 0 where padded
+    behaviour_logprobs: Tensor  # float32 (B, R), nats, of the distribution sampled from; 0 where padded or none
     influence: Tensor  # float32 (B, R) in [0, 1]; 0 where padded or not scored
     sample_weight: Tensor  # float32 (B,), 0 for a sample that only fills up a micro-batch
     # Filled in by the algorithm's caller:
@@ -87,8 +85,8 @@ class BatchBuilder:
             prompts,
             responses,
             action_masks,
-            [np.asarray(row["behaviour_logprobs"], np.float32) for row in steps],
-            [np.asarray(row["influence"] or np.zeros(len(row["response_ids"])), np.float32) for row in steps],
+            [_floats(row["behaviour_logprobs"], len(row["response_ids"])) for row in steps],
+            [_floats(row["influence"], len(row["response_ids"])) for row in steps],
         )
 
     def build_final(self, trajectories: TrajectoryBatch, indices: Sequence[int]) -> TokenBatch:
@@ -136,6 +134,11 @@ class BatchBuilder:
 def _rows(trajectories: TrajectoryBatch, indices: Sequence[int], *columns: str) -> list[dict]:
     table = trajectories.steps.select(list(columns))
     return table.take(pa.array(np.asarray(indices, np.int64))).to_pylist()
+
+
+def _floats(values: list[float] | None, length: int) -> np.ndarray:
+    """A row's list, zeros where it is null (demonstrations were not sampled; not every step is scored)."""
+    return np.zeros(length, np.float32) if values is None else np.asarray(values, np.float32)
 
 
 def _nbytes(tensors: dict[str, Tensor]) -> int:

@@ -24,7 +24,7 @@ class LoraOptions:
     """Low-rank adapters (published figures: RL4VLM, arXiv 2405.10292)."""
 
     rank: int = 128
-    alpha: int = 256  # the update is alpha / rank · B A
+    alpha: float = 256.0  # the update is alpha / rank · B A
     dropout: float = 0.05
     #: language_model: every linear layer of the text decoder; all-linear: of the vision tower and connector too.
     #: Neither adapts the output head.
@@ -177,6 +177,9 @@ def _with_adapters(vlm: Any, options: LoraOptions) -> nn.Module:
         inside = {id(module) for module in decoder.modules() if isinstance(module, nn.Linear) and module is not head}
         targets = [name for name, module in vlm.named_modules() if id(module) in inside]
     config = LoraConfig(
-        r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]  # any number works
+        lora_dropout=options.dropout,
+        target_modules=targets,
     )
     return get_peft_model(vlm, config)

@@ -105,7 +105,7 @@ class Ppo:
         ratio = (new - old).clamp(max=LARGEST_LOG_RATIO).exp()
         free = ratio * batch.advantages
         clipped = ratio.clamp(1 - options.clip, 1 + options.clip) * batch.advantages
-        # "Where a ratio in the minibatch exceeds the limit": published with minibatches of one step, so each step's own.
+        # "Where a ratio in the minibatch exceeds the limit": published with minibatches of one step, so each its own.
         surrogate = torch.where(ratio > options.ratio_limit, clipped, torch.minimum(free, clipped))
 
         change = (output.values - batch.old_values).clamp(-options.clip, options.clip)
