@@ -11,9 +11,8 @@ with min and max over all tokens j of the utterance, those that do not count inc
 has no gradient. It is the zero vector where there is nothing to measure: the utterance did not parse (all
 labels -1), is empty, has no token that counts, or all its effects are equal (as when it is a single token).
 
-The square root is steep at 0: an error of 1e-8 in an effect, which is what float32 leaves, is 1e-4 in B. An
-SCM in float64 keeps B within 1e-6 of the formula however it is batched; in float32 it is about twice as
-fast.
+The square root is steep at 0: an error of 1e-8 in an effect, about what float32 leaves, is 1e-4 in B. An
+SCM in float64 keeps B within 1e-6 of the formula however it is batched, in about twice float32's time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -82,9 +81,9 @@ def influence(
     effects = {row: np.zeros(len(utterances[row])) for row in first}
     scored = [row for row in first if len(utterances[row]) and (action_labels[row] >= 0).any()]
     positions = {row: _positions_that_change(utterances[row], countable[row], window, null_id) for row in scored}
-    by_length = sorted((row for row in scored if len(positions[row])), key=lambda row: len(utterances[row]))
-    tasks = [(row, -1) for row in by_length]
-    tasks += [(row, int(position)) for row in by_length for position in positions[row]]
+    # Each utterance as it is (-1) before its counterfactuals; the sort is stable and keeps that order.
+    tasks = [(row, -1) for row in scored if len(positions[row])]
+    tasks += [(row, int(position)) for row in scored for position in positions[row]]
     tasks.sort(key=lambda task: len(utterances[task[0]]))
 
     device = scm.token_embedding.weight.device
@@ -99,14 +98,13 @@ def influence(
             if position < 0:
                 factual[row] = value
             else:
-                # The factual row comes before its counterfactuals in the order of tasks.
                 effects[row][position] = abs(factual[row] - value)
 
     result = {row: normalised(effect) if len(effect) else effect.astype(np.float32) for row, effect in effects.items()}
     return Influence(
         values=[result[first[pair]] for pair in which],
         distinct=len(first),
-        counterfactuals=sum(len(positions[row]) for row in by_length),
+        counterfactuals=sum(len(changed) for changed in positions.values()),
     )
 
 
@@ -144,8 +142,8 @@ def influence_statistics(values: Sequence[NDArray[np.float32]]) -> dict[str, flo
 
     `influence_mean`, `influence_max`, `influence_nonzero` (share above 0) are over all tokens.
     `influence_top_decile` is the share of an utterance's influence that its most influential tenth of
-    tokens (rounded up) holds, averaged over
-    the utterances with any influence: about 0.1 is an influence spread evenly, 1 is one held by few tokens.
+    tokens (rounded up) holds, averaged over the utterances with any influence: about 0.1 is an influence
+    spread evenly, 1 is one held by few tokens.
     """
     tokens = np.concatenate([np.empty(0, dtype=np.float32), *values]).astype(np.float64)
     held = []

@@ -18,9 +18,8 @@ def shade_html(token_texts: Sequence[str], influence: ArrayLike) -> str:
     """Return one `<span class="utterance">` of HTML, with one shaded `<span>` per token, in order.
 
     The shade is translucent over whatever background the page has and the text keeps the page's colour, so
-    it reads
-    on light and on dark pages. Hovering a token shows its number. The texts are escaped: they may hold
-    anything.
+    it reads on light and on dark pages. Hovering a token shows its number. The texts are escaped, whatever
+    they hold.
 
     token_texts: the n tokens as text. influence: (n,) in [0, 1].
     Raises ValueError when the two differ in length or influence is not in [0, 1].
@@ -35,10 +34,10 @@ def shade_html(token_texts: Sequence[str], influence: ArrayLike) -> str:
 
 
 def shade_ansi(token_texts: Sequence[str], influence: ArrayLike) -> Text:
-    """Return the utterance as rich text: black on a shade from white (0) to orange (1), for any terminal
-    background.
+    """Return the utterance as rich text, black on a shade from white (0) to orange (1).
 
-    Tokens of no influence keep the terminal's own colours. Arguments and errors as for `shade_html`.
+    It reads on any terminal background; tokens of no influence keep the terminal's own colours. Arguments and
+    errors as for `shade_html`.
     """
     picture = Text()
     for text, value in _tokens(token_texts, influence):

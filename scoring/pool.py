@@ -39,13 +39,13 @@ class PoolSettings:
     worker_cpus, worker_gpus, trainer_cpus, trainer_gpus: what Ray reserves for each; may be fractions.
     device: of scorers and trainer, "cpu" or "cuda".
     precision: of the scorers' SCM: "float64" gives influence within 1e-6 of its formula; "float32" is about
-        twice as fast, and leaves rounding of up to about 1e-3 in the influence of tokens that have next to
+        twice as fast, and leaves rounding of up to about 5e-3 in the influence of tokens that have next to
         none.
     window: tokens nulled at a time.
     batch_tokens: padded tokens per forward pass of the SCM.
     task_utterances: distinct utterances handed to a scorer at a time.
-    start_deadline_s, score_deadline_s, train_deadline_s: for a worker to come up, one task, one call of
-    `train`.
+    start_deadline_s, score_deadline_s, train_deadline_s: for a worker to come up, one task, one call
+        of `train`.
     max_failures: a worker that fails, or a task whose worker fails, this many times in a row is an error.
     """
 
@@ -112,6 +112,8 @@ class ScoringPool:
     def start(self) -> None:
         """Start all workers and wait until each answers; raises ScoringError, leaving none, when one does not."""
         try:
+            self._trainer = self._make_trainer()  # comes up while the scorers do
+            self._trainer_current = self._state is None
             self._crew.start()
             self._ask_trainer("snapshot", "start", self.settings.start_deadline_s)
         except BaseException:

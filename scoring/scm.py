@@ -54,11 +54,10 @@ class ScmSettings:
 
 
 class StructuralCausalModel(nn.Module):
-    """p(action labels | utterance), one categorical distribution per head; no dropout, so it is
-    deterministic.
+    """p(action labels | utterance), one categorical distribution per head.
 
-    The result for one row does not depend on the other rows of the batch, nor on the padding (up to
-    rounding).
+    There is no dropout: it is deterministic. The result for one row does not depend on the other rows of the
+    batch, nor on the padding, up to rounding.
     """
 
     def __init__(self, settings: ScmSettings) -> None:

@@ -54,10 +54,9 @@ class ScmTrainingReport:
 
     metrics: `version`, `buffer` (utterances held), `new` (new utterances that parsed), `steps`; when steps
         were taken, `loss` (mean over the sampled utterances, nats); when there were new ones, measured on
-        them before any training
-        on them: `new_loss` (nats), `accuracy` (share whose applicable labels are all right), `confidence`
-        (mean probability of the predicted labels of those heads), `ece` (expected calibration error of that
-        confidence).
+        them before any training on them: `new_loss` (nats), `accuracy` (share whose applicable labels are all
+        right), `confidence` (mean probability of the predicted labels of those heads), `ece` (expected
+        calibration error of that confidence).
     reliability: the curve behind `ece`, 10 bins; empty when there were no new utterances.
     """
 
@@ -94,8 +93,8 @@ class ScmTrainer:
         Pre-training is this with the offline data and its own number of rounds.
 
         utterances: B integer arrays (n_b,), n_b >= 0. labels: (B, K), -1 where a head does not apply.
-        Utterances that did not parse (all labels -1) and empty ones are left out. rounds: of this call, >=
-        0.
+        Utterances that did not parse (all labels -1) and empty ones are left out.
+        rounds: of this call, at least 0.
         Raises ValueError, having changed nothing, when shapes, ids or labels do not fit the SCM.
         """
         settings = self.scm.settings
@@ -123,11 +122,10 @@ class ScmTrainer:
         return {name: value.detach().cpu().clone() for name, value in self.scm.state_dict().items()}
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return everything that training goes on from: (tensors by flat name, facts of JSON types);
-        copies, on the CPU.
+        """Return everything that training goes on from: (tensors by flat name, facts of JSON types).
 
-        The tensors are weights, Adam's moments, buffer and generator; the facts are the version and the
-        SCM's settings.
+        All are copies, on the CPU. The tensors are weights, Adam's moments, buffer and generator; the facts
+        are the version and the SCM's settings.
         """
         tensors = {f"scm.{name}": value for name, value in self.weights().items()}
         for index, moments in self._optimiser.state_dict()["state"].items():

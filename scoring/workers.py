@@ -72,9 +72,8 @@ class Scorer:
         """Return (influence of all tokens end to end (sum n_b,), counterfactuals evaluated, seconds it took).
 
         weights: one reference to the arrays of SCM version `version`, in a list so that Ray leaves it
-        unfetched; it
-        is fetched, within deadline_s, only where it is not what was used last. ids, lengths: the utterances
-        as by `flatten`. labels: (B, K).
+        unfetched. It is fetched, within deadline_s, only where it is not what was used last.
+        ids, lengths: the utterances as by `flatten`. labels: (B, K).
         """
         started = time.monotonic()
         key = weights[0].hex()
