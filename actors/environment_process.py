@@ -123,9 +123,7 @@ def _make(env_id: str, kwargs: dict[str, Any], module_path: list[str]) -> tuple[
     env = gymnasium.make(env_id, **kwargs)
     label_space = getattr(env.unwrapped, "label_space", None)
     if label_space is None:
-        raise TypeError(
-            f"{env_id} has no label_space: it must follow the contract of envs.base.TextActionEnv"
-        )
+        raise TypeError(f"{env_id} has no label_space: it must follow the contract of envs.base.TextActionEnv")
     return env, label_space
 
 

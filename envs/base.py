@@ -61,9 +61,7 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
     invalid_penalty: ClassVar[float] = -1.0
     state_label_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self, invalid_action: InvalidActionPolicy = "random", render_mode: str | None = None
-    ) -> None:
+    def __init__(self, invalid_action: InvalidActionPolicy = "random", render_mode: str | None = None) -> None:
         if invalid_action not in get_args(InvalidActionPolicy):
             policies = ", ".join(get_args(InvalidActionPolicy))
             raise ValueError(f"invalid_action must be one of {policies}, not {invalid_action!r}")

@@ -29,9 +29,7 @@ class LatencyWrapper(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Reco
         self._mu = math.log(mean_ms / 1000) - sigma**2 / 2
         self._waits: np.random.Generator | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset at full speed; with a seed, the sequence of waits begins anew."""
         result = self.env.reset(seed=seed, options=options)
         if seed is not None or self._waits is None:

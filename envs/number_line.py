@@ -79,9 +79,7 @@ class NumberLine(TextActionEnv):
 
     def _set_state(self, state: dict[str, Any] | None) -> None:
         if state is None:
-            self._target, self._current = (
-                int(n) for n in self.np_random.integers(self.max_position + 1, size=2)
-            )
+            self._target, self._current = (int(n) for n in self.np_random.integers(self.max_position + 1, size=2))
             if self._target == self._current:
                 self._target = (self._target + 1) % self.max_position
             return
@@ -89,13 +87,9 @@ class NumberLine(TextActionEnv):
             raise ValueError(f"a NumberLine state has 'current' and 'target', not {sorted(map(str, state))}")
         for name, value in state.items():
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= self.max_position:
-                raise ValueError(
-                    f"NumberLine {name!r} must be an integer in 0..{self.max_position}, not {value!r}"
-                )
+                raise ValueError(f"NumberLine {name!r} must be an integer in 0..{self.max_position}, not {value!r}")
         if state["current"] == state["target"]:
-            raise ValueError(
-                f"NumberLine cannot start at its target: current and target are {state['target']}"
-            )
+            raise ValueError(f"NumberLine cannot start at its target: current and target are {state['target']}")
         self._current, self._target = state["current"], state["target"]
 
     def _act(self, action: str) -> tuple[float, bool, bool]:

@@ -24,9 +24,7 @@ class Troubled(NumberLine):
     in which an empty file `closed` tells that `close` was called.
     """
 
-    def __init__(
-        self, start: str = "well", close_hangs: bool = False, marks: str = "", **kwargs: Any
-    ) -> None:
+    def __init__(self, start: str = "well", close_hangs: bool = False, marks: str = "", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._close_hangs = close_hangs
         self._marks = marks

@@ -112,9 +112,7 @@ def test_a_killed_process_is_told_as_died_and_the_host_restarts() -> None:
         ("please send a lock", "error", "cannot pickle"),
     ],
 )
-def test_each_way_to_fail_has_its_reason_and_ends_the_process(
-    utterance: str, reason: str, words: str
-) -> None:
+def test_each_way_to_fail_has_its_reason_and_ends_the_process(utterance: str, reason: str, words: str) -> None:
     async def scenario() -> None:
         host = EnvironmentHost(TROUBLED, deadline_s=0.5)
         await host.start()
@@ -326,9 +324,7 @@ asyncio.run(main())
 def test_no_process_outlives_its_driver(ending: str) -> None:
     """Whether the driver is killed or ends without closing its hosts, one of which hangs."""
     root = Path(__file__).parents[2]
-    driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, ending], stdout=subprocess.PIPE, cwd=root, text=True
-    )
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, ending], stdout=subprocess.PIPE, cwd=root, text=True)
     assert driver.stdout is not None
     try:
         pids = [int(pid) for pid in driver.stdout.readline().split()]
