@@ -46,7 +46,7 @@ class RolloutOptions:
     max_new_tokens: int
     environment_deadline_s: float
     environment_start_deadline_s: float
-    generate_deadline_s: float
+    answer_deadline_s: float
     restart_policy: RestartPolicy = field(default_factory=RestartPolicy)
 
 
@@ -87,6 +87,13 @@ class RolloutWorker:
         self._generate_seconds = 0.0
         self._environment_seconds = 0.0
         self._stream_wait_seconds = 0.0
+
+    async def label_sizes(self) -> tuple[int, ...]:
+        """Number of labels of each head of the environment's label space; starts an environment to ask it."""
+        host = self._hosts[0]
+        if host.pid is None:
+            await host.start()
+        return tuple(head.size for head in host.label_space.heads)
 
     # ---------------------------------------------------------------- lock-step (sync mode)
 
@@ -283,7 +290,7 @@ class RolloutWorker:
 
     async def _with_failover(self, first: int, call: Any) -> Any:
         """Ask servers in turn from `first` on until one answers; a dead one is being restarted meanwhile."""
-        deadline = time.monotonic() + self._options.generate_deadline_s
+        deadline = time.monotonic() + self._options.answer_deadline_s
         attempt = 0
         while True:
             server = self._servers[(first + attempt) % len(self._servers)]
@@ -296,8 +303,8 @@ class RolloutWorker:
                 if time.monotonic() >= deadline:
                     raise TimeoutError(
                         f"no policy server answered rollout worker {self._worker} within "
-                        f"{self._options.generate_deadline_s:.0f} s (policy_server.generate_deadline_s); "
-                        f"last error: {error}"
+                        f"{self._options.answer_deadline_s:.0f} s (policy_server.generate_deadline_s and "
+                        f"start_deadline_s together); last error: {error}"
                     ) from error
                 attempt += 1
                 await asyncio.sleep(0.2)

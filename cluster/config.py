@@ -111,6 +111,7 @@ class ScmConfig(Section):
     pretrain_rounds: Count = Field(500, description="Rounds on the warm start's demonstrations, where there are any.")
     rounds: Count = Field(2, description="Rounds per update.")
     round_utterances: PositiveInt = Field(1024, description="Utterances sampled in a round.")
+    minibatch: PositiveInt = Field(64, description="Utterances per optimizer step.")
     buffer_utterances: PositiveInt = Field(16384, description="Utterances remembered.")
 
 
@@ -119,9 +120,12 @@ class ScoringConfig(Section):
 
     workers: PositiveInt = Field(1, description="Scoring workers (Ray actors).")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where they run.")
+    precision: Literal["float32", "float64"] = Field(
+        "float64", description="Arithmetic of scoring; float32 is twice as fast and blurs the least influential tokens."
+    )
     window: PositiveInt = Field(4, description="Tokens nulled together (published code 4, paper's text 1).")
     batch_utterances: PositiveInt = Field(16, description="Utterances a worker takes at a time.")
-    batch_tokens: PositiveInt = Field(16384, description="Tokens in one forward pass of the SCM.")
+    batch_tokens: PositiveInt = Field(1024, description="Tokens in one forward pass of the SCM.")
     deadline_s: PositiveFloat = Field(300.0, description="Deadline for a batch of trajectories, seconds.")
     scm: ScmConfig = ScmConfig()
 
@@ -150,6 +154,7 @@ class LearnerConfig(Section):
     )
     weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")
     betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="AdamW betas.")
+    epsilon: PositiveFloat = Field(1e-8, description="AdamW ε; a large one damps the steps of rarely moved weights.")
     gradient_clip: PositiveFloat = Field(0.01, description="Largest gradient norm.")
     minibatch: PositiveInt = Field(128, description="Steps per optimizer step, over all ranks.")
     micro_batch: PositiveInt = Field(1, description="Steps per forward pass of one rank; the rest is accumulated.")

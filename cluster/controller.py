@@ -112,9 +112,10 @@ class Controller:
         row |= episode_metrics(batch, "rollout")
         if self._config.entropy.mode == "counterfactual":
             with _timed(row, "time/score"):
-                batch, scores = await asyncio.to_thread(self._system.score, batch, replayed)
+                batch, scores = await asyncio.to_thread(self._system.score, batch)
             row |= scores
-            self._count_scoring_recoveries()
+            for kind, total in self._system.scoring_recoveries().items():
+                self._system.supervisor.count_total(kind, total)
         if not replayed:
             self._run.require_space()
             row["bytes/log"] = await asyncio.to_thread(self._log.write, update, batch)
@@ -127,7 +128,7 @@ class Controller:
         self._stage(f"update {update}: training on {len(batch)} steps")
         row |= lag_metrics(batch, update - 1)
         with _timed(row, "time/update"):
-            row |= await self._with_learner(lambda: self._system.learner.update(batch, update), update - 1)
+            row |= await self._with_learner(lambda: self._system.learner.update(batch, update - 1), update - 1)
         return row
 
     async def _publish(self, version: int) -> Metrics:
@@ -139,7 +140,7 @@ class Controller:
         every = self._config.weight_sync.check_every
         if every and version % every == 0:
             with _timed(row, "time/sync_check"):
-                row |= await self._with_learner_async(self._system.check_sync, version)
+                row |= await self._with_learner_async(lambda: self._system.check_sync(version), version)
         return row
 
     async def evaluate(self) -> Metrics:
@@ -197,7 +198,7 @@ class Controller:
                 folder = self._run.checkpoint_path(self._checkpointed) / "learner" if self._checkpointed else None
                 self._system.restart_learner(folder)
                 for update in range(self._checkpointed + 1, trained + 1):
-                    self._system.learner.update(self._log.read(update), update)
+                    self._system.learner.update(self._log.read(update), update - 1)
                 return
             except LearnerFailed as failure:
                 self._console.message(f"{failure}; once more")
@@ -220,10 +221,6 @@ class Controller:
         }
         self._writer.write(row)
         self._console.update(row)
-
-    def _count_scoring_recoveries(self) -> None:
-        for kind, total in self._system.pool.recoveries.items():
-            self._system.supervisor.count_total(kind, total)
 
     def _machine_metrics(self, batch: TrajectoryBatch, seconds: float) -> Metrics:
         """Speed over the whole update, and memory of this process and of every watched actor."""

@@ -50,6 +50,8 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from cluster.system import evaluation_actors, require_model
 
     require_model(config)
+    # Lock-step, whatever the mode: the same model gives the same figure.
+    config = validate({**config.model_dump(), "mode": "sync"})
 
     async def measure(temporary: Path) -> dict[str, float]:
         from actors.episode import EVALUATION_SEED_BASE

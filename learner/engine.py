@@ -22,6 +22,9 @@ from learner.options import EngineOptions
 if TYPE_CHECKING:
     import torch
 
+#: What ranks tell each other of a failure, at most.
+MESSAGE_BYTES = 400
+
 
 @dataclass(frozen=True)
 class RankPlace:
@@ -72,6 +75,7 @@ class DeepSpeedEngine:
         optimizer = torch.optim.AdamW(
             [group for group in parameter_groups if group["params"]],
             betas=self.options.betas,
+            eps=self.options.epsilon,
             weight_decay=self.options.weight_decay,
             fused=self.options.device == "cuda",
         )
@@ -171,11 +175,14 @@ class DeepSpeedEngine:
             action()
         except OSError as error:
             failure = error
-        failed = self.sum_over_ranks(np.array([float(failure is not None)]))[0]
+        messages = np.zeros((self.place.world_size, MESSAGE_BYTES))
         if failure is not None:
-            raise failure
-        if failed:
-            raise OSError(f"{what}: failed on {int(failed)} of the other ranks")
+            text = f"rank {self.place.rank}: {failure}".encode()[:MESSAGE_BYTES]
+            messages[self.place.rank, : len(text)] = list(text)
+        messages = self.sum_over_ranks(messages).astype(np.uint8)
+        texts = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in messages if row.any()]
+        if texts:
+            raise OSError(f"{what}: {'; '.join(texts)}") from failure
 
 
 def _join(options: EngineOptions, place: RankPlace) -> None:

@@ -6,9 +6,11 @@ The run's pydantic config is mapped onto these by `cluster/`; nothing here reads
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from actors.weight_transfer import Transport
     from learner.model import LoraOptions
     from learner.ppo import PpoOptions
 
@@ -23,6 +25,7 @@ class EngineOptions:
     threads: int = 1  # CPU threads of one rank
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8  # of AdamW; a large one damps the steps of weights whose gradients are small
     gradient_clip: float = 0.01  # largest gradient norm over all parameters
     collective_deadline_s: float = 600.0  # how long a rank waits for the others in one exchange
 
@@ -43,6 +46,11 @@ class ScheduleOptions:
     shape: Literal["cosine", "constant"] = "cosine"
     total_updates: int = 25
 
+    @property
+    def value_rate(self) -> float:
+        """Rate of the value head at update 0."""
+        return self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupervisedOptions:
@@ -57,6 +65,15 @@ class SupervisedOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishOptions:
+    """How new weights leave the learner."""
+
+    transport: Transport
+    run: str  # unique among the runs of the machine
+    fallback_folder: Path  # where shared memory has no room
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearnerOptions:
     """All that a rank must know."""
 
@@ -66,6 +83,7 @@ class LearnerOptions:
     epochs: int = 4  # passes over the batch in one update
     lora: LoraOptions | None = None
     gradient_checkpointing: bool = False
+    value_gradient: bool = True  # the value loss trains the trunk too
     seed: int = 1
     temperature: float = 1.0  # of the distribution that was sampled from
     minibatch: int = 128  # steps per optimizer step, over all ranks
@@ -73,6 +91,7 @@ class LearnerOptions:
     token_chunk: int = 1024  # response tokens whose logits exist at once
     engine: EngineOptions = field(default_factory=EngineOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    publishing: PublishOptions | None = None  # None: a learner without policy servers (warm start)
 
     def __post_init__(self) -> None:
         for name in ("minibatch", "micro_batch", "token_chunk", "epochs"):

@@ -1,0 +1,302 @@
+"""`make setup`: check the machine, make `.venv`, install the pinned packages of a profile into it, once.
+
+Runs as a script with whatever Python the machine has, so it uses the standard library only and no syntax newer than
+Python 3.7: a Python that is too old must get as far as being told so. What the machine lacks is one line on stderr,
+exit code 1. The stamp `.venv/setup.json` is written last; an interrupted set-up has none and is taken up again.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "setup.json"
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # what the pinned wheels are built for
+GIB = 2**30
+#: Free disk for the environment and what pip unpacks on the way, bytes (the CPU profile takes 3.9 GB, the GPU one 15).
+DISK_BYTES = {"cpu": 8 * GIB, "gpu": 25 * GIB}
+#: Memory for engine, learner and environments at once; a machine sold as 8 GB shows a little less, bytes.
+MEMORY_BYTES = int(7.5 * GIB)
+#: Oldest C library that the pinned wheels (manylinux_2_28) load on.
+OLDEST_GLIBC = (2, 28)
+
+#: Run by the new environment's Python; reads the CUDA version a torch was built for without importing torch, since a
+#: CUDA build without its libraries cannot be imported.
+TORCH_CUDA_VERSION = """
+import importlib.util, pathlib, re
+version_file = pathlib.Path(importlib.util.find_spec("torch").origin).with_name("version.py")
+found = re.search(r"^cuda\\b[^=]*=\\s*'([^']+)'", version_file.read_text(), re.MULTILINE)
+print(found.group(1) if found else "")
+"""
+
+
+class MachineLacks(Exception):
+    """One line: what is missing, and what to do."""
+
+
+def preflight(profile):
+    """Raise `MachineLacks` for the first thing that set-up or a run of `profile` would fail on later."""
+    require_python(sys.version_info[:2], platform.python_implementation())
+    require_platform(platform.system(), platform.machine())
+    require_glibc(platform.libc_ver())
+    require_modules(find_missing_modules())
+    require_compiler(shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"))
+    require_memory(memory_bytes())
+    require_disk(shutil.disk_usage(str(ROOT)).free, profile, ROOT)
+    if profile == "cpu":
+        require_avx2(read_text(Path("/proc/cpuinfo")))
+    else:
+        require_headers(Path(sysconfig.get_path("include")))
+        require_gpu(Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
+
+
+def require_python(version, implementation):
+    if implementation != "CPython" or not OLDEST_PYTHON <= tuple(version) <= NEWEST_PYTHON:
+        raise MachineLacks(
+            "Python {}.{} to {}.{} (CPython) is needed, this is {} {}.{}; install one and name it: "
+            "make setup PYTHON=python3.11".format(*OLDEST_PYTHON, *NEWEST_PYTHON, implementation, *version)
+        )
+
+
+def require_platform(system, machine):
+    if (system, machine) != ("Linux", "x86_64"):
+        raise MachineLacks(
+            f"Linux on x86-64 is needed, this is {system} on {machine}; use such a machine or a container of that platform"
+        )
+
+
+def require_glibc(library):
+    name, version = library
+    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < OLDEST_GLIBC:
+        raise MachineLacks(
+            "the C library glibc {}.{} or newer is needed, this is {} {}; use a newer or another distribution "
+            "(Debian 10, Ubuntu 20.04, RHEL 8 or later)".format(*OLDEST_GLIBC, name or "another one", version)
+        )
+
+
+def find_missing_modules():
+    """Standard modules that some distributions package apart."""
+    missing = []
+    for name in ("venv", "ensurepip", "ssl", "sqlite3"):
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    return missing
+
+
+def require_modules(missing):
+    if missing:
+        raise MachineLacks(
+            "this Python lacks {}; install its missing part (Debian and Ubuntu: apt-get install python3-venv) or name "
+            "another Python: make setup PYTHON=python3.11".format(" and ".join(missing))
+        )
+
+
+def require_compiler(path):
+    if path is None:
+        raise MachineLacks(
+            "a C compiler is needed (PyTorch, Triton and DeepSpeed build small helpers with it while running); "
+            "install gcc (Debian and Ubuntu: apt-get install build-essential)"
+        )
+
+
+def require_headers(include):
+    if not (include / "Python.h").exists():
+        raise MachineLacks(
+            f"Python's C headers are needed by Triton, but {include} has no Python.h; "
+            "install them (Debian and Ubuntu: apt-get install python3-dev)"
+        )
+
+
+def require_memory(size):
+    if size is not None and size < MEMORY_BYTES:
+        raise MachineLacks(
+            f"8 GB of memory are needed, this machine or container has {size / GIB:.1f} GiB; "
+            "use a bigger one or raise the container's limit"
+        )
+
+
+def require_disk(free, profile, path):
+    if free < DISK_BYTES[profile]:
+        raise MachineLacks(
+            f"{DISK_BYTES[profile] // GIB} GiB of free disk are needed for the {profile} profile, {path} has "
+            f"{free / GIB:.1f} GiB; free some or move the project to a bigger disk"
+        )
+
+
+def require_avx2(cpuinfo):
+    if cpuinfo and "avx2" not in cpuinfo.split():
+        raise MachineLacks(
+            "a processor with AVX2 is needed by vLLM's CPU build, /proc/cpuinfo shows none; use a machine made after "
+            "about 2015, or let the virtual machine pass the host's processor through"
+        )
+
+
+def require_gpu(present):
+    if not present:
+        raise MachineLacks(
+            "the gpu profile needs an NVIDIA driver and none is loaded; install it, or use the CPU: make setup PROFILE=cpu"
+        )
+
+
+def memory_bytes():
+    """Memory this process may use: the machine's, or less where a container limits it; None if unknown."""
+    sizes = []
+    for line in read_text(Path("/proc/meminfo")).splitlines():
+        if line.startswith("MemTotal:"):
+            sizes.append(int(line.split()[1]) * 1024)
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        value = read_text(Path(limit)).strip()
+        if value.isdigit():  # "max" where there is no limit
+            sizes.append(int(value))
+    return min(sizes) if sizes else None
+
+
+def read_text(path):
+    """The file's text, or nothing where there is no such file."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def fingerprint(profile, root=ROOT):
+    """What an environment was made from; a different one has to be made again."""
+    digest = hashlib.sha256()
+    for name in (f"requirements/{profile}.txt", "pyproject.toml"):
+        digest.update((root / name).read_bytes())
+    # The path counts because the commands in .venv/bin carry it.
+    return {"profile": profile, "requirements": digest.hexdigest(), "path": str(root)}
+
+
+def read_stamp():
+    """What the present environment was made from; {} if there is none, or it is not whole."""
+    try:
+        stamp = json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) and PYTHON.exists() else {}
+
+
+def set_up(profile):
+    """Make or mend `.venv` for `profile`. Raises `MachineLacks`."""
+    started = time.monotonic()
+    wanted = fingerprint(profile)
+    former = read_stamp()
+    if former == wanted:
+        return
+    preflight(profile)
+    STAMP.unlink() if STAMP.exists() else None
+    requirements = ROOT / "requirements" / f"{profile}.txt"
+    pins = [line.strip() for line in requirements.read_text().splitlines() if line.strip() and line[0] != "#"]
+
+    say(1, f"virtual environment {VENV} (Python {platform.python_version()})")
+    make_environment(afresh=bool(former) and (former["profile"], former["path"]) != (profile, str(ROOT)))
+
+    torch = next(pin for pin in pins if pin.startswith("torch=="))
+    say(2, torch)
+    install(["--no-deps", torch])
+    if profile == "cpu":
+        require_cpu_torch()
+
+    say(3, f"the other {len(pins) - 1} pinned packages (a few minutes)")
+    install(["--no-deps", "--requirement", str(requirements)])
+
+    say(4, "coso-rl itself")
+    install(["--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
+    aside = STAMP.with_suffix(".tmp")
+    aside.write_text(json.dumps(wanted, indent=1))
+    aside.replace(STAMP)
+    print(f"setup: done in {time.monotonic() - started:.0f} s ({profile} profile)", flush=True)
+
+
+def make_environment(afresh):
+    """A virtual environment with a working pip; one that is whole is kept unless `afresh`."""
+    works = PYTHON.exists() and run_quietly([str(PYTHON), "-m", "pip", "--version"]).returncode == 0
+    same_python = works and (
+        run_quietly([str(PYTHON), "-c", "import sys; print(*sys.version_info[:2])"]).stdout.split()
+        == [str(part) for part in sys.version_info[:2]]
+    )
+    if afresh or not works or not same_python:
+        run_or_lack(
+            [sys.executable, "-m", "venv", "--clear", str(VENV)],
+            "the virtual environment could not be made; the lines above say why",
+        )
+
+
+def install(arguments):
+    run_or_lack(
+        [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *arguments],
+        "pip could not install; the lines above say what (most often the network, or an index that lacks the package); "
+        "mend it and repeat, what was installed is kept",
+    )
+
+
+def require_cpu_torch():
+    """Raise `MachineLacks`, and take it out again, if pip chose a torch that was built for CUDA."""
+    built_for = run_quietly([str(PYTHON), "-c", TORCH_CUDA_VERSION])
+    if built_for.returncode != 0:
+        raise MachineLacks("torch was installed but cannot be found; remove .venv and repeat")
+    if built_for.stdout.strip():
+        # Left in place it would satisfy the pin, and the next try would not look for another.
+        run_quietly([str(PYTHON), "-m", "pip", "uninstall", "--yes", "torch"])
+        raise MachineLacks(
+            f"pip chose a torch built for CUDA {built_for.stdout.strip()}, the cpu profile needs the CPU build; "
+            "set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels and repeat (or, with a GPU: make setup PROFILE=gpu)"
+        )
+
+
+def run_quietly(command):
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def run_or_lack(command, otherwise):
+    if subprocess.run(command, cwd=str(ROOT)).returncode != 0:
+        raise MachineLacks(otherwise)
+
+
+def say(step, text):
+    print(f"setup [{step}/4] {text}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Set up .venv for coso-rl, once.")
+    parser.add_argument(
+        "--profile", choices=sorted(DISK_BYTES), help="default: the one that .venv was made for, else cpu"
+    )
+    profile = parser.parse_args().profile
+    folder = os.open(str(ROOT), os.O_RDONLY)
+    try:
+        # Two makes at once: the second waits, then finds everything done. The kernel drops the lock with the process.
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("setup: another set-up of this folder is running; waiting for it", flush=True)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        set_up(profile or read_stamp().get("profile", "cpu"))
+    except MachineLacks as problem:
+        print(f"setup: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("setup: interrupted; repeat to go on", file=sys.stderr)
+        return 130
+    finally:
+        os.close(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

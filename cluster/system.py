@@ -1,0 +1,341 @@
+"""All the actors of a run: started together, wired to each other, and ended by their handles."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.chat import ChatProcessor, NotAVisionLanguageModel
+from actors.generation import GenerationRequest
+from actors.policy_engine import policy_server_environment
+from actors.policy_server import PolicyServer
+from actors.rollout import make_rollout_worker
+from actors.stream import TrajectoryStream
+from actors.trajectory import TrajectoryBatch
+from actors.weight_transfer import COLLECTIVE_TRANSPORTS, Transport, WeightBoard
+from cluster import mapping
+from cluster.collection import Collector, StreamCollector, SynchronousCollector
+from cluster.config import RunConfig
+from cluster.errors import CosoError
+from cluster.ray_runtime import ACTOR_ENVIRONMENT
+from cluster.run_folder import RunFolder
+from cluster.supervision import Supervisor
+from cluster.waiting import answer, answers
+from cluster.warm_start import read_demonstrations
+from learner.checkpoint import CheckpointMismatch
+from learner.group import LearnerFailed, LearnerGroup
+from learner.options import PublishOptions
+from learner.publish import connect_servers, remove_weight_files, sync_servers
+from scoring.pool import ScoringPool
+from scoring.tokens import token_facts
+
+#: Tokens of the answer by which a live engine is compared with the learner after a swap.
+SYNC_CHECK_TOKENS = 16
+#: How long an actor may take to end in good order before it is killed, seconds.
+STOP_DEADLINE_S = 10.0
+
+
+def require_model(config: RunConfig) -> ChatProcessor:
+    """The processor of `model.path`. Raises `CosoError` where there is no model that can be used."""
+    path = config.model.path
+    if not Path(path).exists() and (path.startswith((".", "/", "models/")) or path.count("/") != 1):
+        raise CosoError(
+            f"model.path {path!r} does not exist. `coso warmstart` with the same config makes the default model; or "
+            "name a folder or hub name of a Hugging Face vision-language model."
+        )
+    try:
+        return ChatProcessor(path)
+    except NotAVisionLanguageModel as error:
+        raise CosoError(str(error)) from None
+
+
+class System:
+    """The actors of one run. `start` it, use its parts, `close` it."""
+
+    def __init__(self, config: RunConfig, run: RunFolder, temporary: Path) -> None:
+        self.config = config
+        self.transport: Transport = mapping.transport(config, sum(node["Alive"] for node in ray.nodes()))
+        self._chat = require_model(config)
+        self._weights_name = f"{config.name}-{os.getpid()}"
+        self._fallback_folder = run.path
+        self._probe: tuple[str, str, bytes] | None = None
+        self.supervisor = Supervisor(config.cluster.max_recoveries)
+        self.board: Any = ray.remote(WeightBoard).options(num_cpus=0, max_restarts=-1).remote()
+        self.servers = start_policy_servers(config, temporary, self.transport, self.board)
+        self.stream = (
+            ray.remote(TrajectoryStream)
+            .options(num_cpus=0, max_concurrency=1000)
+            .remote(config.rollout.stream_bytes, max(1, config.max_policy_lag) * config.training.steps_per_update)
+        )
+        self.workers = start_rollout_workers(config, list(self.servers.values()), self.stream)
+        self._learner: LearnerGroup | None = None
+        self.pool: ScoringPool | None = None
+        self.collector: Collector = (
+            SynchronousCollector(config, self.workers)
+            if config.mode == "sync"
+            else StreamCollector(config, self.workers, self.stream)
+        )
+
+    @classmethod
+    async def start(cls, config: RunConfig, run: RunFolder, update: int, temporary: Path, console: Any) -> System:
+        """Start everything at once and wait until all of it is up, at the checkpoint of `update` (0: none)."""
+        system = cls(config, run, temporary)
+        try:
+            console.stage("starting policy servers, learner, scorers and environments")
+            checkpoint = run.checkpoint_path(update)
+            await asyncio.gather(
+                system._wait_for_servers(),
+                asyncio.to_thread(system._start_learner, checkpoint / "learner" if update else None),
+                system._start_pool(checkpoint if update else None),
+            )
+            if system.transport in COLLECTIVE_TRANSPORTS:
+                await asyncio.to_thread(system._connect)
+            system._watch()
+        except BaseException:
+            await system.close()
+            raise
+        return system
+
+    @property
+    def learner(self) -> LearnerGroup:
+        """The learner; there once `start` is through."""
+        assert self._learner is not None
+        return self._learner
+
+    # ---------------------------------------------------------------- what the controller calls
+
+    async def start_rollouts(self, update: int) -> None:
+        """In async mode, let the workers run on their own from here on."""
+        if self.config.mode == "async":
+            deadline = self.config.environment.start_deadline_s
+            await answers([w.start.remote(update) for w in self.workers], deadline, "starting the rollout workers")
+            self._update = update
+
+    def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, dict[str, float]]:
+        """Train the SCM on the batch, then write every token's influence into it."""
+        assert self.pool is not None
+        utterances = batch.ragged("response_ids", np.int32)
+        labels = np.stack(batch.ragged("action_labels", np.int32))
+        self.pool.check()
+        report = self.pool.train(utterances, labels)
+        influence, statistics = self.pool.score(utterances, labels)
+        row = {f"scm/{name}": value for name, value in report.metrics.items()}
+        for name, value in statistics.items():
+            group, separator, rest = name.partition("influence_")
+            row[f"influence/{rest}" if separator and not group else f"scoring/{name}"] = value
+        row["time/scorers_busy"] = row.pop("scoring/scorer_seconds")
+        row.pop("scoring/seconds")
+        first = batch.steps.slice(0, 1).to_pylist()[0]
+        self._probe = self._probe or (first["prompt"], first["image"], batch.images[first["image"]])
+        return batch.with_influence(influence), row
+
+    async def publish(self, version: int) -> dict[str, float]:
+        """The learner's weights, as `version`, into every live policy server. Nothing in flight is lost."""
+        deadline = self.config.weight_sync.deadline_s
+        update = await asyncio.to_thread(self.learner.publish, version)
+        update = await answer(self.board.put.remote(update), deadline, "the weight board")
+        reports = await asyncio.to_thread(self._sync, update, deadline)
+        return {"time/swap": max(report.seconds for report in reports.values())}
+
+    async def check_sync(self, version: int) -> dict[str, float]:
+        """Compare a live engine's log-probabilities with the learner's on one fixed prompt.
+
+        Catches whatever a swap can leave stale: a tied head, a cache. Raises `CosoError` beyond the tolerance.
+        """
+        if self._probe is None:
+            return {}
+        prompt, image, png = self._probe
+        request = GenerationRequest(prompt, image, png, self.config.rollout.temperature, SYNC_CHECK_TOKENS, seed=1)
+        name, server = list(self.servers.items())[version % len(self.servers)]
+        deadline = self.config.policy_server.generate_deadline_s
+        (made,) = await answer(server.generate_batch.remote([request]), deadline, f"the sync check of {name}")
+        probe = TrajectoryBatch.from_rows(
+            [
+                {
+                    "prompt": prompt,
+                    "image": image,
+                    "prompt_ids": made.prompt_ids,
+                    "response_ids": made.response_ids,
+                    "behaviour_logprobs": made.logprobs,
+                }
+            ],
+            {image: png},
+        )
+        (logprobs,) = await asyncio.to_thread(self.learner.token_logprobs, probe)
+        difference = float(np.abs(logprobs - made.logprobs).max())
+        if difference > self.config.weight_sync.check_tolerance:
+            raise CosoError(
+                f"{name} answers with log-probabilities up to {difference:.3f} away from the learner's under the same "
+                f"weights (version {version}): its weights or caches are stale. weight_sync.check_tolerance is "
+                f"{self.config.weight_sync.check_tolerance}."
+            )
+        return {"sync_check/max_difference": difference}
+
+    def scoring_recoveries(self) -> dict[str, int]:
+        """Scorers and SCM trainers that were replaced since the start, by kind."""
+        return self.pool.recoveries if self.pool is not None else {}
+
+    def save_scm(self, folder: Path) -> None:
+        """The SCM trainer's whole state: tensors as safetensors, facts as JSON."""
+        from safetensors.torch import save_file
+
+        assert self.pool is not None
+        tensors, facts = self.pool.state()
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "scm.safetensors")
+        (folder / "scm.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    def restart_learner(self, checkpoint: Path | None) -> None:
+        """End what is left of the ranks and start anew, from a checkpoint or from the model the run began with."""
+        self.learner.restart(checkpoint)
+        if self.transport in COLLECTIVE_TRANSPORTS:
+            self._connect()
+
+    async def close(self) -> None:
+        """End every actor; by force where it does not end in good order."""
+        await self.supervisor.close()
+        with suppress(Exception):
+            await answers([worker.stop.remote() for worker in self.workers], STOP_DEADLINE_S, "ending the workers")
+        if self._learner is not None:
+            self._learner.close()
+        if self.pool is not None:
+            self.pool.close()
+        for actor in [*self.workers, *self.servers.values(), self.stream, self.board]:
+            ray.kill(actor)
+        remove_weight_files(self._weights_name, self._fallback_folder)
+
+    # ---------------------------------------------------------------- parts
+
+    async def _wait_for_servers(self) -> None:
+        await wait_for_servers(self.config, self.servers)
+
+    def _start_learner(self, checkpoint: Path | None) -> None:
+        publishing = PublishOptions(
+            transport=self.transport, run=self._weights_name, fallback_folder=self._fallback_folder.absolute()
+        )
+        try:
+            self._learner = LearnerGroup(
+                mapping.learner_options(self.config, self.config.model.path, publishing),
+                self.config.learner.ranks,
+                mapping.rank_resources(self.config),
+            )
+            if checkpoint is not None:
+                self._learner.load_checkpoint(checkpoint)
+        except (LearnerFailed, ValueError, CheckpointMismatch) as error:
+            raise CosoError(f"the learner could not start: {error}") from error
+
+    async def _start_pool(self, checkpoint: Path | None) -> None:
+        """The scoring pool, with an SCM from the checkpoint or pre-trained on the model's demonstrations."""
+        if self.config.entropy.mode != "counterfactual":
+            return
+        deadline = self.config.environment.start_deadline_s
+        sizes = await answer(self.workers[0].label_sizes.remote(), deadline, "an environment's label space")
+        await asyncio.to_thread(self._make_pool, sizes, checkpoint)
+
+    def _make_pool(self, head_sizes: tuple[int, ...], checkpoint: Path | None) -> None:
+        from safetensors.torch import load_file
+
+        tokens = token_facts(self._chat.tokenizer, vocab_size=_vocabulary_size(self._chat))
+        pool = ScoringPool(
+            mapping.scm_settings(self.config, tokens.vocab_size, head_sizes),
+            mapping.scm_training_settings(self.config),
+            mapping.pool_settings(self.config),
+            tokens,
+        )
+        pool.start()
+        self.pool = pool
+        if checkpoint is not None:
+            facts = json.loads((checkpoint / "scm.json").read_text(encoding="utf-8"))
+            pool.load(load_file(checkpoint / "scm.safetensors"), facts)
+        elif shown := read_demonstrations(self.config.model.path):
+            utterances = shown.ragged("response_ids", np.int32)
+            labels = np.stack(shown.ragged("action_labels", np.int32))
+            pool.train(utterances, labels, rounds=self.config.scoring.scm.pretrain_rounds)
+
+    def _connect(self) -> None:
+        """Let learner and engines meet for broadcasts."""
+        sync = self.config.weight_sync
+        group, connecting = self.learner.open_sync(
+            len(self.servers), self.config.policy_server.tensor_parallel, sync.deadline_s
+        )
+        connect_servers(list(self.servers.items()), group, connecting)
+
+    def _sync(self, update: Any, deadline: float) -> dict[str, Any]:
+        sending = self.learner.send() if self.transport in COLLECTIVE_TRANSPORTS else None
+        return sync_servers(self.servers, update, deadline, sending)
+
+    def _watch(self) -> None:
+        for index, server in enumerate(self.servers.values()):
+            self.supervisor.watch("policy server", index, server, self.config.policy_server.start_deadline_s)
+        for index, worker in enumerate(self.workers):
+            self.supervisor.watch(
+                "rollout worker",
+                index,
+                worker,
+                self.config.environment.start_deadline_s,
+                on_restart=partial(self._restart_worker, worker),
+            )
+
+    async def _restart_worker(self, worker: Any) -> None:
+        if self.config.mode == "async":
+            await answer(worker.start.remote(self._update), 60.0, "starting a rollout worker again")
+
+
+async def evaluation_actors(config: RunConfig, temporary: Path) -> list[Any]:
+    """Policy servers and rollout workers only, ready for lock-step evaluation; returns the workers."""
+    servers = start_policy_servers(config, temporary, "shared_memory", None)
+    await wait_for_servers(config, servers)
+    return start_rollout_workers(config, list(servers.values()), None)
+
+
+def start_policy_servers(config: RunConfig, temporary: Path, transport: Transport, board: Any) -> dict[str, Any]:
+    """One actor per replica, by name; Ray restarts one that dies."""
+    servers = {}
+    gpus = config.policy_server.tensor_parallel if config.policy_server.device == "cuda" else 0
+    for index in range(config.policy_server.replicas):
+        options = mapping.policy_server_options(config, temporary, index, transport)
+        name = f"policy server {index}"
+        environment = ACTOR_ENVIRONMENT | policy_server_environment(options)
+        servers[name] = (
+            ray.remote(PolicyServer)
+            .options(
+                num_cpus=config.cluster.policy_server_cpus,
+                num_gpus=gpus,
+                max_restarts=-1,
+                max_concurrency=10_000,
+                runtime_env={"env_vars": environment},
+            )
+            .remote(options, name, board)
+        )
+    return servers
+
+
+def start_rollout_workers(config: RunConfig, servers: Sequence[Any], stream: Any | None) -> list[Any]:
+    """The configured rollout workers, spread over the nodes."""
+    options = mapping.rollout_options(config)
+    cpus = config.cluster.rollout_worker_cpus
+    return [make_rollout_worker(cpus, options, index, servers, stream) for index in range(config.rollout.workers)]
+
+
+async def wait_for_servers(config: RunConfig, servers: dict[str, Any]) -> None:
+    """Wait until every engine serves. Raises `CosoError` naming the server and vLLM's reason."""
+    deadline = config.policy_server.start_deadline_s + 60.0
+    try:
+        await answers([server.ready.remote() for server in servers.values()], deadline, "starting the policy servers")
+    except ray.exceptions.RayTaskError as error:
+        raise CosoError(f"a policy server could not start: {error.cause}") from None
+
+
+def _vocabulary_size(chat: ChatProcessor) -> int:
+    """Ids the model has logits for, which may be more than the tokenizer has tokens."""
+    text = chat.config.get_text_config()
+    return max(int(text.vocab_size), len(chat.tokenizer))
