@@ -1,8 +1,9 @@
 """`make setup`: check the machine, make `.venv`, install the pinned packages of a profile into it, once.
 
 Runs as a script with whatever Python the machine has, so it uses the standard library only and no syntax newer than
-Python 3.7: a Python that is too old must get as far as being told so. What the machine lacks is one line on stderr,
-exit code 1. The stamp `.venv/setup.json` is written last; an interrupted set-up has none and is taken up again.
+Python 3.6: a Python that is too old must get as far as being told so. What the machine lacks is one line on stderr,
+exit code 1. The stamp `.venv/setup.json` says what the environment was made from; an interrupted set-up leaves it
+without a fingerprint, and the next one goes on from there.
 """
 
 import argparse
@@ -46,9 +47,9 @@ class MachineLacks(Exception):
     """One line: what is missing, and what to do."""
 
 
-def preflight(profile):
+def preflight(profile: str) -> None:
     """Raise `MachineLacks` for the first thing that set-up or a run of `profile` would fail on later."""
-    require_python(sys.version_info[:2], platform.python_implementation())
+    require_python(tuple(sys.version_info[:2]), platform.python_implementation())
     require_platform(platform.system(), platform.machine())
     require_glibc(platform.libc_ver())
     require_modules(find_missing_modules())
@@ -62,7 +63,7 @@ def preflight(profile):
         require_gpu(Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
 
 
-def require_python(version, implementation):
+def require_python(version: "tuple[int, ...]", implementation: str) -> None:
     if implementation != "CPython" or not OLDEST_PYTHON <= tuple(version) <= NEWEST_PYTHON:
         raise MachineLacks(
             "Python {}.{} to {}.{} (CPython) is needed, this is {} {}.{}; install one and name it: "
@@ -70,14 +71,14 @@ def require_python(version, implementation):
         )
 
 
-def require_platform(system, machine):
+def require_platform(system: str, machine: str) -> None:
     if (system, machine) != ("Linux", "x86_64"):
         raise MachineLacks(
-            f"Linux on x86-64 is needed, this is {system} on {machine}; use such a machine or a container of that platform"
+            f"Linux on x86-64 is needed, this is {system} on {machine}; use such a machine or a container of it"
         )
 
 
-def require_glibc(library):
+def require_glibc(library: "tuple[str, str]") -> None:
     name, version = library
     if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < OLDEST_GLIBC:
         raise MachineLacks(
@@ -86,7 +87,7 @@ def require_glibc(library):
         )
 
 
-def find_missing_modules():
+def find_missing_modules() -> "list[str]":
     """Standard modules that some distributions package apart."""
     missing = []
     for name in ("venv", "ensurepip", "ssl", "sqlite3"):
@@ -97,7 +98,7 @@ def find_missing_modules():
     return missing
 
 
-def require_modules(missing):
+def require_modules(missing: "list[str]") -> None:
     if missing:
         raise MachineLacks(
             "this Python lacks {}; install its missing part (Debian and Ubuntu: apt-get install python3-venv) or name "
@@ -105,7 +106,7 @@ def require_modules(missing):
         )
 
 
-def require_compiler(path):
+def require_compiler(path: "str | None") -> None:
     if path is None:
         raise MachineLacks(
             "a C compiler is needed (PyTorch, Triton and DeepSpeed build small helpers with it while running); "
@@ -113,7 +114,7 @@ def require_compiler(path):
         )
 
 
-def require_headers(include):
+def require_headers(include: Path) -> None:
     if not (include / "Python.h").exists():
         raise MachineLacks(
             f"Python's C headers are needed by Triton, but {include} has no Python.h; "
@@ -121,7 +122,7 @@ def require_headers(include):
         )
 
 
-def require_memory(size):
+def require_memory(size: "int | None") -> None:
     if size is not None and size < MEMORY_BYTES:
         raise MachineLacks(
             f"8 GB of memory are needed, this machine or container has {size / GIB:.1f} GiB; "
@@ -129,7 +130,7 @@ def require_memory(size):
         )
 
 
-def require_disk(free, profile, path):
+def require_disk(free: int, profile: str, path: Path) -> None:
     if free < DISK_BYTES[profile]:
         raise MachineLacks(
             f"{DISK_BYTES[profile] // GIB} GiB of free disk are needed for the {profile} profile, {path} has "
@@ -137,7 +138,7 @@ def require_disk(free, profile, path):
         )
 
 
-def require_avx2(cpuinfo):
+def require_avx2(cpuinfo: str) -> None:
     if cpuinfo and "avx2" not in cpuinfo.split():
         raise MachineLacks(
             "a processor with AVX2 is needed by vLLM's CPU build, /proc/cpuinfo shows none; use a machine made after "
@@ -145,14 +146,15 @@ def require_avx2(cpuinfo):
         )
 
 
-def require_gpu(present):
+def require_gpu(present: bool) -> None:
     if not present:
         raise MachineLacks(
-            "the gpu profile needs an NVIDIA driver and none is loaded; install it, or use the CPU: make setup PROFILE=cpu"
+            "the gpu profile needs an NVIDIA driver and none is loaded; install it, or use the CPU: "
+            "make setup PROFILE=cpu"
         )
 
 
-def memory_bytes():
+def memory_bytes() -> "int | None":
     """Memory this process may use: the machine's, or less where a container limits it; None if unknown."""
     sizes = []
     for line in read_text(Path("/proc/meminfo")).splitlines():
@@ -165,7 +167,7 @@ def memory_bytes():
     return min(sizes) if sizes else None
 
 
-def read_text(path):
+def read_text(path: Path) -> str:
     """The file's text, or nothing where there is no such file."""
     try:
         return path.read_text()
@@ -173,17 +175,16 @@ def read_text(path):
         return ""
 
 
-def fingerprint(profile, root=ROOT):
-    """What an environment was made from; a different one has to be made again."""
+def fingerprint(profile: str) -> str:
+    """Hash of the files that say what is installed; when it changes, pip has something to do."""
     digest = hashlib.sha256()
     for name in (f"requirements/{profile}.txt", "pyproject.toml"):
-        digest.update((root / name).read_bytes())
-    # The path counts because the commands in .venv/bin carry it.
-    return {"profile": profile, "requirements": digest.hexdigest(), "path": str(root)}
+        digest.update((ROOT / name).read_bytes())
+    return digest.hexdigest()
 
 
-def read_stamp():
-    """What the present environment was made from; {} if there is none, or it is not whole."""
+def read_stamp() -> "dict[str, str | None]":
+    """`profile`, `path` and `fingerprint` of the present environment; {} where there is none, or none of ours."""
     try:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):
@@ -191,20 +192,29 @@ def read_stamp():
     return stamp if isinstance(stamp, dict) and PYTHON.exists() else {}
 
 
-def set_up(profile):
+def write_stamp(profile: str, finished: bool) -> None:
+    """Whole or not at all. The path counts because the commands in .venv/bin carry it."""
+    aside = STAMP.with_suffix(".tmp")
+    aside.write_text(
+        json.dumps({"profile": profile, "path": str(ROOT), "fingerprint": fingerprint(profile) if finished else None})
+    )
+    aside.replace(STAMP)
+
+
+def set_up(profile: str) -> None:
     """Make or mend `.venv` for `profile`. Raises `MachineLacks`."""
     started = time.monotonic()
-    wanted = fingerprint(profile)
     former = read_stamp()
-    if former == wanted:
+    same_place = (former.get("profile"), former.get("path")) == (profile, str(ROOT))
+    if same_place and former.get("fingerprint") == fingerprint(profile):
         return
     preflight(profile)
-    STAMP.unlink() if STAMP.exists() else None
     requirements = ROOT / "requirements" / f"{profile}.txt"
     pins = [line.strip() for line in requirements.read_text().splitlines() if line.strip() and line[0] != "#"]
 
     say(1, f"virtual environment {VENV} (Python {platform.python_version()})")
-    make_environment(afresh=bool(former) and (former["profile"], former["path"]) != (profile, str(ROOT)))
+    make_environment(afresh=bool(former) and not same_place)
+    write_stamp(profile, finished=False)
 
     torch = next(pin for pin in pins if pin.startswith("torch=="))
     say(2, torch)
@@ -217,13 +227,11 @@ def set_up(profile):
 
     say(4, "coso-rl itself")
     install(["--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
-    aside = STAMP.with_suffix(".tmp")
-    aside.write_text(json.dumps(wanted, indent=1))
-    aside.replace(STAMP)
+    write_stamp(profile, finished=True)
     print(f"setup: done in {time.monotonic() - started:.0f} s ({profile} profile)", flush=True)
 
 
-def make_environment(afresh):
+def make_environment(afresh: bool) -> None:
     """A virtual environment with a working pip; one that is whole is kept unless `afresh`."""
     works = PYTHON.exists() and run_quietly([str(PYTHON), "-m", "pip", "--version"]).returncode == 0
     same_python = works and (
@@ -237,7 +245,7 @@ def make_environment(afresh):
         )
 
 
-def install(arguments):
+def install(arguments: "list[str]") -> None:
     run_or_lack(
         [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *arguments],
         "pip could not install; the lines above say what (most often the network, or an index that lacks the package); "
@@ -245,7 +253,7 @@ def install(arguments):
     )
 
 
-def require_cpu_torch():
+def require_cpu_torch() -> None:
     """Raise `MachineLacks`, and take it out again, if pip chose a torch that was built for CUDA."""
     built_for = run_quietly([str(PYTHON), "-c", TORCH_CUDA_VERSION])
     if built_for.returncode != 0:
@@ -255,24 +263,24 @@ def require_cpu_torch():
         run_quietly([str(PYTHON), "-m", "pip", "uninstall", "--yes", "torch"])
         raise MachineLacks(
             f"pip chose a torch built for CUDA {built_for.stdout.strip()}, the cpu profile needs the CPU build; "
-            "set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels and repeat (or, with a GPU: make setup PROFILE=gpu)"
+            "set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels and repeat (with a GPU: make setup PROFILE=gpu)"
         )
 
 
-def run_quietly(command):
+def run_quietly(command: "list[str]") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def run_or_lack(command, otherwise):
+def run_or_lack(command: "list[str]", otherwise: str) -> None:
     if subprocess.run(command, cwd=str(ROOT)).returncode != 0:
         raise MachineLacks(otherwise)
 
 
-def say(step, text):
+def say(step: int, text: str) -> None:
     print(f"setup [{step}/4] {text}", flush=True)
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description="Set up .venv for coso-rl, once.")
     parser.add_argument(
         "--profile", choices=sorted(DISK_BYTES), help="default: the one that .venv was made for, else cpu"

@@ -1,0 +1,33 @@
+# make demo   set up once, warm-start a small model, train it with CoSo, print success before and after
+# make test   set up once, run the tests
+# make setup  the virtual environment .venv (PROFILE=gpu for a CUDA machine; PYTHON=python3.12 to choose the Python)
+# make lint   ruff and mypy          make clean  remove .venv and caches; runs/ and models/ stay
+
+PYTHON ?= python3
+PROFILE ?=
+SEED ?= 1
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup:
+	@$(PYTHON) cluster/setup_machine.py $(if $(PROFILE),--profile $(PROFILE))
+
+demo: setup
+	@test -e models/default || $(BIN)/coso warmstart configs/numberline.yaml
+	@$(BIN)/coso train configs/numberline.yaml --seed $(SEED) --overwrite
+
+test: setup
+	@$(BIN)/python -m pytest -q
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
