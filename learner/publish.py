@@ -1,0 +1,285 @@
+"""The learner's end of weight sync: makes each version's weights available, and the driver's call that waits for every
+server to serve them.
+
+    publisher = make_publisher(transport, ...)                       # in the learner's rank 0
+    update = publisher.publish(version, named_tensors)               # there
+    sending = <publisher.send() under way, if the transport broadcasts>
+    sync_servers(servers, update, deadline_s, sending)               # in the driver
+
+Tensors go by the names of the Hugging Face checkpoint, tied ones once (`learner.weight_export.checkpoint_weights`).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from actors.weight_transfer import (
+    CollectiveGroup,
+    GlooGroup,
+    LoadReport,
+    Transport,
+    WeightTransferError,
+    WeightUpdate,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Where a node's shared memory is mounted.
+SHARED_MEMORY = Path("/dev/shm")
+#: Versions whose files are kept: the current one, and the one that a slow server may still be reading.
+KEPT_VERSIONS = 2
+
+
+class WeightPublisher(Protocol):
+    """One transport, as the learner sees it."""
+
+    def publish(self, version: int, named_tensors: Iterable[tuple[str, Tensor]]) -> WeightUpdate:
+        """Make the weights of `version` available; what is returned goes to the board and the servers."""
+
+    def close(self) -> None:
+        """Remove everything that was published."""
+
+
+class SharedMemoryPublisher:
+    """One safetensors file per version in the node's shared memory, or in `fallback_folder` where that is full."""
+
+    def __init__(self, run: str, fallback_folder: Path) -> None:
+        """run: unique among the runs of this machine; part of the files' names."""
+        self._run = run
+        self._fallback_folder = fallback_folder
+
+    def publish(self, version: int, named_tensors: Iterable[tuple[str, Tensor]]) -> WeightUpdate:
+        """Raises `WeightTransferError` if neither place has room."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        tensors = _contiguous(named_tensors)
+        path = self._place(sum(tensor.nbytes for tensor in tensors.values())) / (
+            f"{_file_prefix(self._run)}{version}.safetensors"
+        )
+        aside = path.with_suffix(".partial")
+        try:
+            save_file(tensors, aside)
+            aside.rename(path)
+        except (OSError, SafetensorError) as error:
+            raise WeightTransferError(f"weights version {version} could not be written to {path}: {error}") from error
+        finally:
+            aside.unlink(missing_ok=True)
+        for older in sorted(self._files(), key=lambda file: file.stat().st_mtime_ns)[:-KEPT_VERSIONS]:
+            older.unlink(missing_ok=True)
+        return WeightUpdate(version=version, transport="shared_memory", path=str(path))
+
+    def close(self) -> None:
+        remove_weight_files(self._run, self._fallback_folder)
+
+    def _place(self, size: int) -> Path:
+        needed = size + (1 << 20)  # the file's header
+        places = [SHARED_MEMORY, self._fallback_folder]
+        free = [shutil.disk_usage(place).free for place in places]
+        for place, room in zip(places, free, strict=True):
+            if room >= needed:
+                return place
+        raise WeightTransferError(
+            f"no room to publish {needed / 2**20:.0f} MiB of weights: "
+            + ", ".join(f"{place} has {room / 2**20:.0f} MiB left" for place, room in zip(places, free, strict=True))
+            + ". Free some, or make shared memory larger (docker: --shm-size)."
+        )
+
+    def _files(self) -> list[Path]:
+        return _weight_files(self._run, self._fallback_folder)
+
+
+class ObjectStorePublisher:
+    """The bytes of a safetensors file in Ray's object store, for servers on any node."""
+
+    def publish(self, version: int, named_tensors: Iterable[tuple[str, Tensor]]) -> WeightUpdate:
+        import numpy as np
+        import ray
+        from safetensors.torch import save
+
+        data = save(_contiguous(named_tensors))
+        return WeightUpdate(version=version, transport="object_store", ref=ray.put(np.frombuffer(data, np.uint8)))
+
+    def close(self) -> None:
+        """Ray frees each object when nobody refers to it any more."""
+
+
+class CollectivePublisher:
+    """Broadcasts from this process into the engines: gloo between CPUs, vLLM's own NCCL between GPUs.
+
+    A group of fixed membership: after a server restarts, `open` a new one and let all meet again. NCCL needs GPUs and
+    has not been run on the CPU machines where the rest is tested.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._meeting: CollectiveGroup | None = None
+        self._group: Any = None
+        self._outgoing: list[Tensor] = []
+
+    def open(self, engines: int, workers_per_engine: int, address: str, deadline_s: float) -> CollectiveGroup:
+        """Choose a port at this node's `address`; what is returned goes to `connect_servers`."""
+        self._group = None
+        self._meeting = CollectiveGroup(
+            self._transport, address, _free_port(address), engines, workers_per_engine, deadline_s
+        )
+        return self._meeting
+
+    def connect(self) -> None:
+        """Meet the engines, all of which must be joining meanwhile. Raises `WeightTransferError` past the deadline."""
+        meeting = self._meeting
+        if meeting is None:
+            raise WeightTransferError("open the weight sync group before connecting to it")
+        if meeting.transport == "gloo":
+            self._group = GlooGroup(meeting.address, meeting.port, 0, meeting.world_size, meeting.deadline_s)
+            return
+        from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
+
+        self._group = stateless_init_process_group(
+            meeting.address, meeting.port, 0, meeting.world_size, device="cuda"
+        )
+
+    def publish(self, version: int, named_tensors: Iterable[tuple[str, Tensor]]) -> WeightUpdate:
+        """Announce what the next `send` will broadcast."""
+        if self._group is None:
+            raise WeightTransferError("the learner is not connected to the policy servers")
+        tensors = _contiguous(named_tensors, device="cpu" if self._transport == "gloo" else None)
+        self._outgoing = list(tensors.values())
+        return WeightUpdate(
+            version=version,
+            transport=self._transport,
+            names=tuple(tensors),
+            dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in self._outgoing),
+            shapes=tuple(tuple(tensor.shape) for tensor in self._outgoing),
+        )
+
+    def send(self) -> None:
+        """Broadcast what was announced; every server must be loading it meanwhile."""
+        outgoing, self._outgoing = self._outgoing, []
+        if self._transport == "gloo":
+            for tensor in outgoing:
+                self._group.broadcast(tensor)
+            return
+        import torch
+        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
+
+        packed_nccl_broadcast_producer(
+            iterator=iter([("", tensor) for tensor in outgoing]), group=self._group, src=0,
+            post_iter_func=lambda item: item[1],
+        )
+        torch.cuda.synchronize()
+
+    def close(self) -> None:
+        self._group = None
+        self._outgoing = []
+
+
+def make_publisher(transport: Transport, *, run: str, fallback_folder: Path) -> WeightPublisher:
+    """The publisher of a transport."""
+    if transport == "shared_memory":
+        return SharedMemoryPublisher(run, fallback_folder)
+    if transport == "object_store":
+        return ObjectStorePublisher()
+    return CollectivePublisher(transport)
+
+
+def remove_weight_files(run: str, fallback_folder: Path) -> None:
+    """Remove the weight files of a run on this node, also those of a learner that was killed."""
+    for path in _weight_files(run, fallback_folder):
+        path.unlink(missing_ok=True)
+
+
+def sync_servers(
+    servers: Mapping[str, Any], update: WeightUpdate, deadline_s: float, sending: Any | None = None
+) -> dict[str, LoadReport]:
+    """Bring `update` to every policy server (name -> actor handle) and wait until all of them serve it.
+
+    A server that is restarting is asked again until the deadline. `sending`: ObjectRef of a broadcast under way.
+    Raises TimeoutError naming the servers that did not answer, and what a server or the broadcast raised.
+    """
+    waiting = {name: (lambda server=server: server.load.remote(update)) for name, server in servers.items()}
+    return _wait_for_all(waiting, f"weights version {update.version}", deadline_s, sending)
+
+
+def connect_servers(servers: Sequence[tuple[str, Any]], group: CollectiveGroup, connecting: Any) -> None:
+    """Let every server join `group`; `connecting`: ObjectRef of the learner's own `connect` under way."""
+    waiting = {
+        name: (lambda server=server, engine=engine: server.join.remote(group, engine))
+        for engine, (name, server) in enumerate(servers)
+    }
+    _wait_for_all(waiting, "the weight sync group", group.deadline_s + 5.0, connecting)
+
+
+def _wait_for_all(calls: Mapping[str, Any], what: str, deadline_s: float, other: Any | None) -> dict[str, Any]:
+    """Make each call (name -> function returning an ObjectRef), again while its actor is down, until all answered."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    deadline = time.monotonic() + deadline_s
+    pending = {call(): name for name, call in calls.items()}
+    if other is not None:
+        pending[other] = "the learner"
+    answers: dict[str, Any] = {}
+    last_errors: dict[str, str] = {}
+    again: list[str] = []
+    while pending or again:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            silent = sorted([*pending.values(), *again])
+            detail = "".join(f"; {name}: {last_errors[name]}" for name in silent if name in last_errors)
+            raise TimeoutError(
+                f"{what}: no answer from {', '.join(silent)} within {deadline_s:.0f} s (weight_sync.deadline_s){detail}"
+            )
+        done, _ = ray.wait(list(pending), timeout=min(left, 0.5)) if pending else ([], [])
+        if not pending:
+            time.sleep(min(left, 0.5))
+        for name in again:
+            pending[calls[name]()] = name
+        again = []
+        for ref in done:
+            name = pending.pop(ref)
+            try:
+                answers[name] = ray.get(ref)
+            except RayActorError as error:
+                if name not in calls:
+                    raise
+                last_errors[name] = str(error).strip().splitlines()[0]
+                again.append(name)
+    return {name: answers[name] for name in calls}
+
+
+def _contiguous(named_tensors: Iterable[tuple[str, Tensor]], device: str | None = "cpu") -> dict[str, Tensor]:
+    return {
+        name: (tensor.detach() if device is None else tensor.detach().to(device)).contiguous()
+        for name, tensor in named_tensors
+    }
+
+
+def _file_prefix(run: str) -> str:
+    return f"coso-{re.sub(r'[^A-Za-z0-9_.-]', '_', run)}-"
+
+
+def _weight_files(run: str, fallback_folder: Path) -> list[Path]:
+    prefix = _file_prefix(run)
+    pattern = re.compile(re.escape(prefix) + r"\d+\.(safetensors|partial)")
+    return [
+        path
+        for folder in (SHARED_MEMORY, fallback_folder)
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if pattern.fullmatch(path.name)
+    ]
+
+
+def _free_port(address: str) -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]
