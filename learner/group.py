@@ -1,0 +1,220 @@
+"""The learner as the driver sees it: R ranks as Ray actors, every wait with a deadline, every failure with a name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.trajectory import TrajectoryBatch
+from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
+from learner.options import LearnerOptions, SupervisedOptions
+from learner.rank import LearnerRank
+
+if TYPE_CHECKING:
+    from actors.weight_transfer import CollectiveGroup, WeightUpdate
+
+#: After one rank's failure, how long to look whether another's death is behind it, seconds.
+BLAME_WINDOW_S = 3.0
+
+
+class LearnerFailed(RuntimeError):
+    """A rank died, failed or did not answer in time. The ranks are of no use any more until `LearnerGroup.restart`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankResources:
+    """What Ray reserves for each rank, and how long to wait for ranks."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    placement_group: Any | None = None  # one bundle per rank
+    start_deadline_s: float = 600.0  # until all ranks have loaded the model
+    update_deadline_s: float = 3600.0  # of one update, one chunk of supervised steps, one checkpoint
+
+
+class LearnerGroup:
+    """R ranks. Methods block until all ranks have answered; trajectories are put into the object store once.
+
+    Failures of ranks are raised as `LearnerFailed`; what a rank has to say about its input (`CheckpointMismatch`,
+    `CheckpointWriteFailed`, `NotAVisionLanguageModel`, other `ValueError`s) is raised as it is.
+    """
+
+    def __init__(self, options: LearnerOptions, ranks: int, resources: RankResources) -> None:
+        """Start the ranks and load the model. Raises `LearnerFailed`, naming ranks that could not be placed."""
+        if ranks < 1:
+            raise ValueError(f"a learner has at least 1 rank, not {ranks}")
+        self.options = options
+        self.ranks = ranks
+        self.resources = resources
+        self._actors: list[Any] = []
+        self._start()
+
+    # --- life and death
+
+    def restart(self, checkpoint: Path | None) -> dict[str, int]:
+        """End all ranks, start new ones, go on from `checkpoint` (None: from the model folder); `update`, `version`."""
+        self.close()
+        self._start()
+        return {"update": 0, "version": 0} if checkpoint is None else self.load_checkpoint(checkpoint)
+
+    def close(self) -> None:
+        """End the ranks' processes."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        self._actors = []
+
+    def ping(self, deadline_s: float = 30.0) -> list[dict[str, int]]:
+        """Of every rank: `pid`, `update`, `version`, `rss` (bytes). Answered during an update, too."""
+        references = [actor.ping.options(concurrency_group="watch").remote() for actor in self._actors]
+        return self._wait(references, "ping", deadline_s)
+
+    # --- work
+
+    def update(self, trajectories: TrajectoryBatch, update_index: int) -> dict[str, float]:
+        """`LearnerRank.update`."""
+        return self._on_all("update", self._put(trajectories), update_index)[0]
+
+    def token_logprobs(self, trajectories: TrajectoryBatch) -> list[Any]:
+        """`LearnerRank.token_logprobs`: float32 (n,) per step."""
+        return self._on_all("token_logprobs", self._put(trajectories))[0]
+
+    def begin_supervised(self, demonstrations: TrajectoryBatch, options: SupervisedOptions) -> None:
+        """`LearnerRank.begin_supervised`."""
+        self._on_all("begin_supervised", self._put(demonstrations), options)
+
+    def supervised_steps(self, count: int) -> list[dict[str, float]]:
+        """`LearnerRank.supervised_steps`; call it for a few steps at a time to show progress."""
+        return self._on_all("supervised_steps", count)[0]
+
+    # --- weights
+
+    def publish(self, version: int) -> WeightUpdate:
+        """`LearnerRank.publish`."""
+        return self._on_all("publish", version)[0]
+
+    def open_sync(self, engines: int, workers_per_engine: int, deadline_s: float) -> tuple[CollectiveGroup, Any]:
+        """For transports that broadcast: (the group that servers are to join, ObjectRef of the learner joining it)."""
+        writer = self._actors[0]
+        (group,) = self._wait(
+            [writer.open_sync.remote(engines, workers_per_engine, self.address, deadline_s)], "open_sync", deadline_s
+        )
+        return group, writer.connect_sync.remote()
+
+    def send(self) -> Any:
+        """For transports that broadcast: ObjectRef of the broadcast of what was published, now under way."""
+        return self._actors[0].send.remote()
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """`LearnerRank.save_checkpoint`."""
+        self._on_all("save_checkpoint", folder.absolute())
+
+    def save_model(self, folder: Path) -> None:
+        """`LearnerRank.save_model`."""
+        self._on_all("save_model", folder.absolute())
+
+    def load_checkpoint(self, folder: Path) -> dict[str, int]:
+        """`LearnerRank.load_checkpoint`."""
+        return self._on_all("load_checkpoint", folder.absolute())[0]
+
+    # --- parts
+
+    def _start(self) -> None:
+        import ray
+
+        # `ping` gets a thread of its own, so that it is answered during an update.
+        in_ray: Any = ray.remote
+        actor_class = in_ray(concurrency_groups={"watch": 1})(LearnerRank)
+        for rank in range(self.ranks):
+            placing: dict[str, Any] = {}
+            if self.resources.placement_group is not None:
+                from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+                placing["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                    self.resources.placement_group, placement_group_bundle_index=rank
+                )
+            options = actor_class.options(
+                num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, **placing
+            )
+            self._actors.append(options.remote(self.options, rank, self.ranks))
+        started = time.monotonic()
+        deadline_s = self.resources.start_deadline_s
+        try:
+            places = self._wait([actor.meeting_point.remote() for actor in self._actors], "starting", deadline_s)
+            one_node = len({address for address, _ in places}) == 1
+            self.address, port = ("127.0.0.1" if one_node else places[0][0]), places[0][1]
+            left = max(1.0, deadline_s - (time.monotonic() - started))
+            self._wait([actor.setup.remote(self.address, port) for actor in self._actors], "loading the model", left)
+        except BaseException:
+            self.close()
+            raise
+
+    def _put(self, trajectories: TrajectoryBatch) -> Any:
+        import ray
+
+        return ray.put(trajectories)
+
+    def _on_all(self, method: str, *arguments: Any) -> list[Any]:
+        references = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+        return self._wait(references, method.replace("_", " "), self.resources.update_deadline_s)
+
+    def _wait(self, references: Sequence[Any], operation: str, deadline_s: float) -> list[Any]:
+        """All answers, in order of rank. Raises as the class says, as soon as one rank fails."""
+        import ray
+
+        if not references:
+            raise LearnerFailed(f"{operation}: the learner has no ranks; restart it first")
+        deadline = time.monotonic() + deadline_s
+        pending = list(references)
+        while pending:
+            done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                late = ", ".join(str(references.index(reference)) for reference in pending)
+                raise LearnerFailed(f"{operation}: learner rank {late} did not finish within {deadline_s:.0f} s")
+            for reference in done:
+                if self._failure_of(reference) is not None:
+                    self._raise_failure(references, operation)
+        return ray.get(list(references))
+
+    def _raise_failure(self, references: Sequence[Any], operation: str) -> None:
+        """Name the failure that is behind the others: input that is wrong, else a rank that died, else the first."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        # A death shows in the other ranks first, as a broken connection; so give the cause a moment to be known.
+        ray.wait(list(references), num_returns=len(references), timeout=BLAME_WINDOW_S)
+        done, _ = ray.wait(list(references), num_returns=len(references), timeout=0)
+        failures = {
+            rank: failure
+            for rank, reference in enumerate(references)
+            if reference in done and (failure := self._failure_of(reference)) is not None
+        }
+        dead = [rank for rank, failure in failures.items() if isinstance(failure, RayActorError)]
+        if dead:
+            reason = _last_line(failures[dead[0]])
+            raise LearnerFailed(f"{operation}: learner rank {', '.join(map(str, dead))} died ({reason})")
+        for failure in failures.values():
+            cause = getattr(failure, "cause", None)
+            if isinstance(cause, (ValueError, CheckpointMismatch, CheckpointWriteFailed)):
+                raise cause
+        rank, failure = next(iter(failures.items()))
+        raise LearnerFailed(f"{operation}: learner rank {rank} failed: {_last_line(failure)}") from failure
+
+    @staticmethod
+    def _failure_of(reference: Any) -> BaseException | None:
+        """What a finished call raised."""
+        import ray
+
+        try:
+            ray.get(reference)
+        except Exception as error:
+            return error
+        return None
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

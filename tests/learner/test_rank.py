@@ -1,0 +1,245 @@
+"""Whole updates under DeepSpeed: one learner, however many ranks, stages and micro-batches it is divided into."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from actors.chat import ChatProcessor
+from learner.model import LoraOptions
+from learner.options import EngineOptions, LearnerOptions, ScheduleOptions, SupervisedOptions
+from learner.ppo import PpoOptions
+from tests.learner.sample_trajectories import sample_trajectories
+from tests.tiny_models import make_idefics3
+
+STEPS = 18
+
+
+@ray.remote(num_cpus=1)
+class Host:
+    """A process in which learner rank after learner rank is made, so that the imports are paid for once."""
+
+    def __init__(self, rank: int, world_size: int, port: int) -> None:
+        self.place = rank, world_size, port
+
+    def make(self, options: LearnerOptions) -> None:
+        from learner.rank import LearnerRank
+
+        rank, world_size, port = self.place
+        self.learner = LearnerRank(options, rank, world_size)
+        self.learner.setup("127.0.0.1", port)
+
+    def call(self, method: str, *arguments):
+        return getattr(self.learner, method)(*arguments)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        whole = {}
+        for name, parameter in self.learner.model.named_parameters():
+            with self.learner.engine.gather([parameter]):
+                whole[name] = parameter.detach().float().numpy().copy()
+        return whole
+
+
+class World:
+    """The same learner on all hosts of one size."""
+
+    def __init__(self, size: int) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.hosts = [Host.remote(rank, size, port) for rank in range(size)]
+
+    def __getattr__(self, method: str):
+        def call(*arguments):
+            if method in ("make", "weights"):
+                references = [getattr(host, method).remote(*arguments) for host in self.hosts]
+            else:
+                references = [host.call.remote(method, *arguments) for host in self.hosts]
+            answers = ray.get(references, timeout=120)
+            if method in ("update", "token_logprobs"):  # every rank says the same
+                for other in answers[1:]:
+                    np.testing.assert_equal(other, answers[0])
+            return answers[0]
+
+        return call
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def worlds(ray_session):
+    made = {1: World(1), 2: World(2)}
+    yield made
+    for world in made.values():
+        for host in world.hosts:
+            ray.kill(host)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_idefics3(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(model_folder) -> LearnerOptions:
+    return LearnerOptions(
+        model_path=str(model_folder),
+        value_hidden=(16,),
+        algorithm=PpoOptions(entropy_coefficient=0.05),
+        epochs=2,
+        minibatch=8,
+        micro_batch=3,
+        token_chunk=50,
+        engine=EngineOptions(gradient_clip=0.5),
+        schedule=ScheduleOptions(learning_rate=1e-3, final_learning_rate=1e-4, total_updates=3),
+    )
+
+
+@pytest.fixture(scope="module")
+def trajectories(model_folder):
+    return sample_trajectories(ChatProcessor(str(model_folder)), STEPS)
+
+
+@pytest.fixture(scope="module")
+def reference(worlds, options, trajectories):
+    """One rank, stage 0: metrics and weights after two updates."""
+    worlds[1].make(options)
+    metrics = [worlds[1].update(trajectories, 0), worlds[1].update(trajectories, 1)]
+    return metrics, worlds[1].weights()
+
+
+def assert_like(reference, metrics, weights) -> None:
+    for name, expected in reference[1].items():
+        np.testing.assert_allclose(weights[name], expected, atol=1e-5, err_msg=name)
+    for got, expected in zip(metrics, reference[0], strict=True):
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
+            assert got[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+def test_an_update_moves_the_policy_and_reports_on_it(reference):
+    first, second = reference[0]
+    assert first["mismatch_tokens"] > 0
+    assert first["optimizer_steps"] == 2 * 3  # epochs × minibatches of 8, 8 and 2
+    assert first["learning_rate"] == pytest.approx(1e-3)
+    assert second["learning_rate"] == pytest.approx(5.5e-4)
+    # The second update starts from moved weights, whose log-probabilities of the same answers are others.
+    assert second["drift_mean"] != pytest.approx(first["drift_mean"], rel=1e-3)
+    assert second["value_loss"] < first["value_loss"]
+    assert np.isfinite([first[name] for name in first]).all()
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_accumulation_does_not_change_the_update(worlds, options, trajectories, reference, micro_batch):
+    worlds[1].make(replace(options, micro_batch=micro_batch))
+    metrics = [worlds[1].update(trajectories, 0), worlds[1].update(trajectories, 1)]
+    assert_like(reference, metrics, worlds[1].weights())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_of_any_stage_equal_one(worlds, options, trajectories, reference, stage):
+    """Minibatches of 8, 8 and 2 in micro-batches of 3: the ranks' shares are unequal, so one needs a filler."""
+    worlds[2].make(replace(options, engine=replace(options.engine, zero_stage=stage)))
+    metrics = [worlds[2].update(trajectories, 0), worlds[2].update(trajectories, 1)]
+    assert_like(reference, metrics, worlds[2].weights())
+
+
+def test_log_probabilities_are_those_of_the_model_itself(worlds, options, trajectories, model_folder):
+    """Against Hugging Face's own logits, one unpadded step at a time, special tokens banned."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from actors.trajectory import decode_png
+
+    worlds[2].make(replace(options, temperature=0.7))
+    found = worlds[2].token_logprobs(trajectories)
+    chat = ChatProcessor(str(model_folder))
+    model = AutoModelForImageTextToText.from_pretrained(model_folder).eval()
+    for row, ours in zip(trajectories.steps.to_pylist(), found, strict=True):
+        inputs = chat.encode_prompt(row["prompt"], decode_png(trajectories.images[row["image"]]))
+        response = torch.tensor([row["response_ids"]])
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], response], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, -response.shape[1] - 1 : -1] / 0.7
+        logits[:, chat.banned_token_ids] = -torch.inf
+        expected = logits.log_softmax(-1).gather(-1, response[0, :, None])[:, 0].numpy()
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+def test_mismatch_is_zero_where_the_learner_made_the_tokens(worlds, options, trajectories):
+    """Behaviour log-probabilities from this very learner: no mismatch; made by another version: none counted."""
+    import pyarrow as pa
+
+    from actors.trajectory import STEP_SCHEMA, TrajectoryBatch
+
+    worlds[2].make(options)
+    current = [array.tolist() for array in worlds[2].token_logprobs(trajectories)]
+    position = trajectories.steps.schema.get_field_index("behaviour_logprobs")
+    field = STEP_SCHEMA.field("behaviour_logprobs")
+    steps = trajectories.steps.set_column(position, field, pa.array(current, field.type))
+    metrics = worlds[2].update(TrajectoryBatch(steps, trajectories.images), 0)
+    assert metrics["mismatch_max"] < 1e-5
+    assert metrics["mismatch_kl"] < 1e-9
+    moved = worlds[2].update(TrajectoryBatch(steps, trajectories.images), 1)
+    assert moved["mismatch_max"] > 1e-3
+    assert moved["mismatch_kl"] > 0
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_lora_trains_adapters_alone_alike_on_one_rank_and_two(worlds, options, trajectories, stage):
+    lora = replace(options, lora=LoraOptions(rank=4, alpha=8.0, dropout=0.0))
+    worlds[1].make(lora)
+    before = worlds[1].weights()
+    worlds[1].update(trajectories, 0)
+    expected = worlds[1].weights()
+    worlds[2].make(replace(lora, engine=replace(lora.engine, zero_stage=stage)))
+    worlds[2].update(trajectories, 0)
+    weights = worlds[2].weights()
+    for name, start in before.items():
+        np.testing.assert_allclose(weights[name], expected[name], atol=1e-5, err_msg=name)
+        trained = ".lora_" in name or name.startswith("value_head")
+        assert trained != np.array_equal(start, expected[name]), name
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bfloat16_updates(worlds, options, trajectories, reference, stage):
+    worlds[2].make(replace(options, engine=replace(options.engine, dtype="bfloat16", zero_stage=stage)))
+    worlds[2].update(trajectories, 0)
+    second = worlds[2].update(trajectories, 1)
+    assert second["value_loss"] == pytest.approx(reference[0][1]["value_loss"], rel=0.1)
+
+
+def test_supervised_steps_learn_the_demonstrations_alike_on_one_rank_and_two(worlds, options, trajectories):
+    course = SupervisedOptions(steps=12, batch=6, learning_rate=1e-2, informative_weight=3.0)
+    losses = {}
+    for size, stage in ((1, 0), (2, 3)):
+        worlds[size].make(replace(options, engine=replace(options.engine, zero_stage=stage)))
+        worlds[size].begin_supervised(trajectories, course)
+        reports = [*worlds[size].supervised_steps(5), *worlds[size].supervised_steps(100)]
+        assert len(reports) == course.steps
+        losses[size] = [report["nll"] for report in reports]
+    assert losses[1][-1] < 0.7 * losses[1][0]
+    np.testing.assert_allclose(losses[2], losses[1], rtol=2e-3)
+
+
+def test_a_rank_answers_who_it_is(worlds, options):
+    worlds[1].make(options)
+    answer = worlds[1].ping()
+    assert answer["pid"] != os.getpid() and answer["rss"] > 1e8 and answer["update"] == 0
