@@ -230,6 +230,8 @@ class TrajectoryLog:
         if new:
             path = self.folder / f"images_{update:06d}.parquet"
             table = pa.table({"hash": list(new), "png": list(new.values())}, schema=IMAGE_SCHEMA)
+            if path.exists():  # an update done again after a resume: other batches may refer to what is there
+                table = pa.concat_tables([pq.read_table(path, partitioning=None), table])
             written += _write_whole(table, path, compression="none")
             self._image_file_of.update(dict.fromkeys(new, path))
         return written + _write_whole(batch.steps, self.batch_path(update), compression="zstd")

@@ -195,5 +195,8 @@ def _finish(folder: Path, model_class: Any, config: Any, processor: Any) -> Tiny
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = model_class(config).float().eval()
+        for parameter in model.parameters():
+            if not parameter.any():  # a family's untrained connector may be zero, and pictures then change nothing
+                torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
     return TinyVlm(model, ChatProcessor.from_parts(str(folder), config, processor))
