@@ -1,7 +1,8 @@
 # make demo   set up once, warm-start a small model, train it with CoSo, print success before and after
 # make test   set up once, run the tests
 # make setup  the virtual environment .venv (PROFILE=gpu for a CUDA machine; PYTHON=python3.12 to choose the Python)
-# make lint   ruff and mypy          make clean  remove .venv and caches; runs/ and models/ stay
+# make lint   ruff and mypy          make docs   write docs/config.md and docs/metrics.md anew
+# make clean  remove .venv and caches; runs/ and models/ stay
 
 PYTHON ?= python3
 PROFILE ?=
@@ -9,7 +10,7 @@ SEED ?= 1
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -27,6 +28,9 @@ test: setup
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+docs: setup
+	@$(BIN)/python -m cluster.docs
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

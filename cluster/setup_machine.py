@@ -285,7 +285,7 @@ def main() -> int:
     parser.add_argument(
         "--profile", choices=sorted(DISK_BYTES), help="default: the one that .venv was made for, else cpu"
     )
-    profile = parser.parse_args().profile
+    wanted = parser.parse_args().profile
     folder = os.open(str(ROOT), os.O_RDONLY)
     try:
         # Two makes at once: the second waits, then finds everything done. The kernel drops the lock with the process.
@@ -294,7 +294,7 @@ def main() -> int:
         except BlockingIOError:
             print("setup: another set-up of this folder is running; waiting for it", flush=True)
             fcntl.flock(folder, fcntl.LOCK_EX)
-        set_up(profile or read_stamp().get("profile", "cpu"))
+        set_up(wanted or read_stamp().get("profile") or "cpu")
     except MachineLacks as problem:
         print(f"setup: {problem}", file=sys.stderr)
         return 1

@@ -1,0 +1,190 @@
+"""Every number that `metrics.jsonl` may hold: its name, what it means, how it is shown.
+
+`docs/metrics.md` is generated from this list, and the console and the report take their labels and formats from it.
+A key with a `*` stands for a family, such as the memory of every actor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Literal
+
+Form = Literal["share", "number", "count", "seconds", "bytes", "mebibytes", "rate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """key as in `metrics.jsonl`; label for a table or an axis; form: how a value is written; meaning: one sentence."""
+
+    key: str
+    label: str
+    form: Form
+    meaning: str
+
+
+_RUN = (
+    Metric("update", "update", "count", "Policy updates so far; row 0 is the evaluation before training."),
+    Metric("environment_steps", "environment steps", "count", "Steps trained on so far."),
+    Metric("recoveries", "recoveries", "count", "Processes brought back so far, of every kind."),
+)
+
+_EPISODES = (
+    ("success", "success", "share", "Share of episodes with a return above 0 (the published measure)."),
+    ("task_success", "task success", "share", "Share of episodes that the environment itself calls a success."),
+    ("return", "return", "number", "Mean undiscounted sum of rewards."),
+    ("valid_rate", "valid answers", "share", "Share of answers that parse to an action."),
+    ("episodes", "episodes", "count", "Episodes."),
+    ("environment_failures", "environment failures", "count",
+     "Episodes cut off because their environment died, hung or raised; they count in no rate."),
+    ("steps", "steps", "count", "Steps."),
+    ("episode_length", "episode length", "number", "Mean steps of an episode."),
+    ("response_tokens", "answer length", "number", "Mean tokens of an answer."),
+    ("cut_off_rate", "answers cut off", "share", "Share of answers that reached `rollout.max_new_tokens`."),
+)  # fmt: skip
+
+_LEARNER = (
+    Metric("learner/policy_loss", "policy loss", "number", "Clipped surrogate, negated; mean over steps."),
+    Metric("learner/value_loss", "value loss", "number", "Half the squared error of the value, clipped; mean."),
+    Metric("learner/entropy", "entropy", "number",
+           "Mean over steps of Σ H_i / n: entropy per token over the whole vocabulary, nats."),
+    Metric("learner/weighted_entropy", "influence-weighted entropy", "number",
+           "Mean over steps of Σ B_i H_i / n, nats; B_i is the influence of token i."),
+    Metric("learner/entropy_bonus", "entropy bonus", "number", "What the entropy term adds to the objective."),
+    Metric("learner/approx_kl", "KL to the sampling policy", "number",
+           "KL(sampling ‖ present) of an answer during the update, k3 estimator, nats."),
+    Metric("learner/clip_fraction", "clip fraction", "share", "Share of steps whose ratio left the clip range."),
+    Metric("learner/ratio_max", "largest ratio", "number", "Largest ratio of a step in the update."),
+    Metric("learner/mismatch_tokens", "mismatch tokens", "count",
+           "Tokens made by the weights that the learner still has; the mismatch is measured on these."),
+    Metric("learner/mismatch_mean", "mismatch, mean", "number",
+           "Mean |Δ log-probability| between engine and learner under the same weights, nats."),
+    Metric("learner/mismatch_max", "mismatch, largest", "number", "Largest such |Δ|, nats."),
+    Metric("learner/mismatch_kl", "mismatch, KL", "number", "Estimated KL(engine ‖ learner) per token, nats."),
+    Metric("learner/drift_mean", "drift, mean", "number",
+           "Mean |Δ log-probability| between the weights that sampled a token and the learner's, before the update."),
+    Metric("learner/drift_max", "drift, largest", "number", "Largest such |Δ|, nats."),
+    Metric("learner/drift_kl", "drift, KL", "number", "Estimated KL(sampled ‖ learner before the update), nats."),
+    Metric("learner/explained_variance", "explained variance", "number",
+           "1 − Var(return − value) / Var(return): 1 is a perfect critic, 0 one that knows the mean only."),
+    Metric("learner/gradient_norm", "gradient norm", "number", "Mean over optimizer steps, before clipping."),
+    Metric("learner/gradient_norm_max", "gradient norm, largest", "number", "Largest over optimizer steps."),
+    Metric("learner/learning_rate", "learning rate", "number", "Of the policy in this update."),
+    Metric("learner/optimizer_steps", "optimizer steps", "count", "In this update."),
+    Metric("learner/return_mean", "mean return target", "number", "Mean of what the value head is trained on."),
+    Metric("learner/value_mean", "mean value", "number", "Mean of the value head before the update."),
+)  # fmt: skip
+
+_SCORING = (
+    Metric("influence/mean", "influence, mean", "number", "Mean influence of a token, in [0, 1]."),
+    Metric("influence/max", "influence, largest", "number", "Largest influence of a token."),
+    Metric("influence/nonzero", "influence, nonzero", "share", "Share of tokens whose influence is above 0."),
+    Metric("influence/top_decile", "influence, top tenth", "share",
+           "Share of an answer's influence on its most influential tenth of tokens: 0.1 is even, 1 is on few."),
+    Metric("scm/accuracy", "SCM accuracy", "share",
+           "Share of new answers whose action the SCM predicts, before training on them."),
+    Metric("scm/ece", "SCM calibration error", "number", "Expected calibration error of that prediction."),
+    Metric("scm/confidence", "SCM confidence", "number", "Mean probability of the action labels it predicts."),
+    Metric("scm/loss", "SCM loss", "number", "Cross-entropy over the sampled answers, nats."),
+    Metric("scm/new_loss", "SCM loss on new answers", "number", "Cross-entropy before training on them, nats."),
+    Metric("scm/version", "SCM version", "count", "Trainings so far."),
+    Metric("scm/buffer", "SCM buffer", "count", "Answers remembered."),
+    Metric("scm/new", "SCM new answers", "count", "Answers of this update that parsed."),
+    Metric("scm/steps", "SCM steps", "count", "Optimizer steps in this update."),
+    Metric("scoring/utterances", "answers scored", "count", "Answers of this update."),
+    Metric("scoring/distinct", "distinct answers", "count", "Different (answer, action) pairs; each is scored once."),
+    Metric("scoring/counterfactuals", "counterfactuals", "count", "Forward passes of the SCM, in answers."),
+)  # fmt: skip
+
+_FLOW = (
+    Metric("lag/mean", "lag, mean", "number", "Versions between the weights that sampled a step and those trained."),
+    Metric("lag/max", "lag, largest", "count", "Largest such lag."),
+    Metric("lag/dropped_steps", "steps too old", "count", "Steps dropped as older than `max_policy_lag`."),
+    Metric("queue/steps", "queue, steps", "count", "Steps waiting for the learner."),
+    Metric("queue/episodes", "queue, episodes", "count", "Episodes waiting for the learner."),
+    Metric("queue/bytes", "queue", "bytes", "Bytes waiting for the learner."),
+    Metric("bytes/batch", "batch", "bytes", "Bytes of the update's steps and images."),
+    Metric("bytes/log", "log", "bytes", "Bytes written to `trajectories/` for this update."),
+    Metric("sync_check/max_difference", "weight sync check", "number",
+           "Largest |Δ log-probability| between a live engine and the learner just after a swap, nats."),
+)  # fmt: skip
+
+_MACHINE = (
+    Metric("time/collect", "collect", "seconds", "Until the batch of the update was there."),
+    Metric("time/score", "score", "seconds", "Training the SCM and scoring the batch."),
+    Metric("time/scorers_busy", "scorers busy", "seconds", "Busy time of all scorers together."),
+    Metric("time/update", "update", "seconds", "The learner's update."),
+    Metric("time/publish", "publish", "seconds", "New weights into every engine."),
+    Metric("time/swap", "swap", "seconds", "The slowest engine's own part of that."),
+    Metric("time/sync_check", "sync check", "seconds", "Comparing a live engine with the learner."),
+    Metric("time/evaluate", "evaluate", "seconds", "Evaluation on the held-out seeds."),
+    Metric("time/checkpoint", "checkpoint", "seconds", "Writing the checkpoint."),
+    Metric("time/total", "whole update", "seconds", "Wall time of the update; in async mode stages overlap."),
+    Metric("mean_seconds/generate", "one answer", "seconds", "Mean time from request to answer."),
+    Metric("mean_seconds/environment", "one environment step", "seconds", "Mean time of a step or reset."),
+    Metric("speed/tokens_per_s", "tokens/s", "rate", "Generated tokens of the batch by the update's wall time."),
+    Metric("speed/env_steps_per_s", "env steps/s", "rate", "Environment steps of the batch by the update's wall time."),
+    Metric("memory/driver_mb", "memory, driver", "mebibytes", "Resident memory of the driver."),
+    Metric("memory/host_used_mb", "memory, host", "mebibytes", "Memory in use on the driver's machine."),
+    Metric("memory/*_mb", "memory of an actor", "mebibytes", "Resident memory of each actor that is watched."),
+)  # fmt: skip
+
+
+def _of_episodes(prefix: str, of: str) -> tuple[Metric, ...]:
+    return tuple(
+        Metric(f"{prefix}/{name}", label, form, f"{of}: {meaning[0].lower()}{meaning[1:]}")  # type: ignore[arg-type]
+        for name, label, form, meaning in _EPISODES
+    )
+
+
+#: Section title -> its metrics, in the order they are documented.
+SECTIONS: dict[str, tuple[Metric, ...]] = {
+    "The run": _RUN,
+    "Evaluation on held-out seeds": _of_episodes("evaluation", "Held-out episodes"),
+    "Rollouts trained on": _of_episodes("rollout", "The update's batch"),
+    "Learner": _LEARNER,
+    "Scoring": _SCORING,
+    "Flow of data": _FLOW,
+    "Time, speed, memory": _MACHINE,
+}
+
+
+@cache
+def describe(key: str) -> Metric:
+    """The catalogue's entry for a key, families included; an unknown key describes itself."""
+    entries = [metric for section in SECTIONS.values() for metric in section]
+    for metric in entries:
+        if metric.key == key:
+            return metric
+    for metric in entries:
+        if "*" in metric.key and fnmatchcase(key, metric.key):
+            return metric
+    return Metric(key, key, "number", "")
+
+
+def show(key: str, value: float | None) -> str:
+    """The value as text, in the form its key asks for; a dash where there is none."""
+    if value is None:
+        return "–"
+    match describe(key).form:
+        case "share":
+            return f"{value:.3f}"
+        case "count":
+            return f"{value:,.0f}"
+        case "seconds":
+            return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+        case "rate":
+            return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+        case "bytes":
+            return mebibytes(value / 2**20)
+        case "mebibytes":
+            return mebibytes(value)
+    return f"{value:.3g}"
+
+
+def mebibytes(value: float) -> str:
+    """A size with the unit that suits it."""
+    if value >= 1024:
+        return f"{value / 1024:.1f} GiB"
+    return f"{value:.0f} MiB" if value >= 10 else f"{value * 1024:.0f} KiB"
