@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.environment_host import EnvironmentFailure, EnvironmentHost
-from actors.environment_restarts import RestartPolicy, RestartSchedule, restart_after_failure
+from actors.environment_restarts import RestartPolicy
 from actors.episode import EpisodeRecorder, EpisodeSpec, training_seed
 from actors.generation import Generation, GenerationRequest
 from actors.trajectory import PngEncoder, TrajectoryBatch
@@ -74,10 +74,10 @@ class RolloutWorker:
                 options.environment_kwargs,
                 deadline_s=options.environment_deadline_s,
                 start_deadline_s=options.environment_start_deadline_s,
+                restart_policy=options.restart_policy,
             )
             for _ in range(options.slots)
         ]
-        self._schedules = [RestartSchedule(options.restart_policy) for _ in range(options.slots)]
         self._failed_slots: set[int] = set()
         self._restarts = 0
         self._failures: Counter[str] = Counter()
@@ -148,7 +148,8 @@ class RolloutWorker:
         active: dict[int, EpisodeRecorder] = {}
         exhausted: set[int] = set()
         while True:
-            for slot in range(self._options.slots):
+            usable = [slot for slot, host in enumerate(self._hosts) if not host.quarantined]
+            for slot in usable or range(self._options.slots):
                 if slot in active:
                     continue
                 spec = next_spec(sum(len(recorder) + 1 for recorder in active.values()))
@@ -246,11 +247,10 @@ class RolloutWorker:
         """Reset the slot's environment, starting it first where it does not run; False when it failed."""
         host = self._hosts[slot]
         try:
-            if slot in self._failed_slots:
-                self._restarts += await restart_after_failure(host, self._schedules[slot])
+            if host.pid is None:
+                await host.ensure_running()
+                self._restarts += slot in self._failed_slots
                 self._failed_slots.discard(slot)
-            elif host.pid is None:
-                await host.start()
             observation, _ = await host.reset(recorder.spec.seed)
         except EnvironmentFailure as failure:
             self._note_failure(recorder, slot, failure)
@@ -270,8 +270,6 @@ class RolloutWorker:
         self._environment_seconds += seconds
         self._generate_seconds += answer.seconds
         recorder.record(answer, outcome, seconds)
-        if recorder.over:
-            self._schedules[slot].succeeded()
 
     def _note_failure(self, recorder: EpisodeRecorder, slot: int, failure: EnvironmentFailure) -> None:
         logger.warning("slot %d: %s", slot, failure)
@@ -323,7 +321,7 @@ class RolloutWorker:
             "steps": self._steps,
             "failures": dict(self._failures),
             "restarts": self._restarts,
-            "quarantined": sum(schedule.quarantined for schedule in self._schedules),
+            "quarantined": sum(host.quarantined for host in self._hosts),
             "generate_seconds": self._generate_seconds,
             "environment_seconds": self._environment_seconds,
             "stream_wait_seconds": self._stream_wait_seconds,

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cluster.config import RunConfig
 from cluster.errors import CosoError
@@ -86,7 +87,7 @@ def ray_session(config: RunConfig) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix="coso-", dir=_short_temporary_folder()))
     os.environ.update({"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"})
     try:
-        common = {
+        common: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.ERROR,
             "runtime_env": {"env_vars": ACTOR_ENVIRONMENT},
@@ -110,7 +111,7 @@ def ray_session(config: RunConfig) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _join(config: RunConfig, common: dict) -> None:
+def _join(config: RunConfig, common: dict[str, Any]) -> None:
     import ray
 
     try:

@@ -49,7 +49,7 @@ class Demonstrations:
 
 def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
     """Write the warm-started model to `warm_start.output` and return its path. Raises `CosoError`."""
-    from cluster.console import progress_bar
+    from cluster.progress import progress_bar
     from cluster.ray_runtime import ray_session
 
     settings = config.warm_start
@@ -82,9 +82,10 @@ def demonstrate(config: RunConfig, advance: Any = lambda: None) -> Demonstration
     """Let the environment's expert play `warm_start.demonstrations` steps, on training seeds."""
     import gymnasium
 
-    import envs  # noqa: F401  (registers coso/...)
+    import envs
     from actors.episode import training_seed
 
+    assert envs.NAMESPACE  # importing the package is what registers coso/...
     try:
         environment = gymnasium.make(config.environment.id, **config.environment.kwargs)
     except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
@@ -151,7 +152,7 @@ def _make_model(config: RunConfig, shown: Demonstrations, folder: str) -> None:
     """Make the small model and pre-train its vision tower, in a process of their own."""
     import ray
 
-    from cluster.console import spinner
+    from cluster.progress import spinner
 
     pictures = {step.image: step for step in shown.steps}
     with spinner("making a model and teaching it to see" if config.warm_start.vision_steps else "making a model"):
@@ -201,8 +202,8 @@ def _make_and_pretrain(
 def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, aside: Path) -> None:
     """Supervised fine-tuning of the model at `start`; leaves a whole model folder at `aside / "model"`."""
     from actors.chat import ChatProcessor
-    from cluster.console import progress_bar
     from cluster.mapping import learner_options, rank_resources, supervised_options
+    from cluster.progress import progress_bar
     from learner.group import LearnerFailed, LearnerGroup
 
     chat = ChatProcessor(start)
