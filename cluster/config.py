@@ -223,8 +223,9 @@ class WarmStartConfig(Section):
     image_size: PositiveInt = Field(64, description="Input size of the small model's pictures, pixels.")
     demonstrations: PositiveInt = Field(1500, description="Expert steps to collect.")
     noise: Probability = Field(
-        0.0, description="Share of demonstrations whose action is random, which leaves RL something to do."
+        0.0, description="Share of demonstrations whose action is not the expert's, which leaves RL something to do."
     )
+    habit: str = Field("", description="The action taken in those; empty: a uniformly random one.")
     vision_steps: Count = Field(0, description="Steps of vision pre-training on the environment's state labels.")
     vision_learning_rate: PositiveFloat = Field(2e-3, description="Its learning rate.")
     steps: PositiveInt = Field(250, description="Optimizer steps of supervised fine-tuning.")

@@ -103,12 +103,23 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         """What a reader must see in the present picture: int32 (M,), named by `state_label_names`."""
 
     @abstractmethod
-    def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0) -> str:
+    def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
         """A full answer in the prompt's format for the present state.
 
-        With probability `noise` in [0, 1] the action, and the thought with it, is uniformly random and not
-        the expert's. Draws only from `rng`.
+        With probability `noise` in [0, 1] the action, and the thought with it, is not the expert's but `habit`, or
+        uniformly random where no habit is given. Draws only from `rng`.
         """
+
+    def with_noise(self, action: str, rng: np.random.Generator, noise: float, habit: str) -> str:
+        """The expert's `action`, or in a share `noise` of calls the habit or a random action; for `expert_utterance`.
+
+        Raises ValueError for a habit that is not one of `action_words`.
+        """
+        if habit and habit not in self.action_words:
+            raise ValueError(f"a habit must be one of {', '.join(self.action_words)}, not {habit!r}")
+        if rng.random() >= noise:
+            return action
+        return habit or self.action_words[int(rng.integers(len(self.action_words)))]
 
     @abstractmethod
     def _set_state(self, state: dict[str, Any] | None) -> None:

@@ -67,10 +67,8 @@ class NumberLine(TextActionEnv):
     def state_labels(self) -> NDArray[np.int32]:
         return np.array([self._current, self._target], dtype=np.int32)
 
-    def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0) -> str:
-        action = "+" if self._target > self._current else "-"
-        if rng.random() < noise:
-            action = self.action_words[int(rng.integers(len(self.action_words)))]
+    def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
+        action = self.with_noise("+" if self._target > self._current else "-", rng, noise, habit)
         return (
             f'{{"current number": "{self._current}", "target number": "{self._target}", '
             f'"thoughts": "the current number is {self._current} and the target is {self._target} '
