@@ -49,8 +49,10 @@ def test_the_value_is_that_of_the_last_prompt_token(tiny, batch):
     with torch.no_grad():
         values = _run(policy, batch).values
         for row, length in enumerate(batch.prompt_lengths.tolist()):
-            images = {name: batch.model_inputs[name][row : row + 1] for name in ("pixel_values", "pixel_attention_mask")}
-            hidden = policy.hf_model.model(input_ids=batch.model_inputs["input_ids"][row : row + 1, :length], **images)
+            inputs = {name: tensor[row : row + 1] for name, tensor in batch.model_inputs.items()}
+            inputs["input_ids"] = inputs["input_ids"][:, :length]
+            del inputs["attention_mask"]
+            hidden = policy.hf_model.model(**inputs)
             expected = policy.value_head(hidden.last_hidden_state[0, -1])[0]
             torch.testing.assert_close(values[row], expected, atol=1e-5, rtol=0)
 
