@@ -268,7 +268,11 @@ def require_cpu_torch() -> None:
 
 
 def run_quietly(command: "list[str]") -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    """The command's result and output; one that cannot even be started (half written, say) failed with code 126."""
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    except OSError:
+        return subprocess.CompletedProcess(command, 126, "", "")
 
 
 def run_or_lack(command: "list[str]", otherwise: str) -> None:
