@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from actors.environment_restarts import RestartPolicy
@@ -161,6 +162,14 @@ def learner_options(config: RunConfig, model_path: str, publishing: PublishOptio
         ),
         publishing=publishing,
     )
+
+
+def warm_start_learner_options(config: RunConfig, model_path: str) -> LearnerOptions:
+    """The learner of supervised fine-tuning: the run's, but for AdamW, whose settings there are those that suit fitting
+    a model from scratch and not the small careful steps of reinforcement learning."""
+    options = learner_options(config, model_path)
+    engine = replace(options.engine, betas=(0.9, 0.98), epsilon=1e-8, weight_decay=0.01, gradient_clip=1.0)
+    return replace(options, engine=engine, lora=None if config.warm_start.make_model else options.lora)
 
 
 def supervised_options(config: RunConfig) -> SupervisedOptions:

@@ -77,7 +77,6 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
     from cluster.console import Console
     from cluster.metrics import MetricsWriter
     from cluster.ray_runtime import ray_session
-    from cluster.report import write_report
 
     title = f"{config.name} · {config.mode} · entropy {config.entropy.mode} · seed {config.seed}"
     run.summary.unlink(missing_ok=True)
@@ -94,6 +93,8 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
         aside = run.summary.with_suffix(".tmp")
         aside.write_text(json.dumps(summary, indent=1), encoding="utf-8")
         aside.rename(run.summary)
+        from cluster.report import write_report
+
         write_report(run.path)
         return summary
     finally:

@@ -205,7 +205,7 @@ def _make_and_pretrain(
 def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, aside: Path) -> None:
     """Supervised fine-tuning of the model at `start`; leaves a whole model folder at `aside / "model"`."""
     from actors.chat import ChatProcessor
-    from cluster.mapping import learner_options, rank_resources, supervised_options
+    from cluster.mapping import rank_resources, supervised_options, warm_start_learner_options
     from cluster.progress import progress_bar
     from learner.group import LearnerFailed, LearnerGroup
 
@@ -213,7 +213,7 @@ def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, aside: Path
     batch = demonstration_batch(shown, chat, config)
     steps = config.warm_start.steps
     try:
-        learner = LearnerGroup(learner_options(config, start), config.learner.ranks, rank_resources(config))
+        learner = LearnerGroup(warm_start_learner_options(config, start), config.learner.ranks, rank_resources(config))
         try:
             with progress_bar("fine-tuning", steps) as advance:
                 learner.begin_supervised(batch, supervised_options(config))
