@@ -1,0 +1,36 @@
+"""Learning rates as functions of the step."""
+
+from __future__ import annotations
+
+import pytest
+
+from learner.options import ScheduleOptions
+from learner.schedules import learning_rate, warm_up_and_decay
+
+
+def test_cosine_goes_from_start_to_final_over_the_updates():
+    schedule = ScheduleOptions(learning_rate=1e-3, final_learning_rate=1e-4, total_updates=5)
+    rates = [learning_rate(schedule, 1e-3, update) for update in range(7)]
+    assert rates[0] == pytest.approx(1e-3)
+    assert rates[2] == pytest.approx((1e-3 + 1e-4) / 2)
+    assert rates[4:] == pytest.approx([1e-4] * 3)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_constant_stays():
+    schedule = ScheduleOptions(learning_rate=1e-3, shape="constant", total_updates=5)
+    assert {learning_rate(schedule, 2e-3, update) for update in range(9)} == {2e-3}
+
+
+def test_a_course_of_one_update_starts_at_the_start():
+    assert learning_rate(ScheduleOptions(learning_rate=1e-3, total_updates=1), 1e-3, 0) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 250])
+def test_warm_up_reaches_the_peak_and_decay_never_quite_zero(steps):
+    rates = [warm_up_and_decay(3e-3, step, steps, 0.1) for step in range(steps)]
+    assert max(rates) == pytest.approx(3e-3)
+    assert min(rates) > 0
+    peak = rates.index(max(rates))
+    assert rates[: peak + 1] == sorted(rates[: peak + 1])
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
