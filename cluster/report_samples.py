@@ -1,0 +1,127 @@
+"""Sample episodes for the report: of the first and the last update, a success and a failure each."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from actors.trajectory import INFRASTRUCTURE_END_REASONS, SchemaMismatch, TrajectoryBatch, TrajectoryLog, decode_png
+from scoring.pictures import shade_html
+
+if TYPE_CHECKING:
+    from actors.chat import ChatProcessor
+
+#: Longest side of a screenshot in the report, pixels; larger ones are made smaller.
+PICTURE_SIDE = 480
+#: Steps shown of an episode.
+STEPS_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStep:
+    """One step, ready for the page. picture: a data URI, or None if the log lost it. answer: HTML, escaped."""
+
+    number: int
+    picture: str | None
+    answer: str
+    action: str
+    valid: bool
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleEpisode:
+    """An episode that went well or did not. steps: its first ones; length: how many there were."""
+
+    update: int
+    success: bool
+    episode_return: float
+    end_reason: str
+    prompt: str
+    length: int
+    steps: tuple[SampleStep, ...]
+
+
+def sample_episodes(folder: Path, chat: ChatProcessor | None) -> list[SampleEpisode]:
+    """Samples from a run's trajectory log; none where there is no log yet.
+
+    chat: the model's own tokenizer, for the text of single tokens; without it the answers are not shaded.
+    """
+    if not folder.is_dir():
+        return []
+    log = TrajectoryLog(folder)
+    updates = log.updates()
+    samples = []
+    for update in sorted({updates[0], updates[-1]}) if updates else []:
+        try:
+            batch = log.read(update)
+        except SchemaMismatch:
+            continue
+        for wanted in (True, False):
+            piece = choose_episode(batch, wanted)
+            if piece is not None:
+                samples.append(_episode(batch, piece, update, chat))
+    return samples
+
+
+def choose_episode(batch: TrajectoryBatch, success: bool) -> slice | None:
+    """The first episode with that outcome (return above 0 is success) that fits on the page; else the shortest such.
+
+    Episodes that their environment's failure cut off are no examples of either.
+    """
+    rewards, ends = batch.column("reward"), batch.column("end_reason")
+    fitting = [
+        piece
+        for piece in batch.episode_slices()
+        if ends[piece.stop - 1] not in INFRASTRUCTURE_END_REASONS and (float(rewards[piece].sum()) > 0) == success
+    ]
+    readable = [piece for piece in fitting if 2 <= piece.stop - piece.start <= STEPS_SHOWN]
+    return readable[0] if readable else min(fitting, key=lambda piece: piece.stop - piece.start, default=None)
+
+
+def shaded_answer(row: dict[str, Any], chat: ChatProcessor | None) -> str:
+    """HTML of a step's answer, each token shaded by its influence where that was measured; everything escaped."""
+    ids, influence = row["response_ids"], row["influence"]
+    if chat is None or not ids:
+        return shade_html([row["utterance"] or ""], [0.0])
+    if influence is None or len(influence) != len(ids):
+        influence = np.zeros(len(ids))
+    return shade_html(chat.token_texts(ids), np.clip(np.nan_to_num(influence), 0.0, 1.0))
+
+
+def picture_uri(png: bytes) -> str:
+    """A stored screenshot as a data URI, made smaller if it is large."""
+    image = decode_png(png)
+    if max(image.size) > PICTURE_SIDE:
+        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG", optimize=True)
+        png = buffer.getvalue()
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _episode(batch: TrajectoryBatch, piece: slice, update: int, chat: ChatProcessor | None) -> SampleEpisode:
+    length = piece.stop - piece.start
+    rows: Sequence[dict[str, Any]] = batch.steps.slice(piece.start, length).to_pylist()
+    steps = tuple(
+        SampleStep(
+            number=row["step"] + 1,
+            picture=picture_uri(batch.images[row["image"]]) if row["image"] in batch.images else None,
+            answer=shaded_answer(row, chat),
+            action=row["action"] or "",
+            valid=bool(row["valid"]),
+            reward=float(row["reward"] or 0.0),
+        )
+        for row in rows[:STEPS_SHOWN]
+    )
+    total = sum(float(row["reward"] or 0.0) for row in rows)
+    return SampleEpisode(
+        update, total > 0, total, rows[-1]["end_reason"] or "", rows[0]["prompt"] or "", length, steps
+    )
