@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console as Terminal
 
@@ -113,6 +113,7 @@ def test_sparkline_of_a_ramp_rises_through_every_block() -> None:
     assert sparkline([], 10) == ""
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300), st.integers(1, 80))
 def test_sparkline_fits_its_width(values: list[float], width: int) -> None:
     line = sparkline(values, width)
