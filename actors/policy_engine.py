@@ -22,6 +22,9 @@ IMAGE_CACHE_GIB = 0.25
 class ModelNotServable(ValueError):
     """The named model is no vision-language model, or vLLM cannot serve it."""
 
+#: Tokens a CPU engine computes in one step: enough for many short prompts at once.
+MINIMUM_BATCHED_TOKENS = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyServerOptions:
@@ -125,7 +128,14 @@ def _engine_arguments(options: PolicyServerOptions) -> dict[str, Any]:
         "disable_log_stats": True,
     }
     if options.device == "cpu":
-        return arguments | {"enforce_eager": True, "kv_cache_memory_bytes": options.kv_cache_bytes}
+        return arguments | {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": options.kv_cache_bytes,
+            # A prompt computed in pieces takes its seeded generator back after each piece, which CPU generators cannot
+            # do: the engine would die of it.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(MINIMUM_BATCHED_TOKENS, options.max_model_len),
+        }
     return arguments | {"gpu_memory_utilization": options.gpu_memory_utilization}
 
 

@@ -12,12 +12,13 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 
+from actors.admission import BusyMeter, Gate
 from actors.generation import Generation, GenerationRequest
 from actors.policy_engine import (
     ModelNotServable,
@@ -51,21 +52,21 @@ class PolicyServer:
 
     def __init__(self, options: PolicyServerOptions, name: str, board: Any | None = None) -> None:
         """name: for error messages. board: handle of a `WeightBoard` actor, from which current weights are taken at a
-        start; None: serve the model's own. The engine starts with the first call, in the background of it."""
+        start; None: serve the model's own. Starts the engine in the background of the running event loop."""
         self._options = options
         self._name = name
         self._board = board
-        self._starting: asyncio.Task[None] | None = None
         self._broken: Exception | None = None
         self._current = asyncio.Event()  # set while the engine holds the weights it should
         self._pausing = asyncio.Lock()  # held while the engine's scheduler is paused
-        self._gate = _Gate()
-        self._meter = _BusyMeter()
+        self._gate = Gate()
+        self._meter = BusyMeter()
         self._verified_lengths: set[int] = set()
         self._request_ids = itertools.count()
         self._version = 0
         self._requests = 0
         self._generated_tokens = 0
+        self._starting = asyncio.get_running_loop().create_task(self._start())
 
     async def ready(self) -> dict[str, Any]:
         """Wait until the engine serves; returns `status()`. Raises `ModelNotServable`, TimeoutError."""
@@ -150,8 +151,6 @@ class PolicyServer:
     # ---------------------------------------------------------------- start
 
     async def _started(self) -> None:
-        if self._starting is None:
-            self._starting = asyncio.create_task(self._start())
         await asyncio.shield(self._starting)
         if self._broken is not None:
             raise self._broken
@@ -341,73 +340,6 @@ class PolicyServer:
         self._version = version
         self._current.set()
         return LoadReport(seconds=time.monotonic() - started, version=version)
-
-
-class _Gate:
-    """Many may be inside together, or one alone."""
-
-    def __init__(self) -> None:
-        self.inside = 0
-        self._alone = False
-        self._changed = asyncio.Condition()
-
-    @asynccontextmanager
-    async def shared(self) -> AsyncIterator[None]:
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._alone)
-            self.inside += 1
-        try:
-            yield
-        finally:
-            await self._leave()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._alone)
-            self._alone = True  # nobody comes in any more
-        try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self.inside == 0)
-                self.inside = 1
-            try:
-                yield
-            finally:
-                self.inside = 0
-        finally:
-            async with self._changed:
-                self._alone = False
-                self._changed.notify_all()
-
-    async def _leave(self) -> None:
-        async with self._changed:
-            self.inside -= 1
-            self._changed.notify_all()
-
-
-class _BusyMeter:
-    """Seconds during which at least one caller was being served."""
-
-    def __init__(self) -> None:
-        self._running = 0
-        self._since = 0.0
-        self._total = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return self._total + (time.monotonic() - self._since if self._running else 0.0)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        if self._running == 0:
-            self._since = time.monotonic()
-        self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
-            if self._running == 0:
-                self._total += time.monotonic() - self._since
 
 
 def _end_this_process(reason: str) -> None:

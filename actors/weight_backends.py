@@ -7,7 +7,6 @@ CPU machines where this is tested.
 
 from __future__ import annotations
 
-import re
 from _multiprocessing import sem_unlink
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -121,11 +120,19 @@ class WorkerExtension:
         Python keeps such a name until the process ends well; after a kill it would be left behind. Nothing opens these
         by name: the worker has no child processes.
         """
-        mapped = set(re.findall(r"/dev/shm/sem(\.mp-\w+)$", Path("/proc/self/maps").read_text(), re.MULTILINE))
-        for name in mapped:
-            semaphore = "/" + name.removeprefix(".")
-            sem_unlink(semaphore)
-            resource_tracker.unregister(semaphore, "semaphore")
+        # /proc/self/maps shows them under the temporary names that libc makes them with: tell them by inode.
+        mapped = {
+            int(line.split()[4]) for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/sem." in line
+        }
+        for path in Path("/dev/shm").glob("sem.mp-*"):
+            try:
+                own = path.stat().st_ino in mapped
+            except FileNotFoundError:
+                continue  # another process's, gone meanwhile
+            if own:
+                name = "/" + path.name.removeprefix("sem.")
+                sem_unlink(name)
+                resource_tracker.unregister(name, "semaphore")
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, CosoWeightTransferEngine)
