@@ -211,11 +211,26 @@ def _join(options: EngineOptions, place: RankPlace) -> None:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     # Else DeepSpeed compiles a C++ helper for CPU collectives at the first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="gloo" if on_cpu else "nccl",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timedelta(seconds=options.collective_deadline_s),
+    backend = "gloo" if on_cpu else "nccl"
+    deadline = timedelta(seconds=options.collective_deadline_s)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(
+            backend, store=_store(place, deadline), rank=place.rank, world_size=place.world_size, timeout=deadline
+        )
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=deadline)
+
+
+def _store(place: RankPlace, deadline: timedelta) -> Any:
+    """Where ranks find each other. Rank 0 listens at the given address only; PyTorch by itself listens on all."""
+    import socket
+
+    from torch.distributed import TCPStore
+
+    if place.rank > 0:
+        return TCPStore(place.address, place.port, place.world_size, False, deadline)
+    listening = socket.create_server((place.address, place.port), backlog=place.world_size)
+    return TCPStore(
+        place.address, place.port, place.world_size, True, deadline, master_listen_fd=listening.detach()
     )
 
 

@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -39,6 +40,8 @@ class Rank:
 
     def __init__(self, rank: int, world_size: int, port: int) -> None:
         self.place = RankPlace(rank, world_size, "127.0.0.1", port)
+        connections = psutil.Process().net_connections(kind="tcp")
+        self.ports_of_ray = {found.laddr for found in connections if found.status == psutil.CONN_LISTEN}
 
     def make(self, **options: object) -> None:
         self.engine = DeepSpeedEngine(EngineOptions(**{"gradient_clip": 0.5, **options}), self.place)
@@ -65,6 +68,12 @@ class Rank:
             self.last = self.engine.step()
             losses.append(self.engine.sum_over_ranks(np.array([total]))[0] / 8)
         return losses
+
+    def listening(self) -> list[str]:
+        """Addresses of this process's ports, without those that Ray opened before there was an engine."""
+        connections = psutil.Process().net_connections(kind="tcp")
+        opened = {connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN}
+        return [address.ip for address in opened - self.ports_of_ray]
 
     def report(self) -> tuple[float, dict[str, float]]:
         return self.last.gradient_norm, self.last.learning_rates
@@ -229,3 +238,9 @@ class Calls:
         import os
 
         return os.mkdir, (self.path,)
+
+
+def test_ranks_of_one_machine_listen_on_loopback_only(worlds):
+    on_all(worlds[2], "make", zero_stage=0)
+    addresses = {address for found in on_all(worlds[2], "listening") for address in found}
+    assert addresses == {"127.0.0.1"}

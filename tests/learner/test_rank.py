@@ -218,7 +218,7 @@ def test_lora_trains_adapters_alone_alike_on_one_rank_and_two(worlds, options, t
         assert trained != np.array_equal(start, expected[name]), name
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 3])
 def test_bfloat16_updates(worlds, options, trajectories, reference, stage):
     worlds[2].make(replace(options, engine=replace(options.engine, dtype="bfloat16", zero_stage=stage)))
     worlds[2].update(trajectories, 0)
