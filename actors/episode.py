@@ -74,8 +74,9 @@ class EpisodeRecorder:
         """The first observation, as reset() returned it."""
         self._see(observation)
 
-    def request(self) -> GenerationRequest:
-        """What to ask of the policy now; its seed depends on run, episode and step alone."""
+    def request(self, seeded: bool = True) -> GenerationRequest:
+        """What to ask of the policy now. Its seed depends on run, episode and step alone; without one, the engine
+        draws (which is faster, and as good where answers depend on timing anyway)."""
         sequence = np.random.SeedSequence([self._run_seed, self.spec.seed, len(self._rows)])
         return GenerationRequest(
             prompt=self._prompt,
@@ -83,7 +84,7 @@ class EpisodeRecorder:
             png=self._images[self._image],
             temperature=self.spec.temperature,
             max_new_tokens=self._max_new_tokens,
-            seed=int(sequence.generate_state(1)[0]) >> 1,
+            seed=int(sequence.generate_state(1)[0]) >> 1 if seeded else None,
         )
 
     def record(

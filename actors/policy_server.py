@@ -199,6 +199,14 @@ class PolicyServer:
             await self._load(update)
             return
 
+    def _end_with_engine(self, error: Exception) -> None:
+        """End this process if the error is the engine's death, which can show here before its process is gone: a caller
+        told of an actor's death tries again, a caller told of an error does not."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if isinstance(error, EngineDeadError):
+            _end_this_process(f"{self._name}: the vLLM engine died")
+
     # ---------------------------------------------------------------- answers
 
     @asynccontextmanager
@@ -213,6 +221,9 @@ class PolicyServer:
                     yield
         except TimeoutError as error:
             raise TimeoutError(f"{failure} within {deadline_s:.0f} s (policy_server.generate_deadline_s)") from error
+        except Exception as error:
+            self._end_with_engine(error)
+            raise
 
     async def _render(self, requests: Sequence[GenerationRequest]) -> list[Any]:
         """Requests as vLLM's engine inputs: prompts tokenised, images processed."""
@@ -331,6 +342,7 @@ class PolicyServer:
                 await self._engine.update_weights(request)
                 await self._engine.finish_weight_update(str(version))
             except Exception as error:
+                self._end_with_engine(error)
                 # Some of its weights are new and some old: it must not answer again.
                 self._broken = WeightTransferError(
                     f"{self._name} could not load weights version {version} and answers no more until it is "

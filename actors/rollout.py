@@ -82,6 +82,7 @@ class RolloutWorker:
         self._restarts = 0
         self._failures: Counter[str] = Counter()
         self._evaluations: deque[tuple[EpisodeSpec, asyncio.Future[TrajectoryBatch | None]]] = deque()
+        self._evaluation_called = asyncio.Event()
         self._slot_tasks: list[asyncio.Task[None]] = []
         self._steps = 0
         self._generate_seconds = 0.0
@@ -194,6 +195,7 @@ class RolloutWorker:
             future: asyncio.Future[TrajectoryBatch | None] = asyncio.get_running_loop().create_future()
             self._evaluations.append((EpisodeSpec(f"evaluation-{seed}", seed, temperature), future))
             futures.append(future)
+        self._evaluation_called.set()
         batches = await asyncio.gather(*futures)
         kept = [batch for batch in batches if batch is not None]
         return EvaluationResult(TrajectoryBatch.concatenate(kept), len(batches) - len(kept))
@@ -208,24 +210,44 @@ class RolloutWorker:
             count += 1
 
     async def _run_slot(self, slot: int, training: Iterator[EpisodeSpec]) -> None:
+        """Episode after episode. A finished one is delivered to the stream before the next begins; while a full stream
+        keeps it waiting, the environment is still there for evaluation (which would otherwise wait for a learner that
+        waits for it)."""
+        delivery: asyncio.Future[float] | None = None
         while True:
             if self._evaluations:
-                spec, future = self._evaluations.popleft()
-                for _ in range(EVALUATION_ATTEMPTS):
-                    recorder = await self._run_episode(spec, slot)
-                    if not recorder.failed:
-                        break
-                future.set_result(None if recorder.failed else recorder.batch())
-                continue
-            recorder = await self._run_episode(next(training), slot)
-            if len(recorder) and self._stream is not None:
-                self._stream_wait_seconds += await self._stream.put.remote(recorder.batch())
+                await self._run_evaluation(slot)
+            elif delivery is not None and not delivery.done():
+                self._evaluation_called.clear()
+                call = asyncio.ensure_future(self._evaluation_called.wait())
+                await asyncio.wait({delivery, call}, return_when=asyncio.FIRST_COMPLETED)
+                call.cancel()
+            else:
+                if delivery is not None:
+                    self._stream_wait_seconds += delivery.result()
+                recorder = await self._run_episode(next(training), slot)
+                delivery = asyncio.ensure_future(self._deliver(recorder.batch())) if len(recorder) else None
+
+    async def _deliver(self, episode: TrajectoryBatch) -> float:
+        """Put an episode into the stream; returns the seconds waited there."""
+        assert self._stream is not None
+        return await self._stream.put.remote(episode)
+
+    async def _run_evaluation(self, slot: int) -> None:
+        """The next evaluation episode, tried again where its environment fails."""
+        spec, future = self._evaluations.popleft()
+        for _ in range(EVALUATION_ATTEMPTS):
+            recorder = await self._run_episode(spec, slot)
+            if not recorder.failed:
+                break
+        if not future.done():
+            future.set_result(None if recorder.failed else recorder.batch())
 
     async def _run_episode(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
         recorder = self._recorder(spec, slot)
         if await self._begin(recorder, slot):
             while not recorder.over:
-                await self._step(recorder, slot, await self._ask(slot, recorder.request()))
+                await self._step(recorder, slot, await self._ask(slot, recorder.request(seeded=False)))
         return recorder
 
     # ---------------------------------------------------------------- shared
@@ -295,9 +317,11 @@ class RolloutWorker:
             left = deadline - time.monotonic()
             try:
                 return await asyncio.wait_for(call(server), max(left, 0.1))
-            except RayTaskError:
-                raise  # the server is alive and says what is wrong with the request
-            except (RayActorError, TimeoutError) as error:
+            except (RayActorError, TimeoutError, RayTaskError) as error:
+                # A server that is alive and says what is wrong with the request would say it again; one that was too
+                # busy to answer in time might not.
+                if isinstance(error, RayTaskError) and not isinstance(error, TimeoutError):
+                    raise
                 if time.monotonic() >= deadline:
                     raise TimeoutError(
                         f"no policy server answered rollout worker {self._worker} within "

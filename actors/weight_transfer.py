@@ -120,7 +120,7 @@ class GlooGroup:
         dist: Any = torch_distributed  # its gloo classes come from C++ and have no complete types
         timeout = timedelta(seconds=deadline_s)
         try:
-            store = dist.TCPStore(address, port, world_size, is_master=rank == 0, timeout=timeout)
+            store = meeting_place(address, port, rank, world_size, timeout)
             options = dist.ProcessGroupGloo._Options()
             options._timeout = timeout
             if address.startswith("127."):  # one machine: listen on loopback only
@@ -147,6 +147,18 @@ class GlooGroup:
                 f"the broadcast of weights broke off at rank {self._rank}: {str(error).splitlines()[0]}. "
                 "Connect learner and servers anew."
             ) from error
+
+
+def meeting_place(address: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
+    """A store where ranks find each other. Rank 0 listens at `address` only; PyTorch by itself listens on all."""
+    import socket
+
+    from torch.distributed import TCPStore
+
+    if rank > 0:
+        return TCPStore(address, port, world_size, False, timeout)
+    listening = socket.create_server((address, port), backlog=world_size)
+    return TCPStore(address, port, world_size, True, timeout, master_listen_fd=listening.detach())
 
 
 def check_readable(update: WeightUpdate) -> None:

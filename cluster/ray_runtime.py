@@ -74,10 +74,11 @@ def require_resources(config: RunConfig, available: dict[str, float], where: str
 
 
 @contextmanager
-def ray_session(config: RunConfig) -> Iterator[Path]:
+def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
     """Ray for the length of the block; yields a short temporary folder that is removed with it.
 
-    A Ray started here listens on loopback only and ends with the block, whatever ends it.
+    A Ray started here listens on loopback only and ends with the block, whatever ends it. If that is an error, what
+    the actors printed is first saved to `logs`.
     """
     if config.cluster.address is None:
         require_resources(config, {"CPU": local_cpus(config), "GPU": float(_local_gpus())}, "this machine")
@@ -106,9 +107,22 @@ def ray_session(config: RunConfig) -> Iterator[Path]:
             _join(config, common)
             require_resources(config, ray.cluster_resources(), f"the cluster at {config.cluster.address}")
         yield temporary
+    except Exception:
+        if logs is not None:
+            _save_actor_logs(temporary / "ray", logs)
+        raise
     finally:
         ray.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_actor_logs(ray_folder: Path, logs: Path) -> None:
+    """Copy what the actors printed, where it is anything at all."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for pattern in ("worker-*.err", "worker-*.out"):
+        for path in ray_folder.glob(f"session_2*/logs/{pattern}"):
+            if path.stat().st_size:
+                shutil.copy(path, logs)
 
 
 def _join(config: RunConfig, common: dict[str, Any]) -> None:

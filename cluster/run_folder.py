@@ -1,6 +1,6 @@
 """`runs/NAME/`: what a run leaves on disk, and what a resumed run starts from.
 
-config.yaml  metrics.jsonl  tensorboard/  trajectories/  checkpoints/step_N/  report.html  summary.json
+config.yaml  metrics.jsonl  tensorboard/  trajectories/  checkpoints/step_N/  report.html  summary.json  logs/
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
+        self.logs = path / "logs"  # what the actors printed, if the run failed
 
     @classmethod
     def create(cls, config: RunConfig, overwrite: bool = False) -> RunFolder:

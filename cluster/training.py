@@ -86,7 +86,7 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
         try:
             with Console(title, config.training.updates, config.logging.console) as console:
                 console.stage("starting Ray")
-                with ray_session(config) as temporary:
+                with ray_session(config, run.logs) as temporary:
                     summary = asyncio.run(_controlled(config, run, progress or Progress(), writer, console, temporary))
         finally:
             writer.close()

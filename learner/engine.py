@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.weight_transfer import meeting_place
 from learner.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -214,24 +215,11 @@ def _join(options: EngineOptions, place: RankPlace) -> None:
     backend = "gloo" if on_cpu else "nccl"
     deadline = timedelta(seconds=options.collective_deadline_s)
     if not torch.distributed.is_initialized():
+        store = meeting_place(place.address, place.port, place.rank, place.world_size, deadline)
         torch.distributed.init_process_group(
-            backend, store=_store(place, deadline), rank=place.rank, world_size=place.world_size, timeout=deadline
+            backend, store=store, rank=place.rank, world_size=place.world_size, timeout=deadline
         )
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=deadline)
-
-
-def _store(place: RankPlace, deadline: timedelta) -> Any:
-    """Where ranks find each other. Rank 0 listens at the given address only; PyTorch by itself listens on all."""
-    import socket
-
-    from torch.distributed import TCPStore
-
-    if place.rank > 0:
-        return TCPStore(place.address, place.port, place.world_size, False, deadline)
-    listening = socket.create_server((place.address, place.port), backlog=place.world_size)
-    return TCPStore(
-        place.address, place.port, place.world_size, True, deadline, master_listen_fd=listening.detach()
-    )
 
 
 def _loopback_interface() -> str:
