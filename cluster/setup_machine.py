@@ -53,12 +53,15 @@ def preflight(profile: str) -> None:
     require_platform(platform.system(), platform.machine())
     require_glibc(platform.libc_ver())
     require_modules(find_missing_modules())
-    require_compiler(shutil.which("cc") or shutil.which("gcc") or shutil.which("clang"))
     require_memory(memory_bytes())
     require_disk(shutil.disk_usage(str(ROOT)).free, profile, ROOT)
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if profile == "cpu":
         require_avx2(read_text(Path("/proc/cpuinfo")))
+        if compiler is None:
+            print("setup: note: there is no C compiler; demo and training do without, torch.compile and offload do not")
     else:
+        require_compiler(compiler)
         require_headers(Path(sysconfig.get_path("include")))
         require_gpu(Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
 
@@ -109,7 +112,7 @@ def require_modules(missing: "list[str]") -> None:
 def require_compiler(path: "str | None") -> None:
     if path is None:
         raise MachineLacks(
-            "a C compiler is needed (PyTorch, Triton and DeepSpeed build small helpers with it while running); "
+            "a C compiler is needed (Triton and DeepSpeed build their kernels with it while running); "
             "install gcc (Debian and Ubuntu: apt-get install build-essential)"
         )
 

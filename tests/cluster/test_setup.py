@@ -59,6 +59,18 @@ def test_a_machine_that_has_everything_passes() -> None:
     setup_machine.require_gpu(True)
 
 
+def test_without_a_compiler_the_cpu_profile_goes_on_with_a_note_and_the_gpu_profile_stops(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(setup_machine.shutil, "which", lambda name: None)
+    monkeypatch.setattr(setup_machine, "DISK_BYTES", {"cpu": 0, "gpu": 0})
+    monkeypatch.setattr(setup_machine, "read_text", lambda path: "avx2")
+    setup_machine.preflight("cpu")
+    assert "no C compiler" in capsys.readouterr().out
+    with pytest.raises(MachineLacks, match="C compiler"):
+        setup_machine.preflight("gpu")
+
+
 def test_memory_is_that_of_this_machine() -> None:
     import psutil
 
