@@ -54,7 +54,8 @@ class TrajectoryStream:
             self._wanted = steps
             self._changed.notify_all()
             try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._steps >= steps), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait_for(lambda: self._steps >= steps)
             except TimeoutError:
                 return None
             taken = []

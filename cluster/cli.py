@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 
 from cluster.config import RunConfig
-from cluster.config_files import load_config, to_yaml, validate
+from cluster.config_files import load_config, parse_value, to_yaml, validate
 from cluster.errors import CosoError
 
 app = typer.Typer(
@@ -154,7 +155,7 @@ def show_config(
 
 
 def _config(words: list[str]) -> RunConfig:
-    files = [word for word in words if word.endswith((".yaml", ".yml"))]
+    files = [word for word in words if word.endswith((".yaml", ".yml")) and not re.match(r"[\w.]+=", word)]
     return load_config(files, [word for word in words if word not in files])
 
 
@@ -165,6 +166,8 @@ def _per_seed(config: RunConfig, seed: str | None) -> list[RunConfig]:
         seeds = [int(part) for part in seed.split(",")]
     except ValueError:
         raise CosoError(f"--seed {seed!r} is not a number nor a list of numbers like 1,2,3") from None
+    if len(set(seeds)) < len(seeds):
+        raise CosoError(f"--seed {seed!r} names a seed twice; each is a run of its own")
     values = config.model_dump()
     if len(seeds) == 1:
         return [validate({**values, "seed": seeds[0]})]
@@ -172,14 +175,12 @@ def _per_seed(config: RunConfig, seed: str | None) -> list[RunConfig]:
 
 
 def _keyword_arguments(words: list[str]) -> dict[str, object]:
-    import yaml
-
     arguments = {}
     for word in words:
         key, separator, value = word.partition("=")
         if not separator:
             raise CosoError(f"environment argument {word!r} is not of the form key=value")
-        arguments[key] = yaml.safe_load(value)
+        arguments[key] = parse_value(value, word)
     return arguments
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,26 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.config import RunConfig
 from cluster.errors import CosoError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-5 is a number, as in YAML 1.2 and unlike in 1.1, and a date is text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: text that looks like a number to it is quoted."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+    _side.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in _side.yaml_implicit_resolvers.items()
+    }
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
@@ -52,7 +73,15 @@ def validate(values: dict[str, Any], sources: dict[str, str] | None = None) -> R
 
 def to_yaml(config: RunConfig) -> str:
     """The config as YAML that `load_config` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=100)
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, width=100)
+
+
+def parse_value(text: str, word: str) -> Any:
+    """The value of a `key=value` word of the command line, read as YAML. Raises `CosoError` naming the word."""
+    try:
+        return yaml.load(text, Loader=_Loader) if text else ""
+    except (yaml.YAMLError, ValueError):
+        raise CosoError(f"{word!r}: the value is not valid YAML; quote it") from None
 
 
 def valid_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
@@ -79,8 +108,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise CosoError(f"config file {path} cannot be read: {error}") from None
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
         raise CosoError(f"config file {path} is not valid YAML: {error}") from None
     if values is None:
         return {}
@@ -93,10 +122,7 @@ def _parse_override(word: str) -> dict[str, Any]:
     key, separator, text = word.partition("=")
     if not separator or not key.strip():
         raise CosoError(f"override {word!r} is not of the form key.sub=value, for instance training.updates=10")
-    try:
-        value: Any = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise CosoError(f"override {word!r}: the value is not valid YAML; quote it") from None
+    value = parse_value(text, word)
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return value
@@ -118,6 +144,8 @@ def _explain(problem: Any, sources: dict[str, str]) -> str:
         hint = f"; the nearest valid key is {near[0]!r}" if near else "; `coso config` lists the valid keys"
         return f"unknown config key {key!r}{where}{hint}"
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_type":
+        message += " (quote what YAML would read as something else)"
     if problem["type"] == "value_error":
         return f"config{where}: {message}"
     return f"config key {key!r}{where}: {message}, got {problem['input']!r}"

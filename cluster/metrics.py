@@ -17,18 +17,19 @@ TIMING_PREFIXES = ("time/", "speed/", "memory/", "queue/", "bytes/", "mean_secon
 
 
 class MetricsWriter:
-    """Appends one row per update. `resume_from`: rows of later updates are dropped, to be made again."""
+    """Appends one row per update. `resume_from`: rows of later updates are dropped, to be made again; 0, for a run
+    without a checkpoint, drops all, since such a run measures its start again too."""
 
     def __init__(self, run: RunFolder, config: RunConfig, resume_from: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = run.metrics
         if resume_from is not None:
-            kept = [row for row in read_metrics(self._path) if row["update"] <= resume_from]
+            kept = [row for row in read_metrics(self._path) if resume_from and row["update"] <= resume_from]
             aside = self._path.with_suffix(".tmp")
             aside.write_text("".join(_line(row) for row in kept), encoding="utf-8")
             aside.rename(self._path)
-        purge = None if resume_from is None else resume_from + 1
+        purge = None if resume_from is None else resume_from and resume_from + 1
         self._tensorboard = SummaryWriter(str(run.tensorboard), purge_step=purge)
         self._wandb = _start_wandb(run, config) if config.logging.wandb_project else None
 

@@ -88,7 +88,7 @@ class RunFolder:
             process = psutil.Process(int(owner["pid"]))
             if process.pid != os.getpid() and abs(process.create_time() - owner["started"]) < 1.0:
                 raise CosoError(f"{self.path} is in use by process {process.pid}; wait for it or end it first")
-        except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
             pass  # never locked, or its owner is gone
         mine = psutil.Process()
         path.write_text(json.dumps({"pid": mine.pid, "started": mine.create_time()}), encoding="utf-8")
@@ -112,9 +112,8 @@ class RunFolder:
 
     def checkpoint_updates(self) -> list[int]:
         """Updates with a whole checkpoint, in order; one that was interrupted has no progress.json and is ignored."""
-        return sorted(
-            int(path.parent.name.removeprefix("step_")) for path in self.checkpoints.glob("step_*/progress.json")
-        )
+        names = [path.parent.name.removeprefix("step_") for path in self.checkpoints.glob("step_*/progress.json")]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def finish_checkpoint(self, progress: Progress, keep: int) -> None:
         """Mark the checkpoint whole by writing its progress last, then remove the oldest beyond `keep`."""
@@ -132,12 +131,12 @@ class RunFolder:
     def read_progress(self, update: int) -> Progress:
         path = self.checkpoint_path(update) / "progress.json"
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+            if (version := values.pop("schema_version", None)) != CHECKPOINT_SCHEMA_VERSION:
+                raise CosoError(
+                    f"checkpoint {path} has schema {version}; this program reads {CHECKPOINT_SCHEMA_VERSION}. "
+                    "Resume with the version of coso-rl that wrote it."
+                )
+            return Progress(**values)
+        except (OSError, ValueError, TypeError) as error:
             raise CosoError(f"checkpoint {path} cannot be read: {error}") from None
-        if (version := values.pop("schema_version", None)) != CHECKPOINT_SCHEMA_VERSION:
-            raise CosoError(
-                f"checkpoint {path} has schema {version}; this program reads {CHECKPOINT_SCHEMA_VERSION}. "
-                "Resume with the version of coso-rl that wrote it."
-            )
-        return Progress(**values)

@@ -22,8 +22,11 @@ async def answers(references: Sequence[Any], deadline_s: float, what: str) -> li
 
     tasks = [asyncio.ensure_future(one(reference)) for reference in references]
     try:
-        return await asyncio.wait_for(asyncio.gather(*tasks), deadline_s)
+        async with asyncio.timeout(deadline_s) as deadline:
+            return await asyncio.gather(*tasks)
     except TimeoutError:
+        if not deadline.expired():
+            raise  # one of the calls failed with it, and says what it waited for
         late = sum(not task.done() or task.cancelled() for task in tasks)
         share = f" ({late} of {len(tasks)} did not answer)" if len(tasks) > 1 else ""
         raise DeadlineExceeded(f"{what} did not finish within {deadline_s:.0f} s{share}") from None
