@@ -19,7 +19,7 @@ setup:
 	@$(PYTHON) cluster/setup_machine.py $(if $(PROFILE),--profile $(PROFILE))
 
 demo: setup
-	@test -e models/default || $(BIN)/coso warmstart configs/numberline.yaml
+	@test -e models/numberline || $(BIN)/coso warmstart configs/numberline.yaml
 	@$(BIN)/coso train configs/numberline.yaml --seed $(SEED) --overwrite
 
 test: setup

@@ -108,7 +108,7 @@ class WeightSyncConfig(Section):
     deadline_s: PositiveFloat = Field(120.0, description="Deadline for every server to swap, seconds.")
     check_every: Count = Field(
         1,
-        description="After every n-th swap, compare a live engine's log-probabilities on a fixed prompt with the "
+        description="After every n-th swap, compare a live engine's log-probabilities on one prompt with the "
         "learner's; 0: never.",
     )
     check_tolerance: PositiveFloat = Field(

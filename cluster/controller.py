@@ -54,6 +54,7 @@ class Controller:
         self._logged = set(self._log.updates())
         self._started = time.monotonic() - progress.wall_seconds
         self._checkpointed = progress.update
+        self._last_checkpoint: Metrics = {}  # its time, told in the next row: a row is written before its checkpoint
         self.last_evaluation: Metrics = {}
 
     async def run(self) -> None:
@@ -73,6 +74,8 @@ class Controller:
             self._progress.environment_steps += len(batch)
             if self._due(update, self._config.training.evaluate_every):
                 row |= await self.evaluate()
+            row |= self._last_checkpoint
+            self._last_checkpoint = {}
             row |= self._machine_metrics(batch, time.monotonic() - started)
             self._write(row)
             if self._due(update, self._config.training.checkpoint_every):
@@ -128,7 +131,8 @@ class Controller:
         self._stage(f"update {update}: training on {len(batch)} steps")
         row |= lag_metrics(batch, update - 1)
         with _timed(row, "time/update"):
-            row |= await self._with_learner(lambda: self._system.learner.update(batch, update - 1), update - 1)
+            trained = await self._with_learner(lambda: self._system.learner.update(batch, update - 1), update - 1)
+        row |= {f"learner/{name}": value for name, value in trained.items()}
         return row
 
     async def _publish(self, version: int) -> Metrics:
@@ -163,8 +167,7 @@ class Controller:
         self._stage("writing a checkpoint")
         self._run.require_space()
         folder = self._run.checkpoint_path(self._progress.update)
-        row: Metrics = {}
-        with _timed(row, "time/checkpoint"):
+        with _timed(self._last_checkpoint, "time/checkpoint"):
             await self._with_learner(
                 lambda: self._system.learner.save_checkpoint(folder / "learner"), self._progress.update
             )

@@ -135,7 +135,7 @@ class System:
         row["time/scorers_busy"] = row.pop("scoring/scorer_seconds")
         row.pop("scoring/seconds")
         first = batch.steps.slice(0, 1).to_pylist()[0]
-        self._probe = self._probe or (first["prompt"], first["image"], batch.images[first["image"]])
+        self._probe = (first["prompt"], first["image"], batch.images[first["image"]])
         return batch.with_influence(influence), row
 
     async def publish(self, version: int) -> dict[str, float]:
@@ -147,7 +147,7 @@ class System:
         return {"time/swap": max(report.seconds for report in reports.values())}
 
     async def check_sync(self, version: int) -> dict[str, float]:
-        """Compare a live engine's log-probabilities with the learner's on one fixed prompt.
+        """Compare a live engine's log-probabilities with the learner's on one prompt, the first of the last batch.
 
         Catches whatever a swap can leave stale: a tied head, a cache. Raises `CosoError` beyond the tolerance.
         """

@@ -1,0 +1,163 @@
+"""Whole runs through the command line: determinism, resume, recovery from kills, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.metrics import read_metrics, without_timings
+from tests.cluster.conftest import Coso
+
+pytestmark = pytest.mark.timeout(600)
+
+SYNC = ["configs/sync.yaml", "training.updates=4", "training.checkpoint_every=2", "training.evaluate_every=2"]
+
+
+def wait_until(condition: Callable[[], Any], deadline_s: float, what: str, process: subprocess.Popen[str]) -> Any:
+    """The condition's first true value; fails when the deadline passes or the run ends before."""
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        if process.poll() is not None:
+            output = process.stdout.read() if process.stdout else ""
+            pytest.fail(f"the run ended while waiting for {what}:\n{output}")
+        time.sleep(0.2)
+    process.kill()
+    pytest.fail(f"{what} did not happen within {deadline_s:.0f} s")
+
+
+def last_update(run: Path) -> int:
+    rows = read_metrics(run / "metrics.jsonl")
+    return int(rows[-1]["update"]) if rows else -1
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def member(process: subprocess.Popen[str], pattern: str) -> psutil.Process | None:
+    """A process of the run whose title or command line matches."""
+    for child in family(process):
+        try:
+            if re.search(pattern, " ".join(child.cmdline())):
+                return child
+        except psutil.Error:
+            continue
+    return None
+
+
+def assert_nothing_left(members: list[psutil.Process], shared_before: set[str], folders_before: set[str]) -> None:
+    _, alive = psutil.wait_procs(members, timeout=20)
+    alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not alive, f"processes of the run are left: {[(p.pid, p.cmdline()) for p in alive]}"
+    assert shared_memory_files() <= shared_before
+    assert temporary_folders() <= folders_before
+
+
+def shared_memory_files() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("coso", "sem.mp", "psm_", "plasma"))}
+
+
+def temporary_folders() -> set[str]:
+    import tempfile
+
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("coso-")}
+
+
+def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso) -> None:
+    first = coso.train("first", *SYNC)
+    rows = without_timings(read_metrics(first / "metrics.jsonl"))
+    assert [row["update"] for row in rows] == [0, 1, 2, 3, 4]
+
+    # The second run of the same seed is killed after its checkpoint, driver first, as a machine's reboot would.
+    second = coso.folder / "second"
+    process = coso.start("train", *coso.words, "name=second", *SYNC)
+    wait_until(lambda: last_update(second) >= 3, 240, "update 3", process)
+    members = family(process)
+    process.kill()
+    process.wait(30)
+    psutil.wait_procs(members, timeout=30)
+    assert (second / "checkpoints/step_2/progress.json").exists()
+    before_resume = without_timings(read_metrics(second / "metrics.jsonl"))
+    assert before_resume == rows[: len(before_resume)], "the same seed gave other metrics"
+
+    coso.run("resume", str(second))
+    assert without_timings(read_metrics(second / "metrics.jsonl")) == rows
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (first, second)]
+    for key in ("success_before", "success_after", "env_steps", "updates", "eval_episodes"):
+        assert summaries[0][key] == summaries[1][key]
+    assert "complete" in coso.run("resume", str(second), expect=1)
+
+
+def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) -> None:
+    shared, folders = shared_memory_files(), temporary_folders()
+    words = [
+        *coso.words,
+        "configs/two-of-each.yaml",
+        "environment.id=coso/SlowNumberLine-v0",
+        "environment.kwargs={invalid_action: penalty, mean_ms: 50}",
+        "name=killed",
+        "rollout.envs_per_worker=4",
+        "learner.minibatch=16",
+        "learner.micro_batch=8",
+        "training.updates=16",
+        "training.checkpoint_every=4",
+        "training.evaluate_every=0",
+    ]
+    process = coso.start("train", *words)
+    run = coso.folder / "killed"
+    wait_until(lambda: last_update(run) >= 1, 280, "the first update", process)
+    kills = [
+        ("policy server", r"^ray::PolicyServer"),
+        ("environment", r"actors\.environment_process"),
+        ("scorer", r"^ray::Scorer"),
+        ("learner", r"^ray::LearnerRank"),
+    ]
+    everyone: dict[int, psutil.Process] = {}
+    for kind, pattern in kills:
+        everyone |= {child.pid: child for child in family(process)}
+        victim = wait_until(lambda pattern=pattern: member(process, pattern), 60, f"a {kind}", process)
+        if kind == "environment":
+            victim = max(
+                (c for c in family(process) if re.search(pattern, " ".join(c.cmdline()))), key=lambda c: c.pid
+            )
+        os.kill(victim.pid, signal.SIGKILL)
+        at_least = last_update(run) + 2
+        wait_until(lambda at_least=at_least: last_update(run) >= min(at_least, 16), 200, f"going on after {kind}", process)
+    everyone |= {child.pid: child for child in family(process)}
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["updates"] == 16
+    for kind, _ in kills:
+        assert summary["recoveries_by_kind"].get(kind, 0) >= 1, summary
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "ecover" in report
+    assert_nothing_left(list(everyone.values()), shared, folders)
+
+
+def test_interrupting_a_run_ends_everything_and_saves_what_was_saved(coso: Coso) -> None:
+    shared, folders = shared_memory_files(), temporary_folders()
+    process = coso.start("train", *coso.words, "name=stopped", "training.updates=1000", "training.checkpoint_every=1")
+    run = coso.folder / "stopped"
+    wait_until(lambda: (run / "checkpoints/step_1/progress.json").exists(), 280, "a checkpoint", process)
+    members = family(process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, output
+    assert_nothing_left(members, shared, folders)
+    assert read_metrics(run / "metrics.jsonl")
