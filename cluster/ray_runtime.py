@@ -52,10 +52,10 @@ def total_resources(config: RunConfig) -> dict[str, float]:
     return {kind: sum(row[kind] for row in rows) for kind in ("CPU", "GPU")}
 
 
-def local_cpus(config: RunConfig) -> float:
-    """Logical CPUs that a Ray started on this machine offers."""
+def local_cpus(config: RunConfig) -> int:
+    """Logical CPUs that a Ray started on this machine offers: a whole number, at least 1."""
     cores = len(os.sched_getaffinity(0))
-    return cores * config.cluster.oversubscribe
+    return max(1, int(cores * config.cluster.oversubscribe))
 
 
 def require_resources(config: RunConfig, available: dict[str, float], where: str) -> None:
@@ -96,7 +96,7 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
         if config.cluster.address is None:
             ray.init(
                 address="local",
-                num_cpus=int(local_cpus(config)) or 1,
+                num_cpus=local_cpus(config),
                 include_dashboard=False,
                 object_store_memory=config.cluster.object_store_bytes,
                 _node_ip_address="127.0.0.1",

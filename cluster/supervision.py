@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import CosoError, DeadlineExceeded
 
@@ -83,7 +83,11 @@ class Supervisor:
         last_sign = time.monotonic()
         while True:
             try:
-                status: Mapping[str, Any] = await asyncio.wait_for(_await(actor.status.remote()), silence_deadline_s)
+                # asyncio.wait_for would lose a cancellation that comes together with the answer (Python 3.11).
+                async with asyncio.timeout(silence_deadline_s):
+                    status: Mapping[str, Any] = await actor.status.remote()
+            except RayTaskError:
+                raise  # it is alive and says what is wrong with it
             except (RayActorError, TimeoutError) as error:
                 if time.monotonic() - last_sign > silence_deadline_s:
                     raise DeadlineExceeded(
@@ -96,14 +100,13 @@ class Supervisor:
                 self.count(kind)
                 environment_restarts = 0
                 if on_restart is not None:
-                    await on_restart()
+                    try:
+                        await on_restart()
+                    except RayActorError:
+                        continue  # it died again meanwhile: the next process has a third id
             pid = status["pid"]
             if (restarts := status.get("restarts", 0)) > environment_restarts:
                 self.count("environment", restarts - environment_restarts)
                 environment_restarts = restarts
             self.status[name] = dict(status)
             await asyncio.sleep(WATCH_INTERVAL_S)
-
-
-async def _await(reference: Any) -> Any:
-    return await reference
