@@ -219,8 +219,9 @@ class RolloutWorker:
                 await self._run_evaluation(slot)
             elif delivery is not None and not delivery.done():
                 self._evaluation_called.clear()
-                call = asyncio.ensure_future(self._evaluation_called.wait())
-                await asyncio.wait({delivery, call}, return_when=asyncio.FIRST_COMPLETED)
+                call: asyncio.Future[Any] = asyncio.ensure_future(self._evaluation_called.wait())
+                waiting: set[asyncio.Future[Any]] = {delivery, call}
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 call.cancel()
             else:
                 if delivery is not None:

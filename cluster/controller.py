@@ -128,6 +128,7 @@ class Controller:
 
     async def _learn(self, update: int, batch: TrajectoryBatch) -> Metrics:
         row: Metrics = {}
+        self._system.probe_with(batch)
         self._stage(f"update {update}: training on {len(batch)} steps")
         row |= lag_metrics(batch, update - 1)
         with _timed(row, "time/update"):

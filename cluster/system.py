@@ -120,6 +120,11 @@ class System:
             await answers([w.start.remote(update) for w in self.workers], deadline, "starting the rollout workers")
             self._update = update
 
+    def probe_with(self, batch: TrajectoryBatch) -> None:
+        """Take the batch's first step as what the next `check_sync` asks."""
+        first = batch.steps.slice(0, 1).to_pylist()[0]
+        self._probe = (first["prompt"], first["image"], batch.images[first["image"]])
+
     def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, dict[str, float]]:
         """Train the SCM on the batch, then write every token's influence into it."""
         assert self.pool is not None
@@ -134,8 +139,6 @@ class System:
             row[f"influence/{rest}" if separator and not group else f"scoring/{name}"] = value
         row["time/scorers_busy"] = row.pop("scoring/scorer_seconds")
         row.pop("scoring/seconds")
-        first = batch.steps.slice(0, 1).to_pylist()[0]
-        self._probe = (first["prompt"], first["image"], batch.images[first["image"]])
         return batch.with_influence(influence), row
 
     async def publish(self, version: int) -> dict[str, float]:

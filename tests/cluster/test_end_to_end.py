@@ -136,8 +136,8 @@ def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) ->
                 (c for c in family(process) if re.search(pattern, " ".join(c.cmdline()))), key=lambda c: c.pid
             )
         os.kill(victim.pid, signal.SIGKILL)
-        at_least = last_update(run) + 2
-        wait_until(lambda at_least=at_least: last_update(run) >= min(at_least, 16), 200, f"going on after {kind}", process)
+        goal = min(last_update(run) + 2, 16)
+        wait_until(lambda goal=goal: last_update(run) >= goal, 200, f"going on without the {kind}", process)
     everyone |= {child.pid: child for child in family(process)}
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
