@@ -16,6 +16,9 @@ from cluster.config import RunConfig
 from cluster.config_files import load_config, parse_value, to_yaml, validate
 from cluster.errors import CosoError
 
+#: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="coso",
     help="Online reinforcement learning of vision-language agents with Counterfactual Soft RL (CoSo).",
@@ -215,7 +218,9 @@ def main() -> None:
     """Entry point: a `CosoError` is one message and exit code 1; Ctrl-C is exit code 130."""
     signal.signal(signal.SIGTERM, _end_on_terminate)
     try:
-        app(standalone_mode=False)
+        # Typer turns Ctrl-C into an exit code that it returns, where it does not raise `Abort`.
+        if code := app(standalone_mode=False):
+            raise KeyboardInterrupt if code == INTERRUPTED else typer.Exit(code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except CosoError as error:
@@ -225,7 +230,7 @@ def main() -> None:
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("coso: interrupted; everything of the run was ended", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own errors: usage, bad parameter
             error.show()

@@ -54,6 +54,7 @@ class Controller:
         self._logged = set(self._log.updates())
         self._started = time.monotonic() - progress.wall_seconds
         self._checkpointed = progress.update
+        self._busy_before: Metrics = {}
         self._last_checkpoint: Metrics = {}  # its time, told in the next row: a row is written before its checkpoint
         self.last_evaluation: Metrics = {}
 
@@ -76,7 +77,7 @@ class Controller:
                 row |= await self.evaluate()
             row |= self._last_checkpoint
             self._last_checkpoint = {}
-            row |= self._machine_metrics(batch, time.monotonic() - started)
+            row |= self._machine_metrics(row, batch, time.monotonic() - started)
             self._write(row)
             if self._due(update, self._config.training.checkpoint_every):
                 await self._checkpoint()
@@ -226,8 +227,9 @@ class Controller:
         self._writer.write(row)
         self._console.update(row)
 
-    def _machine_metrics(self, batch: TrajectoryBatch, seconds: float) -> Metrics:
-        """Speed over the whole update, and memory of this process and of every watched actor."""
+    def _machine_metrics(self, done: Metrics, batch: TrajectoryBatch, seconds: float) -> Metrics:
+        """Speed over the whole update, busy share of every stage, and memory of this process and every watched actor.
+        `done`: what the update's row holds so far."""
         row: Metrics = {
             "time/total": seconds,
             "speed/env_steps_per_s": len(batch) / seconds,
@@ -237,10 +239,28 @@ class Controller:
             "mean_seconds/generate": float(np.mean(batch.column("generate_seconds"))),
             "mean_seconds/environment": float(np.mean(batch.column("environment_seconds"))),
         }
+        row |= self._busy_shares(done, seconds)
         for name, status in self._system.supervisor.status.items():
             if "rss_bytes" in status:
                 row[f"memory/{name.replace(' ', '_')}_mb"] = status["rss_bytes"] / 2**20
         return row
+
+    def _busy_shares(self, done: Metrics, seconds: float) -> Metrics:
+        """Share of the update's wall time during which each stage was at work, averaged over its members. Of servers
+        and environments as of their last sign of life, so a share is exact over many updates, not over one."""
+        config = self._config
+        totals = {"policy server": 0.0, "rollout worker": 0.0}
+        for name, status in self._system.supervisor.status.items():
+            totals[name.rsplit(" ", 1)[0]] += status.get("busy_seconds", status.get("environment_seconds", 0.0))
+        since = {kind: max(0.0, total - self._busy_before.get(kind, total)) for kind, total in totals.items()}
+        self._busy_before = totals
+        environments = config.rollout.workers * config.rollout.envs_per_worker
+        return {
+            "busy/policy_servers": since["policy server"] / seconds / config.policy_server.replicas,
+            "busy/environments": since["rollout worker"] / seconds / environments,
+            "busy/learner": done.get("time/update", 0.0) / seconds,
+            "busy/scorers": done.get("time/scorers_busy", 0.0) / seconds / config.scoring.workers,
+        }
 
     def wall_seconds(self) -> float:
         """Since the run first began, time between interruption and resume left out."""

@@ -13,7 +13,7 @@ from cluster.run_folder import RunFolder
 
 #: Metrics under these prefixes are measurements of the machine, not of the run: two runs of the same seed differ in
 #: them and in nothing else.
-TIMING_PREFIXES = ("time/", "speed/", "memory/", "queue/", "bytes/", "mean_seconds/")
+TIMING_PREFIXES = ("time/", "speed/", "memory/", "queue/", "bytes/", "mean_seconds/", "busy/")
 
 
 class MetricsWriter:

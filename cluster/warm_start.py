@@ -162,7 +162,7 @@ def _make_model(config: RunConfig, shown: Demonstrations, folder: str) -> None:
         ray.get(
             ray.remote(num_cpus=1)(_make_and_pretrain).remote(
                 config,
-                [step.prompt for step in shown.steps[:1]] + [step.utterance for step in shown.steps],
+                [text for step in shown.steps for text in (step.prompt, step.utterance)],
                 list(pictures.values()),
                 shown,
                 folder,

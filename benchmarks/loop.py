@@ -1,0 +1,187 @@
+"""How busy the loop keeps the machine: sync and async, fast and slow environments, rollouts and bare vLLM.
+
+    python -m benchmarks.loop MODEL [--updates N] [--out benchmarks/results/loop.json]
+
+MODEL is a warm-started model folder (`coso warmstart configs/numberline.yaml`). All figures come from one invocation on
+one machine; read ratios, not absolute numbers. Takes about a quarter of an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+#: Updates left out at the beginning of a run, while pipes fill and caches warm.
+WARM_UP = 2
+ENVIRONMENTS = {
+    "as fast as it is": ["environment.id=coso/NumberLine-v0", "environment.kwargs={invalid_action: penalty}"],
+    "200 ms a step": [
+        "environment.id=coso/SlowNumberLine-v0",
+        "environment.kwargs={invalid_action: penalty, mean_ms: 200, sigma: 0.5}",
+    ],
+}
+STAGES = ("policy_servers", "learner", "scorers", "environments")
+
+
+def train(model: str, folder: Path, mode: str, environment: str, updates: int) -> dict[str, Any]:
+    """One run through the command line; its throughput after the warm-up and the busy share of every stage."""
+    from cluster.metrics import read_metrics
+
+    name = f"{mode}-{list(ENVIRONMENTS).index(environment)}"
+    words = [
+        "configs/numberline.yaml",
+        *ENVIRONMENTS[environment],
+        f"model.path={model}",
+        f"folder={folder}",
+        f"name={name}",
+        f"mode={mode}",
+        f"training.updates={updates}",
+        "training.evaluate_every=0",
+        "training.evaluation_episodes=8",
+        "training.checkpoint_every=1000",
+        "logging.console=false",
+    ]
+    command = [sys.executable, "-m", "cluster.cli", "train", *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    # The last row holds the final evaluation and checkpoint, which are not what is measured here.
+    rows = [row for row in read_metrics(folder / name / "metrics.jsonl") if WARM_UP < row["update"] < updates]
+    seconds = sum(row["time/total"] for row in rows)
+    steps = sum(row["rollout/steps"] for row in rows)
+    tokens = sum(row["rollout/steps"] * row["rollout/response_tokens"] for row in rows)
+    busy = {stage: sum(row[f"busy/{stage}"] * row["time/total"] for row in rows) / seconds for stage in STAGES}
+    return {
+        "mode": mode,
+        "environment": environment,
+        "updates": len(rows),
+        "env_steps_per_s": steps / seconds,
+        "tokens_per_s": tokens / seconds,
+        "busy": busy,
+    }
+
+
+async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, Any]], int]:
+    """Rollout workers and a policy server alone: (tokens/s, the steps made, environments)."""
+    import ray
+
+    from actors.stream import TrajectoryStream
+    from cluster.config_files import load_config
+    from cluster.ray_runtime import ray_session
+    from cluster.system import start_policy_servers, start_rollout_workers, wait_for_servers
+
+    config = load_config(["configs/numberline.yaml"], [f"model.path={model}"])
+    with ray_session(config) as temporary:
+        servers = start_policy_servers(config, temporary, "shared_memory", None)
+        await wait_for_servers(config, servers)
+        stream = ray.remote(TrajectoryStream).options(num_cpus=0, max_concurrency=1000).remote(1 << 30, 1 << 30)
+        (worker,) = start_rollout_workers(config, list(servers.values()), stream)
+        await worker.start.remote(0)
+        await stream.take.remote(400, 120.0)  # warm
+        (server,) = servers.values()
+        before, begun = (await server.status.remote())["generated_tokens"], time.monotonic()
+        await asyncio.sleep(seconds)
+        rate = ((await server.status.remote())["generated_tokens"] - before) / (time.monotonic() - begun)
+        batch = await stream.take.remote(500, 60.0)
+        await worker.stop.remote()
+        steps = batch.steps.select(["prompt", "image", "response_ids"]).to_pylist()
+        for step in steps:
+            step["png"] = batch.images[step["image"]]
+        return rate, steps, config.rollout.envs_per_worker
+
+
+def bare_engine(model: str, steps: list[dict[str, Any]], concurrent: int, temporary: str, seconds: float) -> float:
+    """Tokens/s of vLLM's AsyncLLM alone, in this process, on the same prompts with answers of the same lengths."""
+    from actors.policy_engine import PolicyServerOptions, policy_server_environment, start_engine
+    from actors.trajectory import decode_png
+
+    options = PolicyServerOptions(
+        model_path=model, temp_folder=temporary, max_model_len=256, max_concurrent_requests=64
+    )
+    os.environ.update(policy_server_environment(options))
+    chat, engine = start_engine(options)
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    async def measure() -> float:
+        tokens, deadline, counting = 0, 0.0, False
+
+        async def one(number: int) -> None:
+            nonlocal tokens
+            turn = 0
+            while not deadline or time.monotonic() < deadline:
+                step = steps[(number + concurrent * turn) % len(steps)]
+                turn += 1
+                parameters = SamplingParams(
+                    temperature=1.0,
+                    max_tokens=len(step["response_ids"]),
+                    ignore_eos=True,
+                    logprobs=0,
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                )
+                prompt = {
+                    "prompt": chat.prompt_text(step["prompt"]),
+                    "multi_modal_data": {"image": decode_png(step["png"])},
+                }
+                async for output in engine.generate(prompt, parameters, request_id=f"{number}-{turn}"):
+                    if counting:
+                        tokens += len(output.outputs[0].token_ids)
+
+        tasks = [asyncio.create_task(one(number)) for number in range(concurrent)]
+        await asyncio.sleep(5.0)  # warm
+        counting, begun = True, time.monotonic()
+        await asyncio.sleep(seconds)
+        counting, rate = False, tokens / (time.monotonic() - begun)
+        deadline = time.monotonic()
+        await asyncio.gather(*tasks)
+        return rate
+
+    rate = asyncio.run(measure())
+    engine.shutdown()
+    return rate
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="warm-started model folder")
+    parser.add_argument("--updates", type=int, default=12, help="updates of each run (default 12)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of each throughput measurement")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loop.json"))
+    arguments = parser.parse_args()
+
+    runs = []
+    with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
+        for environment in ENVIRONMENTS:
+            for mode in ("sync", "async"):
+                runs.append(train(arguments.model, Path(folder), mode, environment, arguments.updates))
+                print(json.dumps(runs[-1]), flush=True)
+    rate, steps, concurrent = asyncio.run(rollouts(arguments.model, arguments.seconds))
+    with tempfile.TemporaryDirectory(prefix="coso-") as folder:
+        bare = bare_engine(arguments.model, steps, concurrent, folder, arguments.seconds)
+    by_case = {(run["mode"], run["environment"]): run["env_steps_per_s"] for run in runs}
+    result = {
+        "command": "python -m benchmarks.loop " + " ".join(sys.argv[1:]),
+        "cores": len(os.sched_getaffinity(0)),
+        "runs": runs,
+        "async_over_sync": {
+            environment: by_case["async", environment] / by_case["sync", environment] for environment in ENVIRONMENTS
+        },
+        "rollout_tokens_per_s": rate,
+        "bare_vllm_tokens_per_s": bare,
+        "rollout_over_bare_vllm": rate / bare,
+        "concurrent_requests": concurrent,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: result[key] for key in ("async_over_sync", "rollout_over_bare_vllm")}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
