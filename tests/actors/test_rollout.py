@@ -316,32 +316,22 @@ def test_an_environment_killed_in_mid_episode_ends_that_episode_and_no_other() -
         assert status["failures"] == {"died": 1} and status["restarts"] == 1
         assert victim not in status["environment_pids"] and len(status["environment_pids"]) == 3
 
-    # Slowly to and fro, so that there always is a mid-episode to be killed in.
-    turn = {"count": 0}
-
-    def dawdle(request: GenerationRequest) -> str:
-        turn["count"] += 1
-        return by_chance(request)
-
-    run(scenario, [Server(dawdle, delay_s=0.03)], stream, environment_kwargs={"max_position": 5})
+    # Slowly, so that there is a mid-episode to be killed in.
+    run(scenario, [Server(by_chance, delay_s=0.03)], stream)
 
 
 def test_a_hanging_environment_is_ended_at_its_deadline_and_holds_up_nobody() -> None:
     stream = TrajectoryStream(1 << 30, 1000)
-    hung = []
+    asked = 0
 
     def policy(request: GenerationRequest) -> str:
-        if len(hung) < 1 and policy.asked > 10:  # type: ignore[attr-defined]
-            hung.append(request)
-            return "please hang"
-        policy.asked += 1  # type: ignore[attr-defined]
-        return by_chance(request)
-
-    policy.asked = 0  # type: ignore[attr-defined]
+        nonlocal asked
+        asked += 1
+        return "please hang" if asked == 10 else by_chance(request)
 
     async def scenario(worker: RolloutWorker) -> None:
         await worker.start(0)
-        await until(lambda: bool(hung), "an environment to hang")
+        await until(lambda: asked >= 10, "an environment to hang")
         meanwhile = await received(stream, 3)  # from the others, who need not wait for it
         assert not any("environment_timeout" in ends(batch) for batch in meanwhile)
         await until(lambda: worker._failures["timeout"] == 1, "the deadline")
