@@ -108,6 +108,8 @@ _FLOW = (
     Metric("bytes/log", "log", "bytes", "Bytes written to `trajectories/` for this update."),
     Metric("sync_check/max_difference", "weight sync check", "number",
            "Largest |Δ log-probability| between a live engine and the learner just after a swap, nats."),
+    Metric("sync_check/mean_difference", "weight sync check, mean", "number", "Mean of the same over its tokens."),
+    Metric("sync_check/kl", "weight sync check, KL", "number", "KL(engine || learner) there, k3 estimate, nats."),
 )  # fmt: skip
 
 _MACHINE = (
@@ -125,6 +127,10 @@ _MACHINE = (
     Metric("mean_seconds/environment", "one environment step", "seconds", "Mean time of a step or reset."),
     Metric("speed/tokens_per_s", "tokens/s", "rate", "Generated tokens of the batch by the update's wall time."),
     Metric("speed/env_steps_per_s", "env steps/s", "rate", "Environment steps of the batch by the update's wall time."),
+    Metric("busy/policy_servers", "servers busy", "share", "Wall time in which a policy server had requests."),
+    Metric("busy/environments", "environments busy", "share", "Wall time in which an environment was stepping."),
+    Metric("busy/learner", "learner busy", "share", "Wall time in which the learner was updating."),
+    Metric("busy/scorers", "scorers busy", "share", "Wall time in which a scorer was scoring."),
     Metric("memory/driver_mb", "memory, driver", "mebibytes", "Resident memory of the driver."),
     Metric("memory/host_used_mb", "memory, host", "mebibytes", "Memory in use on the driver's machine."),
     Metric("memory/*_mb", "memory of an actor", "mebibytes", "Resident memory of each actor that is watched."),

@@ -174,14 +174,21 @@ class System:
             {image: png},
         )
         (logprobs,) = await asyncio.to_thread(self.learner.token_logprobs, probe)
-        difference = float(np.abs(logprobs - made.logprobs).max())
-        if difference > self.config.weight_sync.check_tolerance:
+        differences = np.abs(logprobs - made.logprobs)
+        largest = float(differences.max())
+        if largest > self.config.weight_sync.check_tolerance:
             raise CosoError(
-                f"{name} answers with log-probabilities up to {difference:.3f} away from the learner's under the same "
+                f"{name} answers with log-probabilities up to {largest:.3f} away from the learner's under the same "
                 f"weights (version {version}): its weights or caches are stale. weight_sync.check_tolerance is "
                 f"{self.config.weight_sync.check_tolerance}."
             )
-        return {"sync_check/max_difference": difference}
+        # Schulman's k3 estimator of KL(engine || learner), never below 0.
+        log_ratio = (logprobs - made.logprobs).astype(np.float64)
+        return {
+            "sync_check/max_difference": largest,
+            "sync_check/mean_difference": float(differences.mean()),
+            "sync_check/kl": float(np.mean(np.expm1(log_ratio) - log_ratio)),
+        }
 
     def scoring_recoveries(self) -> dict[str, int]:
         """Scorers and SCM trainers that were replaced since the start, by kind."""
