@@ -9,6 +9,8 @@ import asyncio
 import time
 from collections import deque
 
+import psutil
+
 from actors.trajectory import TrajectoryBatch
 
 
@@ -71,13 +73,14 @@ class TrajectoryStream:
         return TrajectoryBatch.concatenate(taken)
 
     async def status(self) -> dict[str, float]:
-        """Episodes, steps and bytes held, bytes ever put, and the seconds since an episode last came in."""
+        """Episodes, steps and bytes held, bytes ever put, seconds since an episode last came in, and resident memory."""
         return {
             "episodes": len(self._episodes),
             "steps": self._steps,
             "bytes": self._bytes,
             "bytes_in": self._bytes_in,
             "idle_seconds": time.monotonic() - self._last_put,
+            "rss_bytes": psutil.Process().memory_info().rss,
         }
 
     def _has_room(self) -> bool:

@@ -97,6 +97,7 @@ class StreamCollector:
             "queue/steps": status["steps"],
             "queue/episodes": status["episodes"],
             "queue/bytes": status["bytes"],
+            "memory/stream_mb": status["rss_bytes"] / 2**20,
         }
 
     async def evaluate(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:

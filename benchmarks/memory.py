@@ -1,0 +1,85 @@
+"""Whether memory stays flat: an asynchronous run of half an hour, and how far driver and queue stray from their median.
+
+    python -m benchmarks.memory MODEL [--minutes 30] [--out benchmarks/results/memory.json]
+
+Looks at the last three quarters of the run: resident memory of the driver, of the trajectory stream, of every policy
+server and rollout worker. Each must stay within 10% of its median there; exit code 1 if one does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TOLERANCE = 0.10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="warm-started model folder")
+    parser.add_argument("--minutes", type=float, default=30.0, help="length of the run (default 30)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/memory.json"))
+    arguments = parser.parse_args()
+
+    from cluster.metrics import read_metrics
+
+    with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
+        words = [
+            "configs/numberline.yaml",
+            f"model.path={arguments.model}",
+            f"folder={folder}",
+            "name=memory",
+            "mode=async",
+            "training.updates=100000",
+            "training.evaluate_every=0",
+            "training.evaluation_episodes=32",
+            "training.checkpoint_every=20",
+            "logging.console=false",
+        ]
+        process = subprocess.Popen([sys.executable, "-m", "cluster.cli", "train", *words], stdout=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + arguments.minutes * 60
+            while time.monotonic() < deadline and process.poll() is None:
+                time.sleep(1.0)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(120)
+        rows = read_metrics(Path(folder) / "memory" / "metrics.jsonl")[1:]
+    ends, total = [], 0.0
+    for row in rows:
+        total += row["time/total"]
+        ends.append(total)
+    late = [row for row, end in zip(rows, ends, strict=True) if end > total / 4]
+    series = {}
+    for key in sorted(key for key in late[0] if key.startswith("memory/") and key != "memory/host_used_mb"):
+        values = [row[key] for row in late if row.get(key) is not None]
+        median = statistics.median(values)
+        series[key] = {
+            "median_mb": median,
+            "lowest": min(values) / median - 1,
+            "highest": max(values) / median - 1,
+            "flat": max(max(values) / median - 1, 1 - min(values) / median) <= TOLERANCE,
+        }
+    result = {
+        "command": "python -m benchmarks.memory " + " ".join(sys.argv[1:]),
+        "minutes": total / 60,
+        "updates": len(rows),
+        "env_steps": rows[-1]["environment_steps"],
+        "queue_bytes_largest": max(row["queue/bytes"] for row in late),
+        "memory_over_the_last_three_quarters": series,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+    sys.exit(0 if all(entry["flat"] for entry in series.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()
