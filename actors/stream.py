@@ -73,7 +73,7 @@ class TrajectoryStream:
         return TrajectoryBatch.concatenate(taken)
 
     async def status(self) -> dict[str, float]:
-        """Episodes, steps and bytes held, bytes ever put, seconds since an episode last came in, and resident memory."""
+        """Episodes, steps and bytes held, bytes ever put, seconds since an episode last came in, resident memory."""
         return {
             "episodes": len(self._episodes),
             "steps": self._steps,

@@ -78,6 +78,7 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
     from cluster.metrics import MetricsWriter
     from cluster.ray_runtime import ray_session
 
+    expected = _expected_failures()
     title = f"{config.name} · {config.mode} · entropy {config.entropy.mode} · seed {config.seed}"
     run.summary.unlink(missing_ok=True)
     resumed_from = None if progress is None else progress.update
@@ -97,8 +98,38 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
 
         write_report(run.path)
         return summary
+    except CosoError:
+        raise
+    except expected as error:
+        reason = getattr(error, "cause", None) or error
+        saved = (
+            f"continue with `coso resume {run.path}`" if run.checkpoint_updates() else "no checkpoint was written yet"
+        )
+        logs = f"; what the actors printed is in {run.logs}" if run.logs.exists() else ""
+        raise CosoError(f"{str(reason).strip() or type(reason).__name__}\n({saved}{logs})") from error
     finally:
         run.unlock()
+
+
+def _expected_failures() -> tuple[type[BaseException], ...]:
+    """What the stages raise when something outside the program is wrong: each has one message that says it all."""
+    from ray.exceptions import RayError
+
+    from actors.trajectory import SchemaMismatch
+    from actors.weight_transfer import WeightTransferError
+    from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
+    from learner.group import LearnerFailed
+    from scoring.crew import ScoringError
+
+    stages = (
+        LearnerFailed,
+        CheckpointMismatch,
+        CheckpointWriteFailed,
+        ScoringError,
+        WeightTransferError,
+        SchemaMismatch,
+    )
+    return (*stages, RayError, TimeoutError, OSError)
 
 
 async def _controlled(
