@@ -255,9 +255,11 @@ def test_free_running_environments_stream_whole_episodes_until_stopped() -> None
         assert not (await worker.status())["running"]
         await worker.start(0)
         await worker.start(0)  # as the supervisor may do; nothing starts twice
-        batch = TrajectoryBatch.concatenate(await received(stream, 12))
+        batches = await received(stream, 12)
+        while {batch.column("slot")[0] for batch in batches} != {0, 1, 2}:  # a busy machine lets some begin late
+            batches += await received(stream, 1)
+        batch = TrajectoryBatch.concatenate(batches)
         check_whole(batch)
-        assert set(batch.column("slot")) == {0, 1, 2}
         assert max(batch.column("seed")) < EVALUATION_SEED_BASE
         status = await worker.status()
         assert status["running"] and status["steps"] >= len(batch) and len(status["environment_pids"]) == 3
@@ -289,34 +291,36 @@ def test_evaluation_goes_ahead_of_training_also_while_a_full_stream_holds_traini
 
 
 def test_an_environment_killed_in_mid_episode_ends_that_episode_and_no_other() -> None:
-    stream = TrajectoryStream(1 << 30, 1000)
+    stream = TrajectoryStream(1 << 30, 10**6)
 
     async def scenario(worker: RolloutWorker) -> None:
         await worker.start(0)
-        await until(lambda: worker._steps >= 6, "every environment to be in mid-episode")
-        victim = worker._hosts[1].pid
-        assert victim is not None
-        os.kill(victim, signal.SIGKILL)
-        lost = None
-        others = 0
-        for _ in range(60):
-            (batch,) = await received(stream, 1)
-            check_whole(batch)
-            if ends(batch) == ["environment_died"]:
-                lost = batch
-            elif lost is None:
-                others += 1
-            elif batch.column("slot")[0] == 1:
-                break  # the slot is back
-        else:
-            raise AssertionError("the killed environment did not come back")
-        assert set(lost.column("slot")) == {1} and not lost.column("terminated").any()
-        assert (lost.column("reward") <= 0).all()  # no reward for the failure, and the goal was not reached
-        status = await worker.status()
-        assert status["failures"] == {"died": 1} and status["restarts"] == 1
-        assert victim not in status["environment_pids"] and len(status["environment_pids"]) == 3
+        await until(lambda: all(host.pid for host in worker._hosts), "every environment to run")
+        batches: list[TrajectoryBatch] = []
+        kills = 0
+        while not any(ends(batch) == ["environment_died"] for batch in batches):
+            # Between two episodes there is none to end, so it may take more than one try to hit one.
+            victim = worker._hosts[1].pid
+            assert victim is not None
+            os.kill(victim, signal.SIGKILL)
+            kills += 1
+            await until(lambda kills=kills: worker._restarts == kills, "the environment to be back")
+            await until(lambda: worker._hosts[1].pid is not None, "the environment to run")
+            status = await worker.status()
+            assert status["failures"] == {"died": kills} and status["restarts"] == kills
+            assert victim not in status["environment_pids"]
+            batches += await received(stream, 10)
+        lost = [batch for batch in batches if ends(batch) == ["environment_died"]]
+        assert all(set(batch.column("slot")) == {1} for batch in lost)
+        for batch in lost:
+            assert not batch.column("terminated").any()
+            assert (batch.column("reward") <= 0).all()  # the goal was not reached, and a failure has no reward
+        after = []
+        while not any(batch.column("slot")[0] == 1 for batch in after):
+            after = await received(stream, 1)  # the slot goes on
+        check_whole(TrajectoryBatch.concatenate(batches))
 
-    # Slowly, so that there is a mid-episode to be killed in.
+    # Slowly, so that there nearly always is a mid-episode to be killed in.
     run(scenario, [Server(by_chance, delay_s=0.03)], stream)
 
 

@@ -196,7 +196,9 @@ def test_a_model_that_is_no_vision_language_model_is_named(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_model_that_reads_text_but_no_pictures_is_told_what_it_lacks(coso: Coso, tmp_path: Path, tiny_vlm: Path) -> None:
+def test_a_model_that_reads_text_but_no_pictures_is_told_what_it_lacks(
+    coso: Coso, tmp_path: Path, tiny_vlm: Path
+) -> None:
     from transformers import AutoTokenizer, LlamaConfig
 
     folder = tmp_path / "text-only"
