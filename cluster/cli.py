@@ -217,6 +217,7 @@ def _end_on_terminate(number: int, frame: object) -> None:
 def main() -> None:
     """Entry point: a `CosoError` is one message and exit code 1; Ctrl-C is exit code 130."""
     signal.signal(signal.SIGTERM, _end_on_terminate)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         # Typer turns Ctrl-C into an exit code that it returns, where it does not raise `Abort`.
         if code := app(standalone_mode=False):

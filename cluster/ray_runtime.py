@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,19 @@ ACTOR_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+
+#: Environment of the process that starts Ray, and of Ray's own processes, whose C++ log is of no use to a user.
+DRIVER_ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+
+def temporary_prefix(pid: int) -> str:
+    """How the temporary folder of the run that is process `pid` begins."""
+    return f"coso-{pid}-"
 
 
 def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
@@ -85,8 +100,9 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
     import ray
 
     # Unix sockets live below this folder and their paths may not be longer than 107 characters.
-    temporary = Path(tempfile.mkdtemp(prefix="coso-", dir=_short_temporary_folder()))
-    os.environ.update({"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"})
+    temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(os.getpid()), dir=short_temporary_folder()))
+    os.environ.update(DRIVER_ENVIRONMENT)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         common: dict[str, Any] = {
             "log_to_driver": False,
@@ -94,6 +110,7 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
             "runtime_env": {"env_vars": ACTOR_ENVIRONMENT},
         }
         if config.cluster.address is None:
+            _listen_on_loopback()
             ray.init(
                 address="local",
                 num_cpus=local_cpus(config),
@@ -106,6 +123,8 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
         else:
             _join(config, common)
             require_resources(config, ray.cluster_resources(), f"the cluster at {config.cluster.address}")
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler prints its C++ stack
         yield temporary
     except Exception:
         if logs is not None:
@@ -114,6 +133,18 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
     finally:
         ray.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _listen_on_loopback() -> None:
+    """Make the Ray that is about to start serve this machine only.
+
+    Given a loopback address alone, Ray replaces it by the machine's own and listens on every interface; where clusters
+    are switched off, as Ray has it on some systems, it does not.
+    """
+    from ray._private import ray_constants
+
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes Ray starts
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, where Ray may have been imported before
 
 
 def _save_actor_logs(ray_folder: Path, logs: Path) -> None:
@@ -145,7 +176,8 @@ def _local_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
 
 
-def _short_temporary_folder() -> str | None:
+def short_temporary_folder() -> str:
+    """Where temporary folders of runs are made."""
     folder = tempfile.gettempdir()
     # Ray adds about 60 characters of its own.
     return folder if len(folder) <= 30 else "/tmp"

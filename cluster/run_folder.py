@@ -81,17 +81,34 @@ class RunFolder:
         return load_config([self.path / "config.yaml"])
 
     def lock(self) -> None:
-        """Claim the folder for this process. Raises `CosoError` while another living process holds it."""
+        """Claim the folder for this process, and remove what a former owner that was killed left on the machine.
+
+        Raises `CosoError` while another living process holds it.
+        """
         path = self.path / "lock"
         try:
             owner = json.loads(path.read_text(encoding="utf-8"))
-            process = psutil.Process(int(owner["pid"]))
-            if process.pid != os.getpid() and abs(process.create_time() - owner["started"]) < 1.0:
-                raise CosoError(f"{self.path} is in use by process {process.pid}; wait for it or end it first")
-        except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
-            pass  # never locked, or its owner is gone
+            pid, started = int(owner["pid"]), float(owner["started"])
+        except (OSError, ValueError, KeyError):
+            pid, started = os.getpid(), 0.0  # never locked
+        if pid != os.getpid():
+            if _is_running(pid, started):
+                raise CosoError(f"{self.path} is in use by process {pid}; wait for it or end it first")
+            self._remove_leftovers(pid)
         mine = psutil.Process()
         path.write_text(json.dumps({"pid": mine.pid, "started": mine.create_time()}), encoding="utf-8")
+
+    def weights_name(self, pid: int) -> str:
+        """What the weight files of process `pid` for this run are called: unique on a machine."""
+        return f"{self.path.name}-{pid}"
+
+    def _remove_leftovers(self, pid: int) -> None:
+        from cluster.ray_runtime import short_temporary_folder, temporary_prefix
+        from learner.publish import remove_weight_files
+
+        remove_weight_files(self.weights_name(pid), self.path)
+        for folder in Path(short_temporary_folder()).glob(temporary_prefix(pid) + "*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def unlock(self) -> None:
         (self.path / "lock").unlink(missing_ok=True)
@@ -140,3 +157,11 @@ class RunFolder:
             return Progress(**values)
         except (OSError, ValueError, TypeError) as error:
             raise CosoError(f"checkpoint {path} cannot be read: {error}") from None
+
+
+def _is_running(pid: int, started: float) -> bool:
+    """Whether the process that began at `started` is still there (and not another with its number)."""
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 1.0
+    except psutil.NoSuchProcess:
+        return False

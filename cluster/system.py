@@ -65,7 +65,7 @@ class System:
         self.config = config
         self.transport: Transport = mapping.transport(config, sum(node["Alive"] for node in ray.nodes()))
         self._chat = require_model(config)
-        self._weights_name = f"{config.name}-{os.getpid()}"
+        self._weights_name = run.weights_name(os.getpid())
         self._fallback_folder = run.path
         self._probe: tuple[str, str, bytes] | None = None
         self.supervisor = Supervisor(config.cluster.max_recoveries)

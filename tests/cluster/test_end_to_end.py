@@ -68,6 +68,19 @@ def assert_nothing_left(members: list[psutil.Process], shared_before: set[str], 
     assert temporary_folders() <= folders_before
 
 
+def addresses_open_to_the_network(process: subprocess.Popen[str]) -> list[str]:
+    """Where processes of the run listen, other than on loopback."""
+    members = {process.pid, *(child.pid for child in family(process))}
+    return [
+        f"{connection.laddr} of {psutil.Process(connection.pid).name()}"
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.pid in members
+        and not connection.laddr.ip.removeprefix("::ffff:").startswith("127.")
+        and connection.laddr.ip != "::1"
+    ]
+
+
 def shared_memory_files() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith(("coso", "sem.mp", "psm_", "plasma"))}
 
@@ -79,6 +92,7 @@ def temporary_folders() -> set[str]:
 
 
 def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso) -> None:
+    shared, folders = shared_memory_files(), temporary_folders()
     first = coso.train("first", *SYNC)
     rows = without_timings(read_metrics(first / "metrics.jsonl"))
     assert [row["update"] for row in rows] == [0, 1, 2, 3, 4]
@@ -101,6 +115,8 @@ def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso
     for key in ("success_before", "success_after", "env_steps", "updates", "eval_episodes"):
         assert summaries[0][key] == summaries[1][key]
     assert "complete" in coso.run("resume", str(second), expect=1)
+    # Not even of the killed driver, whose leftovers the resumed run removes.
+    assert_nothing_left(members, shared, folders)
 
 
 def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) -> None:
@@ -121,6 +137,7 @@ def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) ->
     process = coso.start("train", *words)
     run = coso.folder / "killed"
     wait_until(lambda: last_update(run) >= 1, 280, "the first update", process)
+    assert addresses_open_to_the_network(process) == []
     kills = [
         ("policy server", r"^ray::PolicyServer"),
         ("environment", r"actors\.environment_process"),
