@@ -1,6 +1,6 @@
 """Whether memory stays flat: an asynchronous run of half an hour, and how far driver and queue stray from their median.
 
-    python -m benchmarks.memory MODEL [--minutes 30] [--out benchmarks/results/memory.json]
+    python -m benchmarks.memory MODEL [key.sub=value ...] [--minutes 30] [--out benchmarks/results/memory.json]
 
 Looks at the last three quarters of the run: resident memory of the driver, of the trajectory stream, of every policy
 server and rollout worker. Each must stay within 10% of its median there; exit code 1 if one does not.
@@ -24,6 +24,7 @@ TOLERANCE = 0.10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="warm-started model folder")
+    parser.add_argument("overrides", nargs="*", help="config overrides, for instance of the environment")
     parser.add_argument("--minutes", type=float, default=30.0, help="length of the run (default 30)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/memory.json"))
     arguments = parser.parse_args()
@@ -42,6 +43,7 @@ def main() -> None:
             "training.evaluation_episodes=32",
             "training.checkpoint_every=20",
             "logging.console=false",
+            *arguments.overrides,
         ]
         process = subprocess.Popen([sys.executable, "-m", "cluster.cli", "train", *words], stdout=subprocess.DEVNULL)
         try:
