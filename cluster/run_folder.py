@@ -89,9 +89,9 @@ class RunFolder:
         try:
             owner = json.loads(path.read_text(encoding="utf-8"))
             pid, started = int(owner["pid"]), float(owner["started"])
-        except (OSError, ValueError, KeyError):
-            pid, started = os.getpid(), 0.0  # never locked
-        if pid != os.getpid():
+        except (OSError, ValueError, KeyError, TypeError):
+            pid, started = os.getpid(), 0.0  # never locked, or what is written there is no lock
+        if pid > 0 and pid != os.getpid():
             if _is_running(pid, started):
                 raise CosoError(f"{self.path} is in use by process {pid}; wait for it or end it first")
             self._remove_leftovers(pid)
