@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def run(config: RunConfig) -> RunFolder:
 
 
 def write(run: RunFolder, config: RunConfig, rows: list[dict[str, Any]], resume_from: int | None = None) -> None:
+    if resume_from is not None:
+        time.sleep(1.1)  # TensorBoard reads its files in the order of the seconds they began in
     writer = MetricsWriter(run, config, resume_from)
     for row in rows:
         writer.write(row)
