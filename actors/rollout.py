@@ -83,6 +83,7 @@ class RolloutWorker:
         self._failures: Counter[str] = Counter()
         self._evaluations: deque[tuple[EpisodeSpec, asyncio.Future[TrajectoryBatch | None]]] = deque()
         self._evaluation_called = asyncio.Event()
+        self._deliveries: set[asyncio.Task[float]] = set()
         self._slot_tasks: list[asyncio.Task[None]] = []
         self._steps = 0
         self._generate_seconds = 0.0
@@ -147,26 +148,24 @@ class RolloutWorker:
         """
         server = self._servers[self._worker % len(self._servers)]
         active: dict[int, EpisodeRecorder] = {}
-        exhausted: set[int] = set()
         while True:
             usable = [slot for slot, host in enumerate(self._hosts) if not host.quarantined]
+            beginning: dict[int, EpisodeRecorder] = {}
             for slot in usable or range(self._options.slots):
                 if slot in active:
                     continue
-                spec = next_spec(sum(len(recorder) + 1 for recorder in active.values()))
-                if spec is None:
-                    continue
-                recorder = self._recorder(spec, slot)
-                if await self._begin(recorder, slot):
+                under_way = [*active.values(), *beginning.values()]
+                spec = next_spec(sum(len(recorder) + 1 for recorder in under_way))
+                if spec is not None:
+                    beginning[slot] = self._recorder(spec, slot)
+            begun = await asyncio.gather(*(self._begin(recorder, slot) for slot, recorder in beginning.items()))
+            for (slot, recorder), running in zip(beginning.items(), begun, strict=True):
+                if running:
                     active[slot] = recorder
                 else:
-                    exhausted.add(slot)
                     yield recorder
-            if not active and not exhausted:
+            if not beginning and not active:
                 return
-            exhausted.clear()
-            if not active:
-                continue
             slots = sorted(active)
             requests = [active[slot].request() for slot in slots]
             answers = await self._ask_batch(server, requests)
@@ -196,7 +195,13 @@ class RolloutWorker:
             self._evaluations.append((EpisodeSpec(f"evaluation-{seed}", seed, temperature), future))
             futures.append(future)
         self._evaluation_called.set()
-        batches = await asyncio.gather(*futures)
+        everything = asyncio.gather(*futures)
+        waiting: set[asyncio.Future[Any]] = {everything, *self._slot_tasks}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not everything.done():
+            everything.cancel()
+            await self.status()  # raises what ended an environment's loop
+        batches = await everything
         kept = [batch for batch in batches if batch is not None]
         return EvaluationResult(TrajectoryBatch.concatenate(kept), len(batches) - len(kept))
 
@@ -213,7 +218,7 @@ class RolloutWorker:
         """Episode after episode. A finished one is delivered to the stream before the next begins; while a full stream
         keeps it waiting, the environment is still there for evaluation (which would otherwise wait for a learner that
         waits for it)."""
-        delivery: asyncio.Future[float] | None = None
+        delivery: asyncio.Task[float] | None = None
         while True:
             if self._evaluations:
                 await self._run_evaluation(slot)
@@ -221,13 +226,21 @@ class RolloutWorker:
                 self._evaluation_called.clear()
                 call: asyncio.Future[Any] = asyncio.ensure_future(self._evaluation_called.wait())
                 waiting: set[asyncio.Future[Any]] = {delivery, call}
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                call.cancel()
+                try:
+                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    call.cancel()
             else:
                 if delivery is not None:
                     self._stream_wait_seconds += delivery.result()
                 recorder = await self._run_episode(next(training), slot)
-                delivery = asyncio.ensure_future(self._deliver(recorder.batch())) if len(recorder) else None
+                delivery = self._start_delivery(recorder.batch()) if len(recorder) else None
+
+    def _start_delivery(self, episode: TrajectoryBatch) -> asyncio.Task[float]:
+        delivery = asyncio.create_task(self._deliver(episode))
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._deliveries.discard)
+        return delivery
 
     async def _deliver(self, episode: TrajectoryBatch) -> float:
         """Put an episode into the stream; returns the seconds waited there."""
@@ -317,7 +330,9 @@ class RolloutWorker:
             server = self._servers[(first + attempt) % len(self._servers)]
             left = deadline - time.monotonic()
             try:
-                return await asyncio.wait_for(call(server), max(left, 0.1))
+                # asyncio.wait_for would lose a cancellation that comes together with the answer (Python 3.11).
+                async with asyncio.timeout(max(left, 0.1)):
+                    return await call(server)
             except (RayActorError, TimeoutError, RayTaskError) as error:
                 # A server that is alive and says what is wrong with the request would say it again; one that was too
                 # busy to answer in time might not.
@@ -356,10 +371,13 @@ class RolloutWorker:
 
     async def stop(self) -> None:
         """Stop the free-running loops and end the environment processes."""
-        for task in self._slot_tasks:
+        ending = [*self._slot_tasks, *self._deliveries]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._slot_tasks, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
         self._slot_tasks = []
+        while self._evaluations:
+            self._evaluations.popleft()[1].cancel()
         await asyncio.gather(*(host.close() for host in self._hosts))
 
 

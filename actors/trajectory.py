@@ -64,8 +64,8 @@ STEP_SCHEMA = pa.schema(
         ("truncated", pa.bool_()),
         ("success", pa.bool_()),  # of the task, as of this step
         ("end_reason", pa.string()),
-        # The observation after the last step, for the value that a cut-off episode still had ahead of it;
-        # null on every other step and when the episode terminated or its environment failed.
+        # The observation after the last step of an episode that was cut off, for the value it still had ahead; of one
+        # whose environment failed, the last observation there was. Null on every other step and at a true end.
         ("final_prompt", pa.string()),
         ("final_prompt_ids", pa.list_(pa.int32())),
         ("final_image", pa.string()),

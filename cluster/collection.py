@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.rollout import EvaluationResult
 from actors.trajectory import TrajectoryBatch
@@ -138,7 +138,9 @@ async def _from_workers(workers: Sequence[Any], call: Any, deadline_s: float, wh
         for attempt in range(WORKER_ATTEMPTS):
             try:
                 return await answer(call(index, worker), deadline_s, f"rollout worker {index}: {what}")
-            except RayActorError:
+            except RayActorError as error:
+                if isinstance(error, RayTaskError):
+                    raise  # the worker lives; it was another actor's death that it could not get over
                 if attempt == WORKER_ATTEMPTS - 1:
                     raise CosoError(f"rollout worker {index} died {WORKER_ATTEMPTS} times: {what}") from None
                 await asyncio.sleep(0.5)

@@ -81,7 +81,6 @@ class Controller:
             self._write(row)
             if self._due(update, self._config.training.checkpoint_every):
                 await self._checkpoint()
-            self._system.supervisor.raise_failures()
 
     # ---------------------------------------------------------------- stages
 

@@ -88,6 +88,12 @@ def require_resources(config: RunConfig, available: dict[str, float], where: str
         )
 
 
+def require_local_resources(config: RunConfig) -> None:
+    """`require_resources` of this machine, where the run will start a Ray of its own."""
+    if config.cluster.address is None:
+        require_resources(config, {"CPU": local_cpus(config), "GPU": float(_local_gpus())}, "this machine")
+
+
 @contextmanager
 def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
     """Ray for the length of the block; yields a short temporary folder that is removed with it.
@@ -95,8 +101,7 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
     A Ray started here listens on loopback only and ends with the block, whatever ends it. If that is an error, what
     the actors printed is first saved to `logs`.
     """
-    if config.cluster.address is None:
-        require_resources(config, {"CPU": local_cpus(config), "GPU": float(_local_gpus())}, "this machine")
+    require_local_resources(config)
     import ray
 
     # Unix sockets live below this folder and their paths may not be longer than 107 characters.

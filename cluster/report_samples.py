@@ -122,6 +122,4 @@ def _episode(batch: TrajectoryBatch, piece: slice, update: int, chat: ChatProces
         for row in rows[:STEPS_SHOWN]
     )
     total = sum(float(row["reward"] or 0.0) for row in rows)
-    return SampleEpisode(
-        update, total > 0, total, rows[-1]["end_reason"] or "", rows[0]["prompt"] or "", length, steps
-    )
+    return SampleEpisode(update, total > 0, total, rows[-1]["end_reason"] or "", rows[0]["prompt"] or "", length, steps)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import CosoError, DeadlineExceeded
+
+Result = TypeVar("Result")
 
 #: Seconds between two looks at an actor.
 WATCH_INTERVAL_S = 1.0
@@ -62,6 +64,17 @@ class Supervisor:
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 task.result()
+
+    async def guard(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """The result of `work`, unless a watch ends with an error first: that is then raised, and `work` cancelled."""
+        task = asyncio.create_task(work)
+        try:
+            await asyncio.wait({task, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                self.raise_failures()
+            return await task
+        finally:
+            task.cancel()
 
     async def close(self) -> None:
         for task in self._tasks:

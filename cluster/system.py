@@ -47,7 +47,7 @@ STOP_DEADLINE_S = 10.0
 def require_model(config: RunConfig) -> ChatProcessor:
     """The processor of `model.path`. Raises `CosoError` where there is no model that can be used."""
     path = config.model.path
-    if not Path(path).exists() and (path.startswith((".", "/", "models/")) or path.count("/") != 1):
+    if not path or not Path(path).exists() and (path.startswith((".", "/", "models/")) or path.count("/") != 1):
         raise CosoError(
             f"model.path {path!r} does not exist. `coso warmstart` with the same config makes the default model; or "
             "name a folder or hub name of a Hugging Face vision-language model."

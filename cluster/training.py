@@ -18,9 +18,11 @@ Summary = dict[str, Any]
 
 def train(config: RunConfig, overwrite: bool = False) -> Summary:
     """Train from `model.path` and return what `summary.json` says. Raises `CosoError`."""
+    from cluster.ray_runtime import require_local_resources
     from cluster.system import require_model
 
     require_model(config)
+    require_local_resources(config)
     run = RunFolder.create(config, overwrite)
     return _run(config, run, None)
 
@@ -143,7 +145,7 @@ async def _controlled(
     try:
         system.supervisor.recoveries.update(progress.recoveries)
         controller = Controller(config, run, system, progress, writer, console)
-        await controller.run()
+        await system.supervisor.guard(controller.run())
         if not controller.last_evaluation:  # resumed after the last update, before the summary
             await controller.evaluate()
         final = controller.last_evaluation

@@ -207,3 +207,32 @@ def test_close_is_heard_also_in_the_moment_of_an_answer(monkeypatch: pytest.Monk
     run(scenario)
 
     run(scenario)
+
+
+def test_a_watch_that_fails_ends_guarded_work_at_once_instead_of_at_its_end() -> None:
+    async def main() -> None:
+        supervisor = Supervisor(max_recoveries=1)
+
+        async def broken() -> None:
+            raise DeadlineExceeded("policy server 0 gave no sign of life")
+
+        supervisor._tasks.append(asyncio.create_task(broken()))
+        with pytest.raises(DeadlineExceeded, match="policy server 0"):
+            async with asyncio.timeout(5):
+                await supervisor.guard(asyncio.sleep(60))
+
+    asyncio.run(main())
+
+
+def test_guarded_work_gives_its_own_result_or_error() -> None:
+    async def main() -> None:
+        supervisor = Supervisor(max_recoveries=1)
+        assert await supervisor.guard(asyncio.sleep(0, result=3)) == 3
+
+        async def wrong() -> None:
+            raise CosoError("no room")
+
+        with pytest.raises(CosoError, match="no room"):
+            await supervisor.guard(wrong())
+
+    asyncio.run(main())
