@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -116,15 +117,16 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
         }
         if config.cluster.address is None:
             _listen_on_loopback()
-            ray.init(
-                address="local",
-                num_cpus=local_cpus(config),
-                include_dashboard=False,
-                object_store_memory=config.cluster.object_store_bytes,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=str(temporary / "ray"),
-                **common,
-            )
+            with _standard_error_to(temporary / "ray-start.log"):
+                ray.init(
+                    address="local",
+                    num_cpus=local_cpus(config),
+                    include_dashboard=False,
+                    object_store_memory=config.cluster.object_store_bytes,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(temporary / "ray"),
+                    **common,
+                )
         else:
             _join(config, common)
             require_resources(config, ray.cluster_resources(), f"the cluster at {config.cluster.address}")
@@ -138,6 +140,21 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
     finally:
         ray.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _standard_error_to(path: Path) -> Iterator[None]:
+    """Send what is written to standard error, also by C++ code, to a file: Ray announces its own log level there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with path.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _listen_on_loopback() -> None:
