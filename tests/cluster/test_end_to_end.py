@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,12 +61,14 @@ def member(process: subprocess.Popen[str], pattern: str) -> psutil.Process | Non
     return None
 
 
-def assert_nothing_left(members: list[psutil.Process], shared_before: set[str], folders_before: set[str]) -> None:
+def assert_nothing_left(members: list[psutil.Process], run: str, driver: int, semaphores_before: set[str]) -> None:
+    """No process, shared-memory file or temporary folder of the run. Other runs on this machine are let alone."""
     _, alive = psutil.wait_procs(members, timeout=20)
     alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not alive, f"processes of the run are left: {[(p.pid, p.cmdline()) for p in alive]}"
-    assert shared_memory_files() <= shared_before
-    assert temporary_folders() <= folders_before
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"coso-{run}-")]
+    assert semaphores() <= semaphores_before
+    assert not [name for name in os.listdir(tempfile.gettempdir()) if name.startswith(f"coso-{driver}-")]
 
 
 def addresses_open_to_the_network(process: subprocess.Popen[str]) -> list[str]:
@@ -81,18 +84,12 @@ def addresses_open_to_the_network(process: subprocess.Popen[str]) -> list[str]:
     ]
 
 
-def shared_memory_files() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith(("coso", "sem.mp", "psm_", "plasma"))}
-
-
-def temporary_folders() -> set[str]:
-    import tempfile
-
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("coso-")}
+def semaphores() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("sem.mp", "psm_"))}
 
 
 def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso) -> None:
-    shared, folders = shared_memory_files(), temporary_folders()
+    before = semaphores()
     first = coso.train("first", *SYNC)
     rows = without_timings(read_metrics(first / "metrics.jsonl"))
     assert [row["update"] for row in rows] == [0, 1, 2, 3, 4]
@@ -116,11 +113,11 @@ def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso
         assert summaries[0][key] == summaries[1][key]
     assert "complete" in coso.run("resume", str(second), expect=1)
     # Not even of the killed driver, whose leftovers the resumed run removes.
-    assert_nothing_left(members, shared, folders)
+    assert_nothing_left(members, "second", process.pid, before)
 
 
 def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) -> None:
-    shared, folders = shared_memory_files(), temporary_folders()
+    before = semaphores()
     words = [
         *coso.words,
         "configs/two-of-each.yaml",
@@ -164,11 +161,11 @@ def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) ->
         assert summary["recoveries_by_kind"].get(kind, 0) >= 1, summary
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "ecover" in report
-    assert_nothing_left(list(everyone.values()), shared, folders)
+    assert_nothing_left(list(everyone.values()), "killed", process.pid, before)
 
 
 def test_interrupting_a_run_ends_everything_and_saves_what_was_saved(coso: Coso) -> None:
-    shared, folders = shared_memory_files(), temporary_folders()
+    before = semaphores()
     process = coso.start("train", *coso.words, "name=stopped", "training.updates=1000", "training.checkpoint_every=1")
     run = coso.folder / "stopped"
     wait_until(lambda: (run / "checkpoints/step_1/progress.json").exists(), 280, "a checkpoint", process)
@@ -176,5 +173,5 @@ def test_interrupting_a_run_ends_everything_and_saves_what_was_saved(coso: Coso)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 130, output
-    assert_nothing_left(members, shared, folders)
+    assert_nothing_left(members, "stopped", process.pid, before)
     assert read_metrics(run / "metrics.jsonl")
