@@ -28,7 +28,7 @@ NUMBER_LINE = "coso/NumberLine-v0"
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
     """Run a scenario, which no fault may make wait for ever, and see that it leaves no process behind."""
     before = environment_processes()
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    asyncio.run(asyncio.wait_for(scenario(), 120))
     wait_until(lambda: environment_processes() <= before, "the environment processes to end")
 
 
