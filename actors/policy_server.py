@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 #: Added to the logits of tokens an answer must not contain. vLLM allows no more; after exp() nothing is left of it.
 BAN_LOGIT_BIAS = -100.0
 
+#: Decoded images kept at hand, the oldest going first.
+REMEMBERED_IMAGES = 64
+
 class PolicyServer:
     """Serves one policy. An asynchronous Ray actor class: `ray.remote(PolicyServer)`.
 
@@ -62,6 +65,7 @@ class PolicyServer:
         self._gate = Gate()
         self._meter = BusyMeter()
         self._verified_lengths: set[int] = set()
+        self._images: dict[str, Any] = {}
         self._request_ids = itertools.count()
         self._version = 0
         self._requests = 0
@@ -230,7 +234,7 @@ class PolicyServer:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         renderer = self._engine.renderer
-        images = await asyncio.to_thread(lambda: [decode_png(request.png) for request in requests])
+        images = [await self._decoded(request) for request in requests]
         prompts = [
             parse_model_prompt(
                 self._engine.model_config,
@@ -247,6 +251,16 @@ class PolicyServer:
         for request, image, engine_input in zip(requests, images, inputs, strict=True):
             self._verify_prompt(request, image, engine_input["prompt_token_ids"])
         return inputs
+
+    async def _decoded(self, request: GenerationRequest) -> Any:
+        """The request's image, remembered by its content hash: a screen that stands still is decoded once."""
+        image = self._images.get(request.image)
+        if image is None:
+            image = await asyncio.to_thread(decode_png, request.png)
+            self._images[request.image] = image
+            if len(self._images) > REMEMBERED_IMAGES:
+                self._images.pop(next(iter(self._images)))
+        return image
 
     def _verify_prompt(self, request: GenerationRequest, image: Any, engine_ids: list[int]) -> None:
         """The learner will run the ids of the model's own processor; the engine must see the same ones.

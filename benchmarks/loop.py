@@ -153,12 +153,13 @@ def main() -> None:
     parser.add_argument("model", help="warm-started model folder")
     parser.add_argument("--updates", type=int, default=12, help="updates of each run (default 12)")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each throughput measurement")
+    parser.add_argument("--only-rollouts", action="store_true", help="leave out the runs; rollouts and bare vLLM only")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loop.json"))
     arguments = parser.parse_args()
 
     runs = []
     with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
-        for environment in ENVIRONMENTS:
+        for environment in () if arguments.only_rollouts else ENVIRONMENTS:
             for mode in ("sync", "async"):
                 runs.append(train(arguments.model, Path(folder), mode, environment, arguments.updates))
                 print(json.dumps(runs[-1]), flush=True)
@@ -171,7 +172,9 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "runs": runs,
         "async_over_sync": {
-            environment: by_case["async", environment] / by_case["sync", environment] for environment in ENVIRONMENTS
+            environment: by_case["async", environment] / by_case["sync", environment]
+            for environment in ENVIRONMENTS
+            if by_case
         },
         "rollout_tokens_per_s": rate,
         "bare_vllm_tokens_per_s": bare,
