@@ -98,16 +98,6 @@ def samples(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x, (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long(), x[:, 2]
 
 
-@pytest.fixture(scope="module")
-def ray_session():
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    yield
-    ray.shutdown()
-
-
 def world(size: int) -> list:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

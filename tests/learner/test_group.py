@@ -29,16 +29,6 @@ RESOURCES = RankResources(cpus=1.0, start_deadline_s=180.0, update_deadline_s=12
 
 
 @pytest.fixture(scope="module")
-def ray_session():
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     make_idefics3(folder)

@@ -71,16 +71,6 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def ray_session():
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
 def worlds(ray_session):
     made = {1: World(1), 2: World(2)}
     yield made
