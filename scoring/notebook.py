@@ -50,6 +50,8 @@ def influence(
     window, null_token, batch_tokens, longest: as `scoring.*` in docs/config.md.
     Raises ValueError where something the estimator asks is not given, and where ids or labels do not fit the SCM.
     """
+    if not len(utterances):
+        return []
     labels = np.array([getattr(action, "labels", action) for action in actions], dtype=np.int32)
     if labels.ndim != 2 or len(labels) != len(utterances):
         raise ValueError(f"give one row of labels per utterance: {len(utterances)} utterances, labels {labels.shape}")
