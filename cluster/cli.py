@@ -15,6 +15,7 @@ import typer
 from cluster.config import RunConfig
 from cluster.config_files import load_config, parse_value, to_yaml, validate
 from cluster.errors import CosoError
+from cluster.influence_command import influence
 
 #: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
 INTERRUPTED = 130
@@ -121,6 +122,9 @@ def report(run: RunPath) -> None:
     from cluster.run_folder import RunFolder
 
     typer.echo(str(write_report(RunFolder.open_existing(run).path)))
+
+
+app.command()(influence)
 
 
 @app.command()
