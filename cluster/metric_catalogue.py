@@ -134,6 +134,7 @@ _FLOW = (
 
 _MACHINE = (
     Metric("time/collect", "collect", "seconds", "Until the batch of the update was there."),
+    Metric("time/wait", "wait", "seconds", "The loop stood still for the batch: in async mode what did not overlap."),
     Metric("time/score", "score", "seconds", "Training the SCM and scoring the batch."),
     Metric("time/scorers_busy", "scorers busy", "seconds", "Busy time of all scorers together."),
     Metric("time/update", "update", "seconds", "The learner's update."),
