@@ -132,9 +132,7 @@ class Blackjack(TextActionEnv):
                     f"Blackjack 'player' must be two cards or more of at most 21 points, not {hands['player']}"
                 )
             if len(hands["dealer"]) not in (1, 2):
-                raise ValueError(
-                    f"Blackjack 'dealer' must be the card shown and the hidden one, not {hands['dealer']}"
-                )
+                raise ValueError(f"Blackjack 'dealer' must be the card shown and the hidden one, not {hands['dealer']}")
             self._player, self._dealer = hands["player"], hands["dealer"]
             self._draws = deque(hands.get("draws", []))
             if len(self._dealer) == 1:
