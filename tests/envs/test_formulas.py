@@ -1,4 +1,4 @@
-"""Formulas: the value of any text or sequence of entries, exact, against Python's own grammar; nothing executed or slow."""
+"""Formulas: the exact value of any text or entries, against Python's own grammar; nothing executed, nothing slow."""
 
 import ast
 import time
