@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ Fact = tuple[str, ...]
 
 #: Facts that commands cannot change; a command text that depends on no others is derived once per game.
 _STATIC_PREDICATES = frozenset({"receptacleatlocation"})
+#: The one rule of the task's symbol, where its text has none of the characters that mean something in a grammar.
+_TASK_SENTENCE = re.compile(r'"task": \[\s*\{\s*"rhs": ("Your task is to: [^"\\#\[\]{}<>|;]*")\s*\}\s*\]')
 _MISSING = (
     "the ALFWorld engine is not installed ({}); it is an optional extra, which needs a C++ compiler and cmake: "
     "make setup EXTRAS=alfworld"
@@ -167,7 +170,7 @@ class _LoadedGame:
 
     def __init__(self, domain: str, grammar: str, problem: str) -> None:
         self._domain, self._problem = domain, problem
-        self._logic = _logic(domain, grammar)
+        self._logic, self._rules = _logic_and_rules(domain, grammar)
         self._task, self._sas = self.translation(optimize=False)
         self._parameters = {action.name: action.parameters for action in self._task.actions}
         self._commands: dict[str, str] = {}
@@ -188,7 +191,7 @@ class _LoadedGame:
         state = _state_class()(library, self._task, self._sas, self._logic)
         if not self.entities:
             self._name_entities(state)
-            self.grammar = TextGrammar(self._logic.grammar._rules, self.entities)
+            self.grammar = TextGrammar(self._rules, self.entities)
         return state
 
     def mapping(self, action: str, arguments: list[str]) -> dict[Any, Any]:
@@ -249,6 +252,19 @@ def _is_static(template: str) -> bool:
     return True
 
 
+def _logic_and_rules(domain: str, grammar: str) -> tuple[Any, dict[str, list[Any]]]:
+    """A game's logic and text rules. Games differ in the task's sentence alone, so the rest is parsed once."""
+    found = _TASK_SENTENCE.findall(grammar)
+    if len(found) != 1:
+        logic = _logic(domain, grammar)
+        return logic, logic.grammar._rules
+    logic = _logic(domain, grammar.replace(found[0], '"UNKNOWN GOAL"'))
+    from textworld.envs.pddl.textgen import ProductionRule
+
+    sentence = ProductionRule(lhs="task", rhs=parse_symbols(found[0].strip('"')))
+    return logic, {**logic.grammar._rules, "task": [sentence]}
+
+
 @lru_cache(maxsize=4)
 def _logic(domain: str, grammar: str) -> Any:
     from textworld.envs.pddl.logic import GameLogic
@@ -256,7 +272,7 @@ def _logic(domain: str, grammar: str) -> Any:
     return GameLogic(domain=domain, grammar=grammar)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _translate(domain: str, problem: str, optimize: bool) -> tuple[Any, str]:
     import fast_downward
 
