@@ -101,16 +101,24 @@ def read_game(path: GamePath) -> GameFile:
         why = "it is marked unsolvable" if "solvable" in game else "nothing says that it is solvable"
         raise BadGame(f"{path.name}/{GAME_FILE}: {why}")
     try:
+        return GameFile(path, game, trajectory, goal_of(trajectory))
+    except BadGame as error:
+        raise BadGame(f"{path.name}/{TRAJECTORY_FILE}: {error}") from None
+
+
+def goal_of(trajectory: dict[str, Any]) -> Goal:
+    """The goal that a `traj_data.json` states. Raises `BadGame`."""
+    try:
         names = trajectory["pddl_params"]
         target, receptacle, lamp = (
             str(names[key] or "").lower() for key in ("object_target", "parent_target", "toggle_target")
         )
         task = trajectory["task_type"]
     except (KeyError, TypeError) as error:
-        raise BadGame(f"{path.name}/{TRAJECTORY_FILE}: it has no {error}") from None
+        raise BadGame(f"it has no {error}") from None
     if task not in TASKS or not target:
-        raise BadGame(f"{path.name}/{TRAJECTORY_FILE}: task {task!r} with object {target!r} is none of ALFWorld's")
-    return GameFile(path, game, trajectory, Goal(task, target, receptacle, lamp))
+        raise BadGame(f"task {task!r} with object {target!r} is none of ALFWorld's")
+    return Goal(task, target, receptacle, lamp)
 
 
 def _read_json(path: GamePath, name: str) -> dict[str, Any]:
