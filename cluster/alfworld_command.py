@@ -32,7 +32,7 @@ Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task 
 Plans = Annotated[
     list[int] | None, typer.Option("--floor-plan", help="Only this floor plan; may be given several times.")
 ]
-Workers = Annotated[int, typer.Option(min=1, help="Processes; default: one per core.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")]
 
 
 @app.command()
@@ -45,7 +45,7 @@ def make(
     floor_plan: Plans = None,
     seed: Annotated[int, typer.Option(min=0, help="Fixes every game.")] = 1,
     horizon: Annotated[int, typer.Option(min=1, help="Steps within which the expert must win.")] = 50,
-    workers: Workers = os.cpu_count() or 1,
+    workers: Workers = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
 ) -> None:
     """Make games of all floor plans and task types (or some), each solved by the expert; prints a summary as JSON."""
@@ -84,7 +84,7 @@ def check(
     folder: Folder,
     play: Annotated[bool, typer.Option("--play", help="Also have the expert play every game.")] = False,
     horizon: Annotated[int, typer.Option(min=1, help="Steps the expert has, with --play.")] = 50,
-    workers: Workers = os.cpu_count() or 1,
+    workers: Workers = None,
 ) -> None:
     """Load every game of a folder; name those that are broken, missing or unsolvable, and count the rest, as JSON."""
     from envs.embodied.building import check_game
@@ -125,8 +125,8 @@ def _check_scope(tasks: list[str] | None, plans: list[int] | None) -> None:
             raise CosoError(f"--floor-plan {plan}: there is none; they are 1-30, 201-230, 301-330 and 401-430")
 
 
-def _in_processes(title: str, jobs: list[tuple[str, Any, tuple[Any, ...]]], workers: int) -> list[Any]:
-    """The results of (name, function, arguments) in their order, computed by `workers` processes."""
+def _in_processes(title: str, jobs: list[tuple[str, Any, tuple[Any, ...]]], workers: int | None) -> list[Any]:
+    """The results of (name, function, arguments) in their order, computed by `workers` processes (None: one per core)."""
     from cluster.progress import progress_bar
     from envs.embodied.engine import EngineMissing, import_engine
 
@@ -137,7 +137,7 @@ def _in_processes(title: str, jobs: list[tuple[str, Any, tuple[Any, ...]]], work
     results = []
     # Forked from a clean process: this one may have threads.
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context)
+    pool = ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(jobs)), mp_context=context)
     try:
         with progress_bar(title, len(jobs)) as advance:
             futures: list[Future[Any]] = [pool.submit(function, *arguments) for _, function, arguments in jobs]

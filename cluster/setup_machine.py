@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -201,8 +202,8 @@ def fingerprint(profile: str, extras: "tuple[str, ...]" = ()) -> str:
     return digest.hexdigest()
 
 
-def read_stamp() -> "dict[str, str | list[str] | None]":
-    """`profile`, `extras`, `path` and `fingerprint` of the present environment; {} where there is none, or none of ours."""
+def read_stamp() -> "dict[str, Any]":
+    """What `write_stamp` wrote of the present environment; {} where there is none, or none of ours."""
     try:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):

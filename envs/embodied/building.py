@@ -32,7 +32,7 @@ def build_game(request: GameRequest, folder: Path, horizon: int) -> BuildOutcome
 
     Where it does not, another game is made for the request, up to `ATTEMPTS` times.
     """
-    unsolved = []
+    unsolved: list[str] = []
     for attempt in range(ATTEMPTS):
         try:
             made = make_game(replace(request, attempt=attempt))

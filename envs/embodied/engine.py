@@ -11,15 +11,19 @@ they are listed in the order of their ids, so the same seed gives the same bytes
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from envs.embodied.grammar import TextGrammar, parse_symbols
 
@@ -53,6 +57,9 @@ class EngineState:
     admissible: tuple[str, ...]  # sorted, without duplicates
     won: bool
     facts: frozenset[Fact]
+    # What AI2-THOR knows and facts do not: how many of the goal's conditions hold, of how many; its camera's picture.
+    conditions: tuple[int, int] | None = None
+    frame: NDArray[np.uint8] | None = field(default=None, compare=False)
 
 
 def import_engine() -> None:
@@ -65,9 +72,8 @@ def import_engine() -> None:
     if "alfworld" not in sys.modules and data is None:
         os.environ["ALFWORLD_DATA"] = tempfile.gettempdir()
     try:
-        import alfworld.gen.constants
-        import fast_downward
-        import textworld.envs.pddl.logic  # noqa: F401
+        for module in ("alfworld.gen.constants", "fast_downward", "textworld.envs.pddl.logic"):
+            importlib.import_module(module)
     except ImportError as error:
         raise EngineMissing(_MISSING.format(error)) from error
     finally:
@@ -295,9 +301,9 @@ def _state_class() -> type[Any]:
 
     class OrderedPddlState(PddlState):
         def __init__(self, library: Any, task: Any, sas: str, logic: Any) -> None:
-            self._facts = defaultdict(set)
+            self._facts: Any = defaultdict(set)
             self._vars_by_name: dict[str, Any] = {}
-            self._vars_by_type = defaultdict(set)
+            self._vars_by_type: Any = defaultdict(set)
             self._var_counts: Any = Counter()
             self._ordered: dict[Any, list[Any]] = {}
             self._logic = logic

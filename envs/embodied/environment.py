@@ -57,6 +57,7 @@ class ALFWorld(TextActionEnv):
         rooms: Sequence[str] = (),
         floor_plans: Sequence[int] = (),
         mode: Mode = "text+image",
+        backend: Literal["textworld", "thor"] = "textworld",
         horizon: int = HORIZON,
         history: int = 0,
         expert: Literal["handcoded", "planner"] = "handcoded",
@@ -64,7 +65,9 @@ class ALFWorld(TextActionEnv):
         render_mode: str | None = None,
     ) -> None:
         """`games`: folder (default: ALFWORLD_DATA, else games/alfworld); `split`: train, seen or unseen; `tasks`,
-        `rooms`, `floor_plans`: only games of these; `history`: how many of its last commands the agent is told.
+        `rooms`, `floor_plans`: only games of these; `history`: how many of its last commands the agent is told;
+        `backend`: "thor" plays in AI2-THOR (`envs/embodied/thor.py`); `expert`: the engine's hand-coded one, which
+        searches, or Fast Downward's planner, which knows where everything is and takes seconds a step.
 
         Raises `EngineMissing` where the extra is not installed, `NoGames`, and ValueError for a wrong argument.
         """
@@ -73,6 +76,7 @@ class ALFWorld(TextActionEnv):
         _check_choices("split", [split], tuple(SPLITS))
         _check_choices("tasks", tasks, TASKS)
         _check_choices("rooms", rooms, ROOMS)
+        _check_choices("backend", [backend], ("textworld", "thor"))
         _check_choices("expert", [expert], ("handcoded", "planner"))
         for name, value, least in (("horizon", horizon, 1), ("history", history, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -82,7 +86,8 @@ class ALFWorld(TextActionEnv):
         self._history = history
         self._expert_type = expert
         self._games = list_games(games_folder(games), split, tasks, rooms, floor_plans)
-        self._engine = Engine()
+        self._backend = backend
+        self._engine: Any = _thor_engine() if backend == "thor" else Engine()
         self._bad: dict[str, str] = {}
         self._begun = False
 
@@ -161,7 +166,12 @@ class ALFWorld(TextActionEnv):
         return admissible[int((self.np_random if rng is None else rng).integers(len(admissible)))]
 
     def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
-        """The expert's thought and command. A `habit` is a command, and said only where it is admissible."""
+        """The expert's thought and command. A `habit` is a command, and said only where it is admissible.
+
+        Raises NotImplementedError in AI2-THOR.
+        """
+        if self._backend == "thor":
+            raise NotImplementedError("the experts read the game's facts, which AI2-THOR does not state")
         habit = habit if habit in self._state.admissible else ""
         command = self.with_noise(self._expert_command(), rng, noise, habit)
         return json_answer(
@@ -190,7 +200,9 @@ class ALFWorld(TextActionEnv):
                 return self._begin(path)
             except BadGame as error:
                 self._skip(path, error)
-        raise NoGames(f"none of the {len(self._games)} games can be played; the first: {next(iter(self._bad.values()))}")
+        raise NoGames(
+            f"none of the {len(self._games)} games can be played; the first: {next(iter(self._bad.values()))}"
+        )
 
     def _skip(self, path: GamePath, error: BadGame) -> None:
         if path.name not in self._bad:
@@ -199,7 +211,7 @@ class ALFWorld(TextActionEnv):
 
     def _begin(self, path: GamePath) -> None:
         game = read_game(path)
-        self._engine.load(game.game)
+        self._engine.load(game if self._backend == "thor" else game.game)
         try:
             self._state = self._first = self._engine.reset()
         except ValueError as error:
@@ -239,13 +251,15 @@ class ALFWorld(TextActionEnv):
         self._past.append((command, self._state))
 
     def _picture(self) -> NDArray[np.uint8]:
-        return blank_picture() if self.mode == "text" else draw_scene(self._scene()).copy()
+        if self.mode == "text":
+            return blank_picture()
+        return draw_scene(self._scene()).copy() if self._state.frame is None else self._state.frame.copy()
 
     def _scene(self) -> Scene:
         return scene_of(self._state.facts, self._game.path.room)
 
     def _conditions(self) -> tuple[int, int]:
-        return goal_conditions(self._state.facts, self._game.goal)
+        return self._state.conditions or goal_conditions(self._state.facts, self._game.goal)
 
     def _observation_text(self) -> str:
         """What the last command led to; at the beginning the room, without the banner and the task."""
@@ -264,6 +278,12 @@ class ALFWorld(TextActionEnv):
             self._expert.follow(command, after)
         self._followed = len(self._past)
         return self._expert.command
+
+
+def _thor_engine() -> Any:
+    from envs.embodied.thor import ThorEngine
+
+    return ThorEngine()
 
 
 #: Things seen are counted up to this many.

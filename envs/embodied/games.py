@@ -1,6 +1,7 @@
 """Game files on disk, laid out as in the published data set, and what a broken one is told apart by.
 
-    FOLDER/json_2.1.1/{train,valid_seen,valid_unseen}/TASK-Object-None-Receptacle-PLAN/TRIAL/traj_data.json, game.tw-pddl
+    FOLDER/json_2.1.1/{train,valid_seen,valid_unseen}/TASK-Object-None-Receptacle-PLAN/TRIAL/
+        traj_data.json, game.tw-pddl
 
 `coso alfworld make` writes such a folder; the published data set is one, and ALFWORLD_DATA names it.
 """

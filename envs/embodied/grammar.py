@@ -30,7 +30,9 @@ class TextGrammar:
         variables = {placeholder.name: self._entities[variable.name] for placeholder, variable in mapping.items()}
         return self._derive_all(parse_symbols(text), state, variables, mapping)
 
-    def _derive_all(self, symbols: tuple[Any, ...], state: Any, variables: Variables, mapping: Mapping[Any, Any]) -> str:
+    def _derive_all(
+        self, symbols: tuple[Any, ...], state: Any, variables: Variables, mapping: Mapping[Any, Any]
+    ) -> str:
         return "".join(self._derive_one(symbol, state, variables, mapping) for symbol in symbols)
 
     def _derive_one(self, symbol: Any, state: Any, variables: Variables, mapping: Mapping[Any, Any]) -> str:

@@ -176,5 +176,5 @@ def room_of(floor_plan: int) -> str:
 
 
 def kind_of(name: str) -> str:
-    """"apple 2" -> "apple"."""
+    """ "apple 2" -> "apple"."""
     return name.split(" ", 1)[0]

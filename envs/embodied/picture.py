@@ -131,7 +131,9 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, box: Box) -> None:
     frame = 0
     for state in thing.states:
         if state in _STATE_COLOURS:
-            draw.rectangle((left + frame, top + frame, right - frame, bottom - frame), outline=_STATE_COLOURS[state], width=6)
+            draw.rectangle(
+                (left + frame, top + frame, right - frame, bottom - frame), outline=_STATE_COLOURS[state], width=6
+            )
             frame += 6
     text = min(18, (bottom - top) // 4)
     size = min(right - left, bottom - top - text) - 2 * frame - 4
@@ -163,7 +165,10 @@ def _draw_hand(draw: ImageDraw.ImageDraw, scene: Scene) -> None:
 def _badge(draw: ImageDraw.ImageDraw, kind: str, box: Box) -> None:
     index = _KINDS.index(kind) if kind in _KINDS else len(_KINDS)
     # Neighbours in the alphabet differ in colour and in shape.
-    shape, colour = _SHAPES[index % len(_SHAPES)], _COLOURS[(index % len(_SHAPES) + index // len(_SHAPES)) % len(_COLOURS)]
+    shape, colour = (
+        _SHAPES[index % len(_SHAPES)],
+        _COLOURS[(index % len(_SHAPES) + index // len(_SHAPES)) % len(_COLOURS)],
+    )
     left, top, right, bottom = box
     size = right - left
     if size < 4:
