@@ -126,7 +126,7 @@ def _check_scope(tasks: list[str] | None, plans: list[int] | None) -> None:
 
 
 def _in_processes(title: str, jobs: list[tuple[str, Any, tuple[Any, ...]]], workers: int | None) -> list[Any]:
-    """The results of (name, function, arguments) in their order, computed by `workers` processes (None: one per core)."""
+    """The results of (name, function, arguments) in their order, by `workers` processes (None: one per core)."""
     from cluster.progress import progress_bar
     from envs.embodied.engine import EngineMissing, import_engine
 

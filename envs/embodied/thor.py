@@ -1,9 +1,9 @@
 """The embodied backend: the same tasks in AI2-THOR, with its camera's picture. Written, but never run by us.
 
 It needs what `alfworld[vis]` asks for (ai2thor 2.1.0, torch, torchvision, OpenCV), AI2-THOR's Unity build, an X
-display, and the published data set, whose trajectories say where every object lies. None of that is to be had on the machines
-this was made on; it follows `alfworld.env.thor_env.ThorEnv` and `alfworld.agents.controller.OracleAgent` of alfworld
-0.4.2, as `alfworld.agents.environment.AlfredThorEnv` drives them.
+display, and the published data set, whose trajectories say where every object lies. None of that is to be had on the
+machines this was made on; it follows `alfworld.env.thor_env.ThorEnv` and `alfworld.agents.controller.OracleAgent` of
+alfworld 0.4.2, as `alfworld.agents.environment.AlfredThorEnv` drives them.
 """
 
 from __future__ import annotations
