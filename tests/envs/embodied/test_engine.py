@@ -108,7 +108,7 @@ def test_the_same_bytes_in_every_process_and_nothing_left_behind(games: list[Gam
 def test_the_grammar_of_a_game_file_runs_no_code(engine: Engine, games: list[GameFile], tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     source = games[0].game["grammar"]
-    attack = source.replace("{r.name}", "{__import__('os').mkdir('%s') or r.name}" % mark)
+    attack = source.replace("{r.name}", f"{{__import__('os').mkdir('{mark}') or r.name}}")
     assert attack != source
     engine.load({**games[0].game, "grammar": attack})
     state = engine.reset()
