@@ -7,6 +7,7 @@ import gymnasium
 
 NAMESPACE = "coso"
 _ENTRY_POINTS = {
+    "coso/Android-v0": "envs.android.environment:AndroidEnv",
     "coso/NumberLine-v0": "envs.number_line:NumberLine",
     "coso/SlowNumberLine-v0": "envs.latency:slow_number_line",
 }

@@ -70,6 +70,8 @@ class BrowserPhone(Device):
         """browser: path of a Chromium, None to look for one; screen_size: (width, height), pixels."""
         self._screen_size = screen_size
         self._deadline_s = deadline_s
+        #: What the MiniWoB++ page that is shown asks for.
+        self.instruction = ""
         owner = int(os.environ.get(OWNER_VARIABLE, os.getpid()))
         executable = find_browser(browser)
         self._socket = _connect(owner, executable)
@@ -88,15 +90,11 @@ class BrowserPhone(Device):
 
     def reset(self, start: Start) -> None:
         if start.page is not None:
-            raise DeviceError("a MiniWoB++ page is opened with open_miniwob")
+            self.instruction = str(self._call("show_miniwob", miniwob_page(start.page), start.seed))
+            return
         if start.phone_state is None:
             raise DeviceError("an embedded phone is reset to a state, and was given none")
         self._call("show_phone", phone_html(), start.phone_state)
-
-    def open_miniwob(self, page: str, seed: int) -> str:
-        """Begin an episode of a MiniWoB++ page; returns its instruction."""
-        path = miniwob_page(page)
-        return str(self._call("show_miniwob", path, seed))
 
     def miniwob_outcome(self) -> dict[str, Any]:
         """`{"done": bool, "reward": float}` of the page's own, without its time penalty."""

@@ -55,7 +55,8 @@ _LOAD = "(state) => phone.load(state)"
 _KEY = "(name) => phone.key(name)"
 #: MiniWoB++: begin the page's episode with a seed and without its clock, which would make a slow machine fail.
 _MINIWOB_START = (
-    "(seed) => { Math.seedrandom(String(seed)); core.EPISODE_MAX_TIME = 1e9; core.startEpisodeReal();"
+    "(seed) => { const view = document.createElement('meta'); view.name = 'viewport'; view.content = 'width=160';"
+    " document.head.append(view); Math.seedrandom(String(seed)); core.EPISODE_MAX_TIME = 1e9; core.startEpisodeReal();"
     " core.hideDisplay(); return core.getUtterance(); }"
 )
 _MINIWOB_OUTCOME = "() => ({done: WOB_DONE_GLOBAL, reward: WOB_RAW_REWARD_GLOBAL})"
@@ -140,9 +141,7 @@ class _Phone:
             await self._context.close()
 
 
-CALLS = frozenset(
-    name for name in vars(_Phone) if not name.startswith("_") and name != "close"
-)
+CALLS = frozenset(name for name in vars(_Phone) if not name.startswith("_") and name != "close")
 
 
 class _Hub:

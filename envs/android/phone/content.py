@@ -177,9 +177,7 @@ def initial_state(seed: int, shuffle_apps: bool = False) -> State:
             {"name": name, "messages": [{"me": False, "text": str(rng.choice(GREETINGS))}]} for name in some(names, 3)
         ],
         "notes": [{"title": title, "body": str(rng.choice(_NOTE_BODIES))} for title in some(NOTES, 4)],
-        "events": [
-            {"month": MONTH, "day": int(rng.integers(1, 31)), "title": title} for title in some(EVENTS, 3)
-        ],
+        "events": [{"month": MONTH, "day": int(rng.integers(1, 31)), "title": title} for title in some(EVENTS, 3)],
         "cities": some(CITIES, 3),
         "saved_places": some(PLACES, 2),
         "carts": {shop: [] for shop in SITES},
