@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.android.actions import Point
-from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture
+from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
 from envs.android.phone.page import phone_html
 
 #: Whose environments share a browser: set by a worker's nursery for the environments it forks.
 OWNER_VARIABLE = "COSO_ENVIRONMENTS_OWNER"
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _START_DEADLINE_S = 40.0
+#: How long MiniWoB++ pages may take to come to rest, and the least time between two looks.
+_SETTLE_S, _FRAME_S = 1.0, 0.03
 #: Length of a message to or from the hub.
 LENGTH = struct.Struct("<I")
 
@@ -65,10 +68,16 @@ class BrowserPhone(Device):
     """
 
     def __init__(
-        self, browser: str | None = None, screen_size: tuple[int, int] = (360, 640), deadline_s: float = 20.0
+        self,
+        browser: str | None = None,
+        screen_size: Sequence[int] = (360, 640),
+        mobile: bool = True,
+        deadline_s: float = 20.0,
     ) -> None:
-        """browser: path of a Chromium, None to look for one; screen_size: (width, height), pixels."""
-        self._screen_size = screen_size
+        """browser: path of a Chromium, None to look for one; screen_size: (width, height), pixels; mobile: whether
+        pages are laid out as on a phone (MiniWoB++ pages are made for a desktop's)."""
+        width, height = (int(size) for size in screen_size)
+        self._screen_size = (width, height)
         self._deadline_s = deadline_s
         #: What the MiniWoB++ page that is shown asks for.
         self.instruction = ""
@@ -76,13 +85,13 @@ class BrowserPhone(Device):
         executable = find_browser(browser)
         self._socket = _connect(owner, executable)
         try:
-            self._call("open", *screen_size)
+            self._call("open", width, height, mobile)
         except DeviceTimeout:
             raise
         except DeviceError:
-            # A hub that was just leaving, because it had long had nothing to do, takes no more phones: the next one does.
+            # A hub that was just leaving, having had nothing to do, takes no more phones: the next one does.
             self._socket = _connect(owner, executable)
-            self._call("open", *screen_size)
+            self._call("open", width, height, mobile)
 
     @property
     def screen_size(self) -> tuple[int, int]:
@@ -94,6 +103,7 @@ class BrowserPhone(Device):
             return
         if start.phone_state is None:
             raise DeviceError("an embedded phone is reset to a state, and was given none")
+        self.instruction = ""
         self._call("show_phone", phone_html(), start.phone_state)
 
     def miniwob_outcome(self) -> dict[str, Any]:
@@ -101,8 +111,9 @@ class BrowserPhone(Device):
         return self._call("outcome")
 
     def screenshot(self) -> NDArray[np.uint8]:
-        # A page draws what an input event changed before it is captured, so the first frame is at rest.
-        return decode_picture(self._call("screenshot"), "the embedded phone")
+        # The embedded phone draws what an input event changed before it is captured, so its first frame is at rest.
+        # MiniWoB++ pages move dialogs and tabs into place.
+        return settled(self._capture, _SETTLE_S, _FRAME_S) if self.instruction else self._capture()
 
     def tap(self, at: Point) -> None:
         self._call("tap", *self._pixels(at))
@@ -126,6 +137,9 @@ class BrowserPhone(Device):
         for target in seen["targets"]:
             target["x"], target["y"] = target["x"] / width, target["y"] / height
         return seen
+
+    def _capture(self) -> NDArray[np.uint8]:
+        return decode_picture(self._call("screenshot"), "the browser")
 
     def close(self) -> None:
         self._socket.close()

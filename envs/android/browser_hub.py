@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import socket
@@ -45,19 +46,22 @@ _FLAGS = (
     "--disable-sync",
     "--disable-extensions",
     "--disable-dev-shm-usage",
+    # A tap means the point it names, and not something near it.
+    "--disable-touch-adjustment",
     "--force-color-profile=srgb",
     "--disable-lcd-text",
     "--js-flags=--max-lazy --lite-mode",
     "--renderer-process-limit=64",
 )
 _INSPECT = "() => phone.inspect()"
-_LOAD = "(state) => phone.load(state)"
+#: Two frames later what was drawn is on the screen; a page that is new shows nothing before.
+_DRAWN = "await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));"
+_LOAD = f"async (state) => {{ phone.load(state); {_DRAWN} }}"
 _KEY = "(name) => phone.key(name)"
 #: MiniWoB++: begin the page's episode with a seed and without its clock, which would make a slow machine fail.
 _MINIWOB_START = (
-    "(seed) => { const view = document.createElement('meta'); view.name = 'viewport'; view.content = 'width=160';"
-    " document.head.append(view); Math.seedrandom(String(seed)); core.EPISODE_MAX_TIME = 1e9; core.startEpisodeReal();"
-    " core.hideDisplay(); return core.getUtterance(); }"
+    "async (seed) => { Math.seedrandom(String(seed)); core.EPISODE_MAX_TIME = 1e9; core.startEpisodeReal(); "
+    f"core.hideDisplay(); {_DRAWN} return core.getUtterance(); }}"
 )
 _MINIWOB_OUTCOME = "() => ({done: WOB_DONE_GLOBAL, reward: WOB_RAW_REWARD_GLOBAL})"
 
@@ -72,11 +76,11 @@ class _Phone:
         self._cdp: CDPSession
         self._shown = ""
 
-    async def open(self, width: int, height: int) -> None:
+    async def open(self, width: int, height: int, mobile: bool) -> None:
         self._context = await self._browser.new_context(
             viewport={"width": width, "height": height},
             device_scale_factor=1,
-            is_mobile=True,
+            is_mobile=mobile,
             has_touch=True,
             offline=True,
             locale="en-US",
@@ -175,10 +179,9 @@ class _Hub:
             return
         finally:
             writer.close()
-            try:
+            # Where its browser is gone, the phone is gone with it.
+            with contextlib.suppress(Error):
                 await phone.close()
-            except Error:
-                pass  # its browser is gone, and the phone with it
             self._connected -= 1
             self.idle_since = asyncio.get_running_loop().time()
 

@@ -34,10 +34,39 @@ from envs.labels import LabelSpace, ParsedAction
 #: Seeds from here on play the test half, in order: a run evaluates on these (`actors.episode`).
 HELD_OUT_SEED = 2**30
 _MINIWOB_SCREEN = (160, 210)
-_PAGES = (
-    "home main network display sound battery privacy system about font_size timeout ringtone language new timer person "
-    "call thread note day city add results place route lost menu find department product cart"
-).split()
+_PAGES = [
+    "home",
+    "main",
+    "network",
+    "display",
+    "sound",
+    "battery",
+    "privacy",
+    "system",
+    "about",
+    "font_size",
+    "timeout",
+    "ringtone",
+    "language",
+    "new",
+    "timer",
+    "person",
+    "call",
+    "thread",
+    "note",
+    "day",
+    "city",
+    "add",
+    "results",
+    "place",
+    "route",
+    "lost",
+    "menu",
+    "find",
+    "department",
+    "product",
+    "cart",
+]
 _SCREEN_APPS = ("launcher", *APPS)
 _ANSWERS: dict[AnswerFormat, str] = {
     "json": (
@@ -110,7 +139,7 @@ class AndroidEnv(TextActionEnv):
         self._evaluator: Evaluator = make_evaluator(evaluator, tasks, evaluator_options or {})
         options = dict(device or {})
         if tasks == "miniwob":
-            options.setdefault("screen_size", _MINIWOB_SCREEN)
+            options = {"screen_size": _MINIWOB_SCREEN, "mobile": False, **options}
         self._device: Device = open_device(driver, options)
         width, height = self._device.screen_size
         self.image_shape = (height, width, 3)  # type: ignore[misc]

@@ -85,7 +85,7 @@ class PhoneParser:
 
 
 def parse_autoui(utterance: str, screen: Screen) -> PhoneAction | None:
-    """`"action_type": "DUAL_POINT", "touch_point": "[y, x]", "lift_point": "[y, x]", "typed_text": ""`, points in [0, 1]."""
+    """`"action_type": "DUAL_POINT", "touch_point": "[y, x]", "lift_point": "[y, x]", "typed_text": ""`."""
     kind = _AUTOUI_TYPE.search(utterance)
     if kind is None:
         return None

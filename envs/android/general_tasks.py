@@ -16,21 +16,68 @@ from envs.android.tasks import Check, Conditions, Edit, Step, Task, screen
 Split = Literal["train", "test"]
 
 _APP_NAMES = {app: app.capitalize() for app in content.APPS}
-_NEW_NAMES = (
-    "Amir Said,Bella Fox,Carl Moss,Dora Lind,Emil Kranz,Fiona Reed,Gita Rao,Henk Visser,Ivy Stone,Jan Novy,Kim Soto,"
-    "Lola Marin,Mika Aho,Nora Blum,Otto Kern"
-).split(",")
-_TEXTS = (
-    "See you at noon,I am running late,Happy birthday,Please call me,Dinner at eight,Thank you,The train is on time,"
-    "Buy some milk,Good luck today,Where are you,Meeting moved to Friday,I am home,Bring the keys,Nice photo,Sleep well"
-).split(",")
-_TITLES = (
-    "Ideas,Passwords hint,Paint colours,Vet visit,Homework,Bike repair,Tax papers,Menu,Goals,Chores,Guest list,Plants"
-).split(",")
-_EVENTS = (
-    "Haircut,Job interview,Swim class,Board meeting,Picnic,Flight to Rome,Optician,Choir,School fair,Tax deadline,"
-    "Theatre,Vaccination"
-).split(",")
+_NEW_NAMES = [
+    "Amir Said",
+    "Bella Fox",
+    "Carl Moss",
+    "Dora Lind",
+    "Emil Kranz",
+    "Fiona Reed",
+    "Gita Rao",
+    "Henk Visser",
+    "Ivy Stone",
+    "Jan Novy",
+    "Kim Soto",
+    "Lola Marin",
+    "Mika Aho",
+    "Nora Blum",
+    "Otto Kern",
+]
+_TEXTS = [
+    "See you at noon",
+    "I am running late",
+    "Happy birthday",
+    "Please call me",
+    "Dinner at eight",
+    "Thank you",
+    "The train is on time",
+    "Buy some milk",
+    "Good luck today",
+    "Where are you",
+    "Meeting moved to Friday",
+    "I am home",
+    "Bring the keys",
+    "Nice photo",
+    "Sleep well",
+]
+_TITLES = [
+    "Ideas",
+    "Passwords hint",
+    "Paint colours",
+    "Vet visit",
+    "Homework",
+    "Bike repair",
+    "Tax papers",
+    "Menu",
+    "Goals",
+    "Chores",
+    "Guest list",
+    "Plants",
+]
+_EVENTS = [
+    "Haircut",
+    "Job interview",
+    "Swim class",
+    "Board meeting",
+    "Picnic",
+    "Flight to Rome",
+    "Optician",
+    "Choir",
+    "School fair",
+    "Tax deadline",
+    "Theatre",
+    "Vaccination",
+]
 _MINUTES = (1, 2, 3, 5, 7, 10, 15, 20, 25, 30, 45, 60)
 
 

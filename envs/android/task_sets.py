@@ -11,12 +11,37 @@ from envs.android.webshop_tasks import webshop_tasks
 
 EMBEDDED = {"general": general_tasks, "webshop": webshop_tasks}
 #: MiniWoB++ pages that taps, scrolling and typing can solve. Their instruction comes from the page, with the seed.
-MINIWOB_PAGES = (
-    "click-button,click-button-sequence,click-checkboxes,click-checkboxes-large,click-collapsible,click-color,"
-    "click-dialog,click-dialog-2,click-link,click-option,click-tab,click-tab-2,click-test,click-test-2,click-widget,"
-    "enter-password,enter-text,enter-text-2,focus-text,focus-text-2,grid-coordinate,identify-shape,login-user,"
-    "navigate-tree,read-table,search-engine,simple-algebra,simple-arithmetic,social-media,unicode-test"
-).split(",")
+MINIWOB_PAGES = [
+    "click-button",
+    "click-button-sequence",
+    "click-checkboxes",
+    "click-checkboxes-large",
+    "click-collapsible",
+    "click-color",
+    "click-dialog",
+    "click-dialog-2",
+    "click-link",
+    "click-option",
+    "click-tab",
+    "click-tab-2",
+    "click-test",
+    "click-test-2",
+    "click-widget",
+    "enter-password",
+    "enter-text",
+    "enter-text-2",
+    "focus-text",
+    "focus-text-2",
+    "grid-coordinate",
+    "identify-shape",
+    "login-user",
+    "navigate-tree",
+    "read-table",
+    "search-engine",
+    "simple-algebra",
+    "simple-arithmetic",
+    "social-media",
+]
 #: Steps after which an episode is truncated (published: General 10, Web Shopping 20).
 HORIZONS = {"general": 10, "webshop": 20, "miniwob": 10}
 FILE_HORIZON = 10

@@ -21,7 +21,7 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Check:
-    """One condition on a state: what lies at a dotted path `equals` a value, is `in` a list, or `has`/`lacks` an element.
+    """One condition on a state: what lies at a path `equals` a value, is `in` a list, or `has` or `lacks` an element.
 
     An element is matched by a pattern: an object by one that has at least the same keys with matching values, a list
     by one in which every element of the pattern is matched by some element, anything else by an equal value.
@@ -44,7 +44,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of the state a task begins in: `set` a value, `put` an element into a list, or `drop` those that match."""
+    """A change of the state a task begins in: `set` a value, `put` an element in a list, `drop` those that match."""
 
     operator: Literal["set", "put", "drop"]
     path: str

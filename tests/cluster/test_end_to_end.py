@@ -146,9 +146,7 @@ def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) ->
         everyone |= {child.pid: child for child in family(process)}
         victim = wait_until(lambda pattern=pattern: member(process, pattern), 60, f"a {kind}", process)
         if kind == "environment":
-            victim = max(
-                (c for c in family(process) if re.search(pattern, " ".join(c.cmdline()))), key=lambda c: c.pid
-            )
+            victim = max((c for c in family(process) if re.search(pattern, " ".join(c.cmdline()))), key=lambda c: c.pid)
         os.kill(victim.pid, signal.SIGKILL)
         goal = min(last_update(run) + 2, 16)
         wait_until(lambda goal=goal: last_update(run) >= goal, 200, f"going on without the {kind}", process)

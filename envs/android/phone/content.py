@@ -38,27 +38,99 @@ GOODS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 _ADJECTIVES = ("Classic", "Premium", "Compact", "Eco", "Deluxe", "Travel")
-CITIES = (
-    "Amsterdam Athens Bergen Berlin Bogota Cairo Chicago Dakar Delhi Dublin Geneva Hanoi Helsinki Istanbul Jakarta Kyoto "
-    "Lagos Lima Lisbon London Madrid Manila Mumbai Nairobi Naples Osaka Oslo Paris Prague Quito Reykjavik Riga Rome "
-    "Seoul Sydney Tallinn Tokyo Toronto Vienna Zurich"
-).split()
+CITIES = [
+    "Amsterdam",
+    "Athens",
+    "Bergen",
+    "Berlin",
+    "Bogota",
+    "Cairo",
+    "Chicago",
+    "Dakar",
+    "Delhi",
+    "Dublin",
+    "Geneva",
+    "Hanoi",
+    "Helsinki",
+    "Istanbul",
+    "Jakarta",
+    "Kyoto",
+    "Lagos",
+    "Lima",
+    "Lisbon",
+    "London",
+    "Madrid",
+    "Manila",
+    "Mumbai",
+    "Nairobi",
+    "Naples",
+    "Osaka",
+    "Oslo",
+    "Paris",
+    "Prague",
+    "Quito",
+    "Reykjavik",
+    "Riga",
+    "Rome",
+    "Seoul",
+    "Sydney",
+    "Tallinn",
+    "Tokyo",
+    "Toronto",
+    "Vienna",
+    "Zurich",
+]
 _SKIES = ("sunny", "cloudy", "rainy", "snowy")
 _PLACE_KINDS = ("Museum", "Cafe", "Library", "Park", "Hotel", "Pharmacy", "Station", "Bakery")
 _PLACE_NAMES = ("Harbour", "Linden", "Castle", "Mill", "Sunset", "Orchard")
 _STREETS = ("High Street", "Canal Road", "Station Avenue", "Market Square", "Hill Lane")
 PLACES = tuple(f"{name} {kind}" for kind in _PLACE_KINDS for name in _PLACE_NAMES)
-CONTACTS = (
-    "Ada Novak,Ben Okoro,Clara Diaz,David Kim,Elena Rossi,Farid Aziz,Grace Lee,Hugo Martin,Ines Silva,Jonas Berg,"
-    "Karin Lund,Leo Fischer,Maya Patel,Nils Strand,Olga Petrova,Pedro Alves,Quinn Walsh,Rosa Blanco,Sami Haddad,"
-    "Tara Singh,Umar Khan,Vera Horn,Wendy Chu,Yusuf Demir"
-).split(",")
-NOTES = (
-    "Groceries,Gift ideas,Book list,Packing list,Recipes,Garden plan,Workout,Meeting notes,Movie list,Car service,"
-    "Birthday plan,House repairs,Quotes,Trip budget,Songs to learn,Wish list"
-).split(",")
+CONTACTS = [
+    "Ada Novak",
+    "Ben Okoro",
+    "Clara Diaz",
+    "David Kim",
+    "Elena Rossi",
+    "Farid Aziz",
+    "Grace Lee",
+    "Hugo Martin",
+    "Ines Silva",
+    "Jonas Berg",
+    "Karin Lund",
+    "Leo Fischer",
+    "Maya Patel",
+    "Nils Strand",
+    "Olga Petrova",
+    "Pedro Alves",
+    "Quinn Walsh",
+    "Rosa Blanco",
+    "Sami Haddad",
+    "Tara Singh",
+    "Umar Khan",
+    "Vera Horn",
+    "Wendy Chu",
+    "Yusuf Demir",
+]
+NOTES = [
+    "Groceries",
+    "Gift ideas",
+    "Book list",
+    "Packing list",
+    "Recipes",
+    "Garden plan",
+    "Workout",
+    "Meeting notes",
+    "Movie list",
+    "Car service",
+    "Birthday plan",
+    "House repairs",
+    "Quotes",
+    "Trip budget",
+    "Songs to learn",
+    "Wish list",
+]
 _NOTE_BODIES = ("Ask Tara first", "Due on Friday", "See the blue folder", "Three things left", "Call back on Monday")
-EVENTS = ("Dentist,Team lunch,Yoga class,Parent evening,Book club,Car wash,Concert,Piano lesson").split(",")
+EVENTS = ["Dentist", "Team lunch", "Yoga class", "Parent evening", "Book club", "Car wash", "Concert", "Piano lesson"]
 GREETINGS = ("Are you there?", "See you soon", "Thanks for yesterday", "On my way", "Call me later", "Good morning!")
 TOGGLES = {
     "network": {
