@@ -76,6 +76,8 @@ def play(
             played.append(outcome)
             if not expert and not outcome.finished and outcome.steps != max_steps:
                 break
+    except NotImplementedError as error:
+        raise CosoError(f"{env_id} cannot be played by an expert: {error}") from error
     finally:
         env.close()
     done = [episode for episode in played if episode.finished]
@@ -144,7 +146,8 @@ def _task(env: gymnasium.Env[Any, Any]) -> TextActionEnv:
 
 def _how_to_answer(env: gymnasium.Env[Any, Any]) -> Text:
     words = " ".join(_task(env).action_words)
-    return Text(f"Answer with an action word ({words}) or a whole utterance; {_QUIT} quits.")
+    choice = f"an action word ({words}) or a whole utterance" if words else "a whole utterance"
+    return Text(f"Answer with {choice}; {_QUIT} quits.")
 
 
 def _read_utterance(console: Console, task: TextActionEnv) -> str | None:

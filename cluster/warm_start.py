@@ -94,7 +94,7 @@ def demonstrate(config: RunConfig, advance: Any = lambda: None) -> Demonstration
     if not hasattr(game, "expert_utterance"):
         raise CosoError(f"{config.environment.id} has no expert (expert_utterance), so there is nothing to learn from")
     habit, words = config.warm_start.habit, getattr(game, "action_words", ())
-    if habit and habit not in words:
+    if habit and words and habit not in words:
         raise CosoError(f"warm_start.habit {habit!r} is no action of {config.environment.id}: {', '.join(words)}")
     rng = np.random.default_rng([config.seed, 1])
     encoder = PngEncoder()
@@ -108,7 +108,10 @@ def demonstrate(config: RunConfig, advance: Any = lambda: None) -> Demonstration
             observation, _ = environment.reset(seed=training_seed(config.seed, 0, episode))
         key, png = encoder.encode(observation["image"])
         images[key] = png
-        utterance = game.expert_utterance(rng, config.warm_start.noise, config.warm_start.habit)
+        try:
+            utterance = game.expert_utterance(rng, config.warm_start.noise, config.warm_start.habit)
+        except NotImplementedError as error:
+            raise CosoError(f"there is nothing to learn from: {error}") from None
         seen = game.state_labels() if hasattr(game, "state_labels") else None
         prompt = observation["prompt"]
         observation, _, terminated, truncated, info = environment.step(utterance)

@@ -9,6 +9,9 @@ NAMESPACE = "coso"
 _ENTRY_POINTS = {
     "coso/Android-v0": "envs.android.environment:AndroidEnv",
     "coso/NumberLine-v0": "envs.number_line:NumberLine",
+    "coso/Blackjack-v0": "envs.blackjack:Blackjack",
+    "coso/EZPoints-v0": "envs.points:EZPoints",
+    "coso/Points24-v0": "envs.points:Points24",
     "coso/SlowNumberLine-v0": "envs.latency:slow_number_line",
 }
 
