@@ -58,10 +58,11 @@ _INSPECT = "() => phone.inspect()"
 _DRAWN = "await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));"
 _LOAD = f"async (state) => {{ phone.load(state); {_DRAWN} }}"
 _KEY = "(name) => phone.key(name)"
-#: MiniWoB++: begin the page's episode with a seed and without its clock, which would make a slow machine fail.
+#: MiniWoB++: begin the page's episode with a seed and without its clock, which would make a slow machine fail; a dialog
+#: that takes the focus while it is being placed has scrolled its page away.
 _MINIWOB_START = (
     "async (seed) => { Math.seedrandom(String(seed)); core.EPISODE_MAX_TIME = 1e9; core.startEpisodeReal(); "
-    f"core.hideDisplay(); {_DRAWN} return core.getUtterance(); }}"
+    f"core.hideDisplay(); window.scrollTo(0, 0); {_DRAWN} return core.getUtterance(); }}"
 )
 _MINIWOB_OUTCOME = "() => ({done: WOB_DONE_GLOBAL, reward: WOB_RAW_REWARD_GLOBAL})"
 
@@ -229,6 +230,6 @@ if __name__ == "__main__":
     try:
         asyncio.run(run_hub(int(sys.argv[1]), sys.argv[2]))
     except ProcessLookupError:
-        sys.exit("browser hub: the process it was to serve has ended")
+        sys.exit("the process it was to serve has ended")
     except Error as error:
-        sys.exit(f"browser hub: the browser did not start: {error}")
+        sys.exit(f"the browser {sys.argv[2]} did not start: {str(error).splitlines()[0]}")

@@ -25,7 +25,8 @@ from envs.android.formats import (
     write_autoui,
     write_cogagent,
 )
-from envs.android.phone.content import APPS, initial_state
+from envs.android.general_tasks import Split
+from envs.android.phone.content import APPS, PAGES, initial_state
 from envs.android.task_sets import EMBEDDED, FILE_HORIZON, HORIZONS, load_tasks
 from envs.android.tasks import Task
 from envs.base import InvalidActionPolicy, Observation, TextActionEnv
@@ -34,39 +35,6 @@ from envs.labels import LabelSpace, ParsedAction
 #: Seeds from here on play the test half, in order: a run evaluates on these (`actors.episode`).
 HELD_OUT_SEED = 2**30
 _MINIWOB_SCREEN = (160, 210)
-_PAGES = [
-    "home",
-    "main",
-    "network",
-    "display",
-    "sound",
-    "battery",
-    "privacy",
-    "system",
-    "about",
-    "font_size",
-    "timeout",
-    "ringtone",
-    "language",
-    "new",
-    "timer",
-    "person",
-    "call",
-    "thread",
-    "note",
-    "day",
-    "city",
-    "add",
-    "results",
-    "place",
-    "route",
-    "lost",
-    "menu",
-    "find",
-    "department",
-    "product",
-    "cart",
-]
 _SCREEN_APPS = ("launcher", *APPS)
 _ANSWERS: dict[AnswerFormat, str] = {
     "json": (
@@ -100,8 +68,6 @@ class AndroidEnv(TextActionEnv):
     `EvaluatorError`: a failure of the environment, not a reward.
     """
 
-    state_label_names = ("app", "page")
-
     def __init__(
         self,
         tasks: str = "general",
@@ -133,7 +99,7 @@ class AndroidEnv(TextActionEnv):
         embedded = tasks in EMBEDDED or tasks == "miniwob"
         if embedded and driver != "browser":
             raise ValueError(f"the tasks {tasks!r} are for the embedded phone (driver 'browser'), not for {driver!r}")
-        self._tasks_of = {half: load_tasks(tasks, half, only) for half in ("train", "test")}
+        self._tasks_of = load_tasks(tasks, only)
         self._task_set = tasks
         self._by_name = {task.name: task for half in self._tasks_of.values() for task in half}
         self._evaluator: Evaluator = make_evaluator(evaluator, tasks, evaluator_options or {})
@@ -142,8 +108,9 @@ class AndroidEnv(TextActionEnv):
             options = {"screen_size": _MINIWOB_SCREEN, "mobile": False, **options}
         self._device: Device = open_device(driver, options)
         width, height = self._device.screen_size
-        self.image_shape = (height, width, 3)  # type: ignore[misc]
+        self.image_shape = (height, width, 3)
         super().__init__(invalid_action, render_mode)
+        self.state_label_names = ("app", "page") if tasks in EMBEDDED else ()
         self._split = split
         self._horizon = HORIZONS.get(tasks, FILE_HORIZON) if horizon is None else horizon
         self._answer_format: AnswerFormat = answer_format
@@ -162,6 +129,10 @@ class AndroidEnv(TextActionEnv):
     def task(self) -> Task:
         """The present episode's."""
         return self._task
+
+    def tasks(self, split: Split) -> list[Task]:
+        """The tasks of one half, in their order."""
+        return list(self._tasks_of[split])
 
     @property
     def device(self) -> Device:
@@ -190,17 +161,20 @@ class AndroidEnv(TextActionEnv):
 
     @property
     def state_label_sizes(self) -> tuple[int, ...]:
-        return (len(_SCREEN_APPS), len(_PAGES))
+        return (len(_SCREEN_APPS), len(PAGES)) if self._task_set in EMBEDDED else ()
 
     def state_labels(self) -> NDArray[np.int32]:
-        """Which app and which of its pages is shown; -1 where the phone does not tell."""
+        """Which app of the embedded phone is shown, and which of its pages; empty for other phones."""
         if self._seen is None:
-            return np.full(2, -1, np.int32)
+            return np.empty(0, np.int32)
         screen = self._seen["state"]["screen"]
-        return np.array([_SCREEN_APPS.index(screen["app"]), _PAGES.index(screen["page"])], np.int32)
+        return np.array([_SCREEN_APPS.index(screen["app"]), PAGES.index(screen["page"])], np.int32)
 
-    def random_action(self) -> str:
-        return write_autoui(_random_action(self.np_random))
+    def random_action(self, rng: np.random.Generator | None = None) -> str:
+        return write_autoui(_random_action(self.np_random if rng is None else rng))
+
+    def extra_info(self) -> dict[str, Any]:
+        return {"instruction": self._instruction}
 
     def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
         """The scripted expert's; with probability `noise` a tap on a random target instead. There are no habits."""
@@ -257,6 +231,8 @@ class AndroidEnv(TextActionEnv):
         held_out = self._seed is not None and self._seed >= HELD_OUT_SEED
         half = self._split if self._split != "by_seed" else ("test" if held_out else "train")
         tasks = self._tasks_of[half]
+        if not tasks:
+            raise ValueError(f"`only` leaves no {half} task of {self._task_set!r}")
         if half == "train":
             return tasks[int(self.np_random.integers(len(tasks)))]
         # In order: by the held-out seed's number, else one after the other.

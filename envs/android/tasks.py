@@ -7,7 +7,6 @@ real devices are lines of a text file (`read_task_file`) and carry an instructio
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -62,8 +61,11 @@ class Edit:
         kept = [element for element in holder[last] if not matches(self.value, element)]
         if self.operator == "put":
             kept.append(copy.deepcopy(self.value))
-            if isinstance(self.value, dict) and (key := next(iter(self.value))) in ("name", "time"):
-                kept.sort(key=lambda element: element[key])
+            # As the apps keep them.
+            if self.path == "contacts":
+                kept.sort(key=lambda contact: contact["name"])
+            elif self.path == "alarms":
+                kept.sort(key=lambda alarm: alarm["time"])
         holder[last] = kept
 
 
@@ -172,18 +174,6 @@ def _tasks_of_yaml(path: Path, text: str) -> list[Task]:
             raise ValueError(f"{path}, task {number}: checks must be a list of objects, not {checks!r}")
         tasks.append(Task(f"{path.stem}/{number}", entry["instruction"], device_checks=tuple(checks)))
     return tasks
-
-
-def choose(tasks: Iterable[Task], only: Iterable[str]) -> list[Task]:
-    """The tasks whose family or full name is among `only`. Raises ValueError for a word that fits none."""
-    tasks, only = list(tasks), list(only)
-    if not only:
-        return tasks
-    for word in only:
-        if not any(word in (task.family, task.name) for task in tasks):
-            families = sorted({task.family for task in tasks})
-            raise ValueError(f"there is no task or family of tasks {word!r}; families: {', '.join(families)}")
-    return [task for task in tasks if task.family in only or task.name in only]
 
 
 def _lookup(state: State, path: str) -> Any:

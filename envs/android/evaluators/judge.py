@@ -28,9 +28,9 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_a
 from envs.android.evaluators.base import ACCOMPLISHED, NOT_YET, Evaluator, EvaluatorError, Moment, Verdict
 
 _INSTRUCTIONS = (
-    "You judge whether a phone has reached the goal of a task. You see screenshots, the latest last. Reach your verdict "
-    "from what the screens show and nothing else. Answer in two lines: first one sentence on what you see, then exactly "
-    "'Status: success' or 'Status: failure'."
+    "You judge whether a phone has reached the goal of a task. You see screenshots, the latest last. Reach your "
+    "verdict from what the screens show and nothing else. Answer in two lines: first one sentence on what you see, "
+    "then exactly 'Status: success' or 'Status: failure'."
 )
 #: Task, what the last screen shows, and the answer: the form is learnt from these.
 _EXAMPLES = (

@@ -11,6 +11,40 @@ State = dict[str, Any]
 """The phone's whole state, as JSON: settings, the contents of every app, and the stack of screens."""
 
 APPS = ("browser", "settings", "clock", "contacts", "messages", "notes", "calendar", "weather", "maps")
+#: Every page that an app of the phone, or its launcher, can show.
+PAGES = [
+    "home",
+    "main",
+    "network",
+    "display",
+    "sound",
+    "battery",
+    "privacy",
+    "system",
+    "about",
+    "font_size",
+    "timeout",
+    "ringtone",
+    "language",
+    "new",
+    "timer",
+    "person",
+    "call",
+    "thread",
+    "note",
+    "day",
+    "city",
+    "add",
+    "results",
+    "place",
+    "route",
+    "lost",
+    "menu",
+    "find",
+    "department",
+    "product",
+    "cart",
+]
 YEAR, MONTH, DAY = 2026, 11, 24
 
 SITES = {"amberly": "amberly.com", "voltmart": "voltmart.com"}
