@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal, get_args
 
@@ -12,29 +11,10 @@ from numpy.typing import NDArray
 
 from envs.labels import LabelSpace, ParsedAction
 from envs.parsing import KeywordParser
+from envs.spaces import AnyText, image_space
 
 InvalidActionPolicy = Literal["random", "penalty", "noop"]
 Observation = dict[str, Any]
-
-
-class AnyText(gymnasium.spaces.Text):
-    """The space of every string: gymnasium's `Text` would need all of Unicode as its character set.
-
-    Samples are printable ASCII of up to `max_sample_length` characters.
-    """
-
-    def __init__(self, max_sample_length: int = 200, seed: int | np.random.Generator | None = None) -> None:
-        super().__init__(max_sample_length, min_length=0, charset=string.printable, seed=seed)
-
-    def contains(self, x: Any) -> bool:
-        """Whether x is a string, of whatever length and characters."""
-        return isinstance(x, str)
-
-    def __repr__(self) -> str:
-        return f"AnyText(max_sample_length={self.max_length})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, AnyText) and self.max_length == other.max_length
 
 
 class TextActionEnv(gymnasium.Env[Observation, str]):
@@ -45,21 +25,25 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
     `step` returns in `info`: `action` (canonical text, "" when the utterance is invalid), `action_labels`
     (int32 (K,), -1 where a head does not apply; all -1 when invalid), `valid`, `success` (the task was
     accomplished by this step), `executed_action` (what was really done: with `invalid_action="random"` the
-    action drawn, else "" for an invalid utterance) and `state` (a copy, for `reset(options={"state": ...})`
-    until the episode is over).
+    action drawn, else "" for an invalid utterance), `state` (a copy of what a player may know, for
+    `reset(options={"state": ...})` until the episode is over) and whatever `extra_info` adds.
+
+    Success has two measures, and both are reported: `info["success"]` at the last step, and the published one, an
+    episode's return above 0.
 
     An invalid utterance is, by `invalid_action`: "random" = a uniformly random action from `np_random`;
     "penalty" = no move and `invalid_penalty`; "noop" = no move and reward 0. It always uses up a step.
 
     A game of keywords gives `action_words`, `image_shape`, and the methods below that are abstract; one with
-    richer actions also overrides `label_space`, `parse` and `random_action`.
+    richer actions also overrides `label_space`, `parse` and `random_action`. `action_words` and `image_shape` may be
+    set by a constructor, before it calls this one's. `envs/prompts.py` writes prompts and answers alike.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
-    action_words: ClassVar[tuple[str, ...]] = ()
-    image_shape: ClassVar[tuple[int, int, int]] = (300, 300, 3)
+    action_words: tuple[str, ...] = ()
+    image_shape: tuple[int, int, int] = (300, 300, 3)
     invalid_penalty: ClassVar[float] = -1.0
-    state_label_names: ClassVar[tuple[str, ...]] = ()
+    state_label_names: tuple[str, ...] = ()
 
     def __init__(self, invalid_action: InvalidActionPolicy = "random", render_mode: str | None = None) -> None:
         if invalid_action not in get_args(InvalidActionPolicy):
@@ -69,9 +53,7 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
             raise ValueError(f"render_mode must be None or 'rgb_array', not {render_mode!r}")
         self.invalid_action = invalid_action
         self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Dict(
-            image=gymnasium.spaces.Box(0, 255, self.image_shape, np.uint8), prompt=AnyText()
-        )
+        self.observation_space = gymnasium.spaces.Dict(image=image_space(self.image_shape), prompt=AnyText())
         self.action_space = AnyText()
         self._keyword_parser = KeywordParser(self.action_words) if self.action_words else None
         self._episode_over = True
@@ -84,9 +66,18 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         """The task, its rules and the answer format, for the present state."""
 
     @property
-    @abstractmethod
     def state(self) -> dict[str, Any]:
-        """A fresh copy of the present state, as `reset(options={"state": ...})` takes it."""
+        """A fresh copy of the whole present state, as `reset(options={"state": ...})` takes it; {} if it takes none."""
+        return {}
+
+    @property
+    def public_state(self) -> dict[str, Any]:
+        """The same without what a player must not know, such as hidden cards: this is what `info` shows."""
+        return self.state
+
+    def extra_info(self) -> dict[str, Any]:
+        """More entries for the `info` of `reset` and `step`: copies, never live objects."""
+        return {}
 
     @property
     def horizon(self) -> int | None:
@@ -94,32 +85,36 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         return None
 
     @property
-    @abstractmethod
     def state_label_sizes(self) -> tuple[int, ...]:
-        """Number of values of each of `state_labels`, (M,)."""
+        """Number of values of each of `state_labels`, (M,); empty where there are none."""
+        return ()
 
-    @abstractmethod
     def state_labels(self) -> NDArray[np.int32]:
-        """What a reader must see in the present picture: int32 (M,), named by `state_label_names`."""
+        """What a reader must see in the present picture: int32 (M,), named by `state_label_names`.
 
-    @abstractmethod
+        A label is -1 where it does not apply.
+        """
+        return np.empty(0, np.int32)
+
     def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
         """A full answer in the prompt's format for the present state.
 
         With probability `noise` in [0, 1] the action, and the thought with it, is not the expert's but `habit`, or
-        uniformly random where no habit is given. Draws only from `rng`.
+        uniformly random where no habit is given. Draws only from `rng`. Raises NotImplementedError where the
+        environment has no expert.
         """
+        raise NotImplementedError(f"{type(self).__name__} has no expert (it does not define expert_utterance)")
 
     def with_noise(self, action: str, rng: np.random.Generator, noise: float, habit: str) -> str:
         """The expert's `action`, or in a share `noise` of calls the habit or a random action; for `expert_utterance`.
 
-        Raises ValueError for a habit that is not one of `action_words`.
+        Raises ValueError for a habit that is not one of `action_words`, where there are any.
         """
-        if habit and habit not in self.action_words:
+        if habit and self.action_words and habit not in self.action_words:
             raise ValueError(f"a habit must be one of {', '.join(self.action_words)}, not {habit!r}")
         if rng.random() >= noise:
             return action
-        return habit or self.action_words[int(rng.integers(len(self.action_words)))]
+        return habit or self.random_action(rng)
 
     @abstractmethod
     def _set_state(self, state: dict[str, Any] | None) -> None:
@@ -144,13 +139,13 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         return self._keywords().label_space
 
     def parse(self, utterance: str) -> ParsedAction:
-        """What the environment takes an utterance to mean; does not depend on the state."""
+        """What the environment takes an utterance to mean. In a game of keywords it does not depend on the state."""
         return self._keywords().parse(utterance)
 
-    def random_action(self) -> str:
-        """A uniformly random canonical action, drawn from `np_random`."""
+    def random_action(self, rng: np.random.Generator | None = None) -> str:
+        """A uniformly random canonical action, drawn from `rng`, or `np_random` where none is given."""
         words = self._keywords().words
-        return words[int(self.np_random.integers(len(words)))]
+        return words[int((self.np_random if rng is None else rng).integers(len(words)))]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -166,7 +161,7 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         self._set_state(state)
         self._steps = 0
         self._episode_over = False
-        return self._observation(), {"state": self.state}
+        return self._observation(), {"state": self.public_state, **self.extra_info()}
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Parse an utterance, act, and return (observation, reward, terminated, truncated, info)."""
@@ -182,7 +177,7 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         if not parsed.valid and self.invalid_action == "penalty":
             reward = self.invalid_penalty
         self._steps += 1
-        truncated = not terminated and self.horizon is not None and self._steps >= self.horizon
+        truncated = not terminated and self._is_cut_off()
         self._episode_over = terminated or truncated
         info = {
             "action": parsed.action,
@@ -190,13 +185,18 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
             "valid": parsed.valid,
             "success": success,
             "executed_action": executed,
-            "state": self.state,
+            "state": self.public_state,
+            **self.extra_info(),
         }
         return self._observation(), float(reward), terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """The present screen, uint8 (H, W, 3), in render mode "rgb_array"; else None."""
         return self._picture() if self.render_mode == "rgb_array" else None
+
+    def _is_cut_off(self) -> bool:
+        """Whether the episode is truncated now, after a step that did not end it."""
+        return self.horizon is not None and self._steps >= self.horizon
 
     def _observation(self) -> Observation:
         return {"image": self._picture(), "prompt": self.prompt}

@@ -22,6 +22,29 @@ def bold_font(size_px: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(path), size_px, layout_engine=ImageFont.Layout.BASIC)
 
 
+@lru_cache(maxsize=256)
+def text_block(text: str, size_px: int, colour: str, background: str) -> NDArray[np.uint8]:
+    """A line of bold text on a plain background: read-only uint8 (H, W, 3), as wide as its advance, a line high."""
+    font = bold_font(size_px)
+    ascent, descent = font.getmetrics()
+    block = Image.new("RGB", (max(1, round(font.getlength(text))), ascent + descent), background)
+    ImageDraw.Draw(block).text((0, 0), text, font=font, fill=colour)
+    return read_only(block)
+
+
+def read_only(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an RGB picture as a read-only uint8 (H, W, 3) array, to be shared."""
+    pixels = np.asarray(image).copy()
+    pixels.flags.writeable = False
+    return pixels
+
+
+def paste(canvas: NDArray[np.uint8], block: NDArray[np.uint8], x: int, y: int) -> None:
+    """Put a block's top left corner at (x, y) of a canvas; what reaches over the canvas's edge is left out."""
+    height, width = min(len(block), len(canvas) - y), min(block.shape[1], canvas.shape[1] - x)
+    canvas[y : y + height, x : x + width] = block[:height, :width]
+
+
 @lru_cache(maxsize=1024)
 def text_strip(text: str, x: int, y: int, width: int, size_px: int) -> tuple[int, NDArray[np.uint8]]:
     """The rows that black text at (x, y) touches on a white canvas `width` wide.
@@ -33,6 +56,4 @@ def text_strip(text: str, x: int, y: int, width: int, size_px: int) -> tuple[int
     top, bottom = (int(edge) for edge in font.getbbox(text)[1::2])
     canvas = Image.new("RGB", (width, y + bottom), "white")
     ImageDraw.Draw(canvas).text((x, y), text, font=font, fill="black")
-    strip = np.asarray(canvas)[y + top :].copy()
-    strip.flags.writeable = False
-    return y + top, strip
+    return y + top, read_only(canvas.crop((0, y + top, width, canvas.height)))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from envs.base import InvalidActionPolicy, TextActionEnv
 from envs.drawing import text_strip
+from envs.prompts import answer_format, json_answer
 
 _FONT_PX = 36
 _TARGET_XY = (30, 60)
@@ -47,9 +48,10 @@ class NumberLine(TextActionEnv):
         return (
             "The picture shows a target number and a current number, each from 0 to "
             f'{self.max_position}. Action "+" adds one to the current number, action "-" subtracts one. '
-            "Reach the target in as few actions as you can. Answer in JSON: "
-            '{"current number": "x", "target number": "x", "thoughts": "compare them and choose", '
-            '"action": "-" or "+"}'
+            "Reach the target in as few actions as you can. "
+            + answer_format(
+                {"current number": "x", "target number": "x", "thoughts": "compare them and choose"}, self.action_words
+            )
         )
 
     @property
@@ -69,11 +71,12 @@ class NumberLine(TextActionEnv):
 
     def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
         action = self.with_noise("+" if self._target > self._current else "-", rng, noise, habit)
-        return (
-            f'{{"current number": "{self._current}", "target number": "{self._target}", '
-            f'"thoughts": "the current number is {self._current} and the target is {self._target} '
-            f'so I should {_THOUGHT_WORDS[action]}", "action": "{action}"}}'
+        thoughts = (
+            f"the current number is {self._current} and the target is {self._target} "
+            f"so I should {_THOUGHT_WORDS[action]}"
         )
+        seen = {"current number": str(self._current), "target number": str(self._target)}
+        return json_answer({**seen, "thoughts": thoughts}, action)
 
     def _set_state(self, state: dict[str, Any] | None) -> None:
         if state is None:

@@ -54,6 +54,15 @@ def test_pixels_are_normalised_by_the_sample_pictures(chat):
     assert abs(np.mean(pixels)) < 0.02 and abs(np.std(pixels) - 1) < 0.02
 
 
+@pytest.mark.parametrize("shade", [0, 51, 128, 255])
+def test_a_picture_of_one_colour_is_never_all_zeros(tmp_path, shade):
+    """vLLM leaves such pictures out as padding, and its engine then dies of the prompt's image tokens."""
+    plain = np.full((64, 64, 3), shade, np.uint8)
+    make_default_vlm(tmp_path, TEXTS, [plain], TINY, seed=4)
+    encoded = ChatProcessor(str(tmp_path)).encode_prompt(PROMPT, Image.fromarray(plain))
+    assert bool((encoded["pixel_values"] != 0).all())
+
+
 def test_the_model_answers_and_stops_at_its_end_token(folder, chat):
     from transformers import AutoModelForImageTextToText
 
