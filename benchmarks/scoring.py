@@ -279,9 +279,9 @@ def long_case(
     estimator = make_estimator("scm", tokens, window=WINDOW, batch_tokens=1536, longest=1536, scm=scm)
     fast_seconds, scored = timed(lambda: estimator.score(ids, labels))
     effects = fast_effects(scm, tokens, ids, labels)[:SAMPLED_POSITIONS]
-    factual = float(
-        torch.expm1(scm.action_log_probability(torch.from_numpy(ids[None].astype(np.int64)), lengths[:1], wanted[:1]))
-    )
+    with torch.no_grad():
+        whole_row = torch.from_numpy(ids[None].astype(np.int64))
+        factual = float(torch.expm1(scm.action_log_probability(whole_row, lengths[:1], wanted[:1])))
     counts = tokens.countable_by_id[ids[:SAMPLED_POSITIONS]]
     print(f"  1,000 tokens: published {whole:.0f} s, pool {fast_seconds:.1f} s", flush=True)
     return {

@@ -37,7 +37,7 @@ def influence(
     window: int = 4,
     null_token: str | None = None,
     batch_tokens: int = 1536,
-    longest: int = 1536,
+    longest: int = 1024,
 ) -> list[NDArray[np.float32]]:
     """Return the influence of every token on the action its utterance led to: B float32 arrays (n_b,), in [0, 1].
 
