@@ -45,6 +45,8 @@ def run_nursery(control: socket.socket) -> None:
     gc.freeze()
     # The kernel then reaps the processes; the driver learns of an end through its pidfd.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # What environments share, as phones share a browser, belongs to this process and ends with it.
+    os.environ["COSO_ENVIRONMENTS_OWNER"] = str(os.getpid())
     driver_pid = os.getppid()
     poller = select.poll()
     poller.register(control, select.POLLIN)

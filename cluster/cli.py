@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from cluster import alfworld_command
 from cluster.config import RunConfig
 from cluster.config_files import keyword_arguments, load_config, to_yaml, validate
 from cluster.demos_command import demos
@@ -27,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+app.add_typer(alfworld_command.app)
 
 Words = Annotated[
     list[str],

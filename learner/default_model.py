@@ -6,6 +6,7 @@ it comes from the texts and pictures it is given and from `DefaultModelOptions`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,13 +164,14 @@ def _processor(
 
     # One mean and deviation for all channels: pictures of black text on white would else divide by nearly nothing.
     pixels = np.concatenate([np.asarray(image, np.float32).ravel() for image in images]) / 255
-    mean, deviation = float(pixels.mean()), max(float(pixels.std()), 0.05)
+    # The mean lies between two values of a pixel: engines take a picture whose normalised pixels are all 0 for padding.
+    mean, deviation = (math.floor(float(pixels.mean()) * 255) + 0.5) / 255, max(float(pixels.std()), 0.05)
     image_processor = Idefics3ImageProcessorPil(
         size={"longest_edge": options.image_size},
         max_image_size={"longest_edge": options.image_size},
         do_image_splitting=False,
         do_resize=True,
-        image_mean=[round(mean, 4)] * 3,
+        image_mean=[mean] * 3,
         image_std=[round(deviation, 4)] * 3,
     )
     return Idefics3Processor(

@@ -11,6 +11,7 @@ Tensors go by the names of the Hugging Face checkpoint, tied ones once (`learner
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
@@ -47,7 +48,12 @@ class WeightPublisher(Protocol):
 
 
 class SharedMemoryPublisher:
-    """One safetensors file per version in the node's shared memory, or in `fallback_folder` where that is full."""
+    """One safetensors file per version in the node's shared memory, or in `fallback_folder` where that is full.
+
+    Memory that is new to a process costs several times what copying into it does, so the file of the version before the
+    last is written over, tensor by tensor, instead of a new one being made. Nobody reads it by then: a version is
+    published once every server serves the one before.
+    """
 
     def __init__(self, run: str, fallback_folder: Path) -> None:
         """run: unique among the runs of this machine; part of the files' names."""
@@ -59,24 +65,31 @@ class SharedMemoryPublisher:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        tensors = _contiguous(named_tensors)
-        path = self._place(sum(tensor.nbytes for tensor in tensors.values())) / (
-            f"{_file_prefix(self._run)}{version}.safetensors"
-        )
-        aside = path.with_suffix(".partial")
+        name = f"{_file_prefix(self._run)}{version}.safetensors"
         try:
-            save_file(tensors, aside)
+            if (spare := self._spare_file(name)) is None:
+                tensors = _contiguous(named_tensors)
+                path = self._place(sum(tensor.nbytes for tensor in tensors.values())) / name
+                save_file(tensors, aside := path.with_suffix(".partial"))
+            else:
+                path = spare.with_name(name)
+                spare.rename(aside := path.with_suffix(".partial"))
+                _overwrite(aside, named_tensors)
             aside.rename(path)
         except (OSError, SafetensorError) as error:
-            raise WeightTransferError(f"weights version {version} could not be written to {path}: {error}") from error
-        finally:
             aside.unlink(missing_ok=True)
-        for older in sorted(self._files(), key=lambda file: file.stat().st_mtime_ns)[:-KEPT_VERSIONS]:
-            older.unlink(missing_ok=True)
+            raise WeightTransferError(f"weights version {version} could not be written to {path}: {error}") from error
         return WeightUpdate(version=version, transport="shared_memory", path=str(path))
 
     def close(self) -> None:
         remove_weight_files(self._run, self._fallback_folder)
+
+    def _spare_file(self, name: str) -> Path | None:
+        """The file to write over: that of the same version, as a learner that was restarted finds it, or the oldest."""
+        files = [file for file in _weight_files(self._run, self._fallback_folder) if file.suffix == ".safetensors"]
+        files.sort(key=lambda file: int(file.stem.rpartition("-")[2]))
+        oldest = files[0] if len(files) >= KEPT_VERSIONS else None
+        return next((file for file in files if file.name == name), oldest)
 
     def _place(self, size: int) -> Path:
         needed = size + (1 << 20)  # the file's header
@@ -90,9 +103,6 @@ class SharedMemoryPublisher:
             + ", ".join(f"{place} has {room / 2**20:.0f} MiB left" for place, room in zip(places, free, strict=True))
             + ". Free some, or make shared memory larger (docker: --shm-size)."
         )
-
-    def _files(self) -> list[Path]:
-        return _weight_files(self._run, self._fallback_folder)
 
 
 class ObjectStorePublisher:
@@ -259,6 +269,26 @@ def _contiguous(named_tensors: Iterable[tuple[str, Tensor]], device: str | None 
         name: (tensor.detach() if device is None else tensor.detach().to(device)).contiguous()
         for name, tensor in named_tensors
     }
+
+
+def _overwrite(path: Path, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Put tensors in the place of those of the same names in a safetensors file."""
+    import torch
+    from safetensors import SafetensorError
+
+    data = torch.from_file(str(path), shared=True, size=path.stat().st_size, dtype=torch.uint8)
+    # The format: the header's length (8 bytes, little-endian), the header (JSON), the tensors' bytes end to end.
+    begin = 8 + int.from_bytes(data[:8].numpy().tobytes(), "little")
+    layout = json.loads(data[8:begin].numpy().tobytes())
+    layout.pop("__metadata__", None)
+    for name, tensor in named_tensors:
+        place = layout.pop(name, None)
+        if place is None or place["shape"] != list(tensor.shape):
+            raise SafetensorError(f"the version before the last has no tensor {name} of shape {tuple(tensor.shape)}")
+        start, end = (begin + offset for offset in place["data_offsets"])
+        data[start:end].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
+    if layout:
+        raise SafetensorError(f"the version before the last also has the tensors {', '.join(layout)}")
 
 
 def _file_prefix(run: str) -> str:

@@ -70,20 +70,22 @@ def make_qwen2_5_vl(folder: Path) -> TinyVlm:
             "pad_token_id": ids["<|pad|>"],
         },
         vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 8,
-            "out_hidden_size": 32, "fullatt_block_indexes": [1], "window_size": 32,
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "patch_size": 8,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+            "window_size": 32,
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    image_processor = Qwen2VLImageProcessorPil(
-        patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
-    )
-    processor = ImagesOnly(
-        image_processor=image_processor, tokenizer=tokenizer, chat_template=_chat_template(vision)
-    )
+    image_processor = Qwen2VLImageProcessorPil(patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64})
+    processor = ImagesOnly(image_processor=image_processor, tokenizer=tokenizer, chat_template=_chat_template(vision))
     return _finish(folder, Qwen2_5_VLForConditionalGeneration, config, processor)
 
 
@@ -97,8 +99,14 @@ def make_llava_next(folder: Path) -> TinyVlm:
     config = LlavaNextConfig(
         text_config={"model_type": "llama", **_text_sizes(len(tokenizer)), **_ends(ids)},
         vision_config={
-            "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "image_size": 32, "patch_size": 8, "projection_dim": 32,
+            "model_type": "clip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+            "projection_dim": 32,
         },
         image_token_id=ids["<image>"],
         image_grid_pinpoints=grid,
@@ -109,8 +117,11 @@ def make_llava_next(folder: Path) -> TinyVlm:
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=grid
     )
     processor = LlavaNextProcessor(
-        image_processor=image_processor, tokenizer=tokenizer, patch_size=8,
-        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
         chat_template=_chat_template("<image>"),
     )
     return _finish(folder, LlavaNextForConditionalGeneration, config, processor)
@@ -122,14 +133,20 @@ def make_gemma3(folder: Path) -> TinyVlm:
 
     tokenizer = _tokenizer(
         ["<start_of_image>", "<end_of_image>", "<image_soft_token>"],
-        boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>",
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
     )
     ids = tokenizer.get_vocab()
     config = Gemma3Config(
         text_config={**_text_sizes(len(tokenizer)), "head_dim": 8, "sliding_window": 16, **_ends(ids)},
         vision_config={
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "image_size": 32, "patch_size": 8,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
         },
         mm_tokens_per_image=4,
         boi_token_index=ids["<start_of_image>"],
@@ -138,7 +155,9 @@ def make_gemma3(folder: Path) -> TinyVlm:
     )
     processor = Gemma3Processor(
         image_processor=Gemma3ImageProcessorPil(size={"height": 32, "width": 32}),
-        tokenizer=tokenizer, image_seq_length=4, chat_template=_chat_template("<start_of_image>"),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+        chat_template=_chat_template("<start_of_image>"),
     )
     return _finish(folder, Gemma3ForConditionalGeneration, config, processor)
 
@@ -160,13 +179,19 @@ def _tokenizer(special: list[str], **extra: str) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=ends + special, show_progress=False,
+        vocab_size=320,
+        special_tokens=ends + special,
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=ends[0], eos_token=ends[1], pad_token=ends[2],
-        extra_special_tokens=extra or {"image_token": special[-1]}, clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer,
+        bos_token=ends[0],
+        eos_token=ends[1],
+        pad_token=ends[2],
+        extra_special_tokens=extra or {"image_token": special[-1]},
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -180,14 +205,21 @@ def _chat_template(image: str) -> str:
 
 def _text_sizes(vocabulary: int) -> dict[str, Any]:
     return {
-        "vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
     }
 
 
 def _ends(ids: dict[str, int]) -> dict[str, int]:
     return {
-        "bos_token_id": ids["<|start|>"], "eos_token_id": ids["<|end|>"], "pad_token_id": ids["<|pad|>"],
+        "bos_token_id": ids["<|start|>"],
+        "eos_token_id": ids["<|end|>"],
+        "pad_token_id": ids["<|pad|>"],
     }
 
 

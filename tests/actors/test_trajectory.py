@@ -31,11 +31,16 @@ def _batch(*specs):
         images[key] = png
         rows.append(
             {
-                "episode": episode, "step": number, "image": key, "prompt": f"prompt {number}",
-                "prompt_ids": [1, 2], "response_ids": list(range(length)),
+                "episode": episode,
+                "step": number,
+                "image": key,
+                "prompt": f"prompt {number}",
+                "prompt_ids": [1, 2],
+                "response_ids": list(range(length)),
                 "behaviour_logprobs": [-0.5 * i for i in range(length)],
                 "policy_versions": [{"version": number + 3, "start": 0}, {"version": number + 2, "start": 1}],
-                "reward": float(number), "terminated": False,
+                "reward": float(number),
+                "terminated": False,
             }
         )
     return TrajectoryBatch.from_rows(rows, images)

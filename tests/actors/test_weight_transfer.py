@@ -108,14 +108,36 @@ def test_requests_in_flight_go_on_under_the_new_weights(
     assert crossed > 0
 
 
-def test_only_two_versions_stay_in_shared_memory(tmp_path: Path) -> None:
+def test_only_two_versions_stay_in_shared_memory_each_with_its_own_weights(tmp_path: Path) -> None:
+    """The oldest file is written over: what it holds then is the new version's, and the one before stays as it is."""
     import torch
+    from safetensors.torch import load_file
 
+    from actors.weight_transfer import WeightTransferError
     from learner.publish import SharedMemoryPublisher
 
+    def weights(version: int) -> dict[str, torch.Tensor]:
+        return {
+            "scalar": torch.tensor(version),
+            "half": torch.full((3,), version, dtype=torch.bfloat16),
+            "transposed": (torch.arange(6.0).reshape(2, 3) * version).T,
+        }
+
     publisher = SharedMemoryPublisher(f"test-{tmp_path.name}", tmp_path)
-    updates = [publisher.publish(version, [("weight", torch.full((4,), float(version)))]) for version in (1, 2, 3, 10)]
-    assert [os.path.exists(update.path) for update in updates] == [False, False, True, True]
+    updates = []
+    for version in (1, 2, 3, 10, 11):
+        updates.append(publisher.publish(version, weights(version).items()))
+        for update in updates[-2:]:
+            stored = load_file(update.path)
+            assert stored.keys() == weights(update.version).keys()
+            for name, expected in weights(update.version).items():
+                assert stored[name].dtype == expected.dtype and torch.equal(stored[name], expected)
+    assert [os.path.exists(update.path) for update in updates] == [False, False, False, True, True]
+    with pytest.raises(WeightTransferError, match="no tensor other of shape"):
+        publisher.publish(12, [("other", torch.zeros(2))])
+    publisher.publish(13, weights(13).items())
+    publisher.publish(13, weights(13).items())
+    assert os.path.exists(updates[-1].path)
     publisher.close()
     assert not any(os.path.exists(update.path) for update in updates)
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and a process passes that on to those it starts;
+# a handler is not passed on, so runs that a test interrupts hear it however the tests were started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Small enough for a test: what it learns does not matter, that it answers in the right form does.
 TINY = [

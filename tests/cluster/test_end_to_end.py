@@ -21,6 +21,8 @@ from tests.cluster.conftest import Coso
 
 pytestmark = pytest.mark.timeout(600)
 
+#: Ends the runs' names. Shared memory is the machine's, and other test sessions run there, or were killed there.
+OURS = str(os.getpid())
 SYNC = ["configs/sync.yaml", "training.updates=4", "training.checkpoint_every=2", "training.evaluate_every=2"]
 
 
@@ -61,12 +63,12 @@ def member(process: subprocess.Popen[str], pattern: str) -> psutil.Process | Non
     return None
 
 
-def assert_nothing_left(members: list[psutil.Process], run: str, driver: int, semaphores_before: set[str]) -> None:
+def assert_nothing_left(members: list[psutil.Process], run: Path, driver: int, semaphores_before: set[str]) -> None:
     """No process, shared-memory file or temporary folder of the run. Other runs on this machine are let alone."""
     _, alive = psutil.wait_procs(members, timeout=20)
     alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not alive, f"processes of the run are left: {[(p.pid, p.cmdline()) for p in alive]}"
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"coso-{run}-")]
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"coso-{run.name}-")]
     assert semaphores() <= semaphores_before
     assert not [name for name in os.listdir(tempfile.gettempdir()) if name.startswith(f"coso-{driver}-")]
 
@@ -90,13 +92,13 @@ def semaphores() -> set[str]:
 
 def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso) -> None:
     before = semaphores()
-    first = coso.train("first", *SYNC)
+    first = coso.train(f"first-{OURS}", *SYNC)
     rows = without_timings(read_metrics(first / "metrics.jsonl"))
     assert [row["update"] for row in rows] == [0, 1, 2, 3, 4]
 
     # The second run of the same seed is killed after its checkpoint, driver first, as a machine's reboot would.
-    second = coso.folder / "second"
-    process = coso.start("train", *coso.words, "name=second", *SYNC)
+    second = coso.folder / f"second-{OURS}"
+    process = coso.start("train", *coso.words, f"name={second.name}", *SYNC)
     wait_until(lambda: last_update(second) >= 3, 240, "update 3", process)
     members = family(process)
     process.kill()
@@ -113,17 +115,18 @@ def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso
         assert summaries[0][key] == summaries[1][key]
     assert "complete" in coso.run("resume", str(second), expect=1)
     # Not even of the killed driver, whose leftovers the resumed run removes.
-    assert_nothing_left(members, "second", process.pid, before)
+    assert_nothing_left(members, second, process.pid, before)
 
 
 def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) -> None:
     before = semaphores()
+    run = coso.folder / f"killed-{OURS}"
     words = [
         *coso.words,
         "configs/two-of-each.yaml",
         "environment.id=coso/SlowNumberLine-v0",
         "environment.kwargs={invalid_action: penalty, mean_ms: 50}",
-        "name=killed",
+        f"name={run.name}",
         "rollout.envs_per_worker=4",
         "learner.minibatch=16",
         "learner.micro_batch=8",
@@ -132,7 +135,6 @@ def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) ->
         "training.evaluate_every=0",
     ]
     process = coso.start("train", *words)
-    run = coso.folder / "killed"
     wait_until(lambda: last_update(run) >= 1, 280, "the first update", process)
     assert addresses_open_to_the_network(process) == []
     kills = [
@@ -146,9 +148,7 @@ def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) ->
         everyone |= {child.pid: child for child in family(process)}
         victim = wait_until(lambda pattern=pattern: member(process, pattern), 60, f"a {kind}", process)
         if kind == "environment":
-            victim = max(
-                (c for c in family(process) if re.search(pattern, " ".join(c.cmdline()))), key=lambda c: c.pid
-            )
+            victim = max((c for c in family(process) if re.search(pattern, " ".join(c.cmdline()))), key=lambda c: c.pid)
         os.kill(victim.pid, signal.SIGKILL)
         goal = min(last_update(run) + 2, 16)
         wait_until(lambda goal=goal: last_update(run) >= goal, 200, f"going on without the {kind}", process)
@@ -161,17 +161,18 @@ def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) ->
         assert summary["recoveries_by_kind"].get(kind, 0) >= 1, summary
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "ecover" in report
-    assert_nothing_left(list(everyone.values()), "killed", process.pid, before)
+    assert_nothing_left(list(everyone.values()), run, process.pid, before)
 
 
 def test_interrupting_a_run_ends_everything_and_saves_what_was_saved(coso: Coso) -> None:
     before = semaphores()
-    process = coso.start("train", *coso.words, "name=stopped", "training.updates=1000", "training.checkpoint_every=1")
-    run = coso.folder / "stopped"
+    run = coso.folder / f"stopped-{OURS}"
+    words = [*coso.words, f"name={run.name}", "training.updates=1000", "training.checkpoint_every=1"]
+    process = coso.start("train", *words)
     wait_until(lambda: (run / "checkpoints/step_1/progress.json").exists(), 280, "a checkpoint", process)
     members = family(process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 130, output
-    assert_nothing_left(members, "stopped", process.pid, before)
+    assert_nothing_left(members, run, process.pid, before)
     assert read_metrics(run / "metrics.jsonl")

@@ -36,14 +36,30 @@ def sample_trajectories(chat: ChatProcessor, steps: int, seed: int = 0, version:
         response = [*response, chat.eos_token_ids[0]]
         key = show()
         row = {
-            "run": "test", "episode": f"e{index // 5}", "environment": "test", "worker": 0, "slot": 0,
-            "step": index % 5, "seed": 1, "prompt": PROMPT, "image": key, "prompt_ids": ids_of[key],
+            "run": "test",
+            "episode": f"e{index // 5}",
+            "environment": "test",
+            "worker": 0,
+            "slot": 0,
+            "step": index % 5,
+            "seed": 1,
+            "prompt": PROMPT,
+            "image": key,
+            "prompt_ids": ids_of[key],
             "response_ids": response,
             "behaviour_logprobs": (-np.log(vocabulary) + rng.normal(0, 0.1, len(response))).tolist(),
-            "policy_versions": [{"version": version, "start": 0}], "finish_reason": "stop",
-            "utterance": chat.decode(response), "action": "+", "action_labels": [1], "valid": True,
-            "reward": float(rng.normal()), "terminated": ending == "terminated", "truncated": ending == "truncated",
-            "success": False, "end_reason": ending, "influence": rng.random(len(response)).tolist(),
+            "policy_versions": [{"version": version, "start": 0}],
+            "finish_reason": "stop",
+            "utterance": chat.decode(response),
+            "action": "+",
+            "action_labels": [1],
+            "valid": True,
+            "reward": float(rng.normal()),
+            "terminated": ending == "terminated",
+            "truncated": ending == "truncated",
+            "success": False,
+            "end_reason": ending,
+            "influence": rng.random(len(response)).tolist(),
         }
         if ending == "truncated":
             final = show()

@@ -21,8 +21,7 @@ def test_it_is_the_discounted_sum_of_all_later_surprises(steps, bootstrap, disco
     following = [*values[1:], bootstrap]
     expected = [
         sum(
-            (discount * gae_lambda) ** (later - now)
-            * (rewards[later] + discount * following[later] - values[later])
+            (discount * gae_lambda) ** (later - now) * (rewards[later] + discount * following[later] - values[later])
             for later in range(now, len(rewards))
         )
         for now in range(len(rewards))

@@ -46,16 +46,21 @@ def test_the_chat_template_takes_turns_and_plain_text(chat):
         {"role": "assistant", "content": [{"type": "text", "text": "Hi"}]},
     ]
     text = chat.processor.apply_chat_template(messages, tokenize=False)
-    assert text == (
-        "<|im_start|>User:Hello<end_of_utterance>\n<|im_start|>Assistant:Hi<end_of_utterance>\n"
-    )
+    assert text == ("<|im_start|>User:Hello<end_of_utterance>\n<|im_start|>Assistant:Hi<end_of_utterance>\n")
 
 
 def test_pixels_are_normalised_by_the_sample_pictures(chat):
-    pixels = [
-        chat.encode_prompt(PROMPT, Image.fromarray(picture(n)))["pixel_values"].numpy() for n in range(3)
-    ]
+    pixels = [chat.encode_prompt(PROMPT, Image.fromarray(picture(n)))["pixel_values"].numpy() for n in range(3)]
     assert abs(np.mean(pixels)) < 0.02 and abs(np.std(pixels) - 1) < 0.02
+
+
+@pytest.mark.parametrize("shade", [0, 51, 128, 255])
+def test_a_picture_of_one_colour_is_never_all_zeros(tmp_path, shade):
+    """vLLM leaves such pictures out as padding, and its engine then dies of the prompt's image tokens."""
+    plain = np.full((64, 64, 3), shade, np.uint8)
+    make_default_vlm(tmp_path, TEXTS, [plain], TINY, seed=4)
+    encoded = ChatProcessor(str(tmp_path)).encode_prompt(PROMPT, Image.fromarray(plain))
+    assert bool((encoded["pixel_values"] != 0).all())
 
 
 def test_the_model_answers_and_stops_at_its_end_token(folder, chat):
@@ -66,9 +71,9 @@ def test_the_model_answers_and_stops_at_its_end_token(folder, chat):
     model.lm_head.weight.data[chat.eos_token_ids[0]] *= 100  # an end token comes soon
     inputs = chat.encode_prompt(PROMPT, Image.fromarray(picture()))
     torch.manual_seed(0)
-    answer = model.generate(
-        **inputs, do_sample=True, max_new_tokens=200, suppress_tokens=chat.banned_token_ids
-    )[0, inputs["input_ids"].shape[1] :].tolist()
+    answer = model.generate(**inputs, do_sample=True, max_new_tokens=200, suppress_tokens=chat.banned_token_ids)[
+        0, inputs["input_ids"].shape[1] :
+    ].tolist()
     assert len(answer) < 200 and answer[-1] == chat.eos_token_ids[0]
     assert not set(answer) & set(chat.banned_token_ids)
 

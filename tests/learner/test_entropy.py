@@ -14,8 +14,11 @@ def _slow(mode, entropy, influence, length):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 99),
-       mode=st.sampled_from(["none", "uniform", "counterfactual"]))
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5),
+    seed=st.integers(0, 99),
+    mode=st.sampled_from(["none", "uniform", "counterfactual"]),
+)
 def test_it_equals_the_formula_for_each_utterance_alone(lengths, seed, mode):
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), max(lengths) + 1)
@@ -24,9 +27,7 @@ def test_it_equals_the_formula_for_each_utterance_alone(lengths, seed, mode):
     mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
     entropy[~mask] = torch.nan
     found = mean_weighted_entropy(mode, entropy, influence, mask)
-    expected = [
-        _slow(mode, h, b, n) for h, b, n in zip(entropy.tolist(), influence.tolist(), lengths, strict=True)
-    ]
+    expected = [_slow(mode, h, b, n) for h, b, n in zip(entropy.tolist(), influence.tolist(), lengths, strict=True)]
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=0)
 
 

@@ -33,9 +33,7 @@ def _steps(tiny):
 
 
 def _run(policy, tiny, batch):
-    return policy(
-        batch, temperature=TEMPERATURE, banned_token_ids=tiny.chat.banned_token_ids, token_chunk=7
-    )
+    return policy(batch, temperature=TEMPERATURE, banned_token_ids=tiny.chat.banned_token_ids, token_chunk=7)
 
 
 @torch.no_grad()

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from actors.trajectory import TrajectoryBatch
 from learner.mismatch import mismatch_metrics, token_versions
 
-STEP = st.lists(
-    st.tuples(st.floats(-20, 0), st.floats(-20, 0), st.integers(0, 2)), min_size=0, max_size=6
-)
+STEP = st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0), st.integers(0, 2)), min_size=0, max_size=6)
 
 
 @given(st.lists(STEP, max_size=5))
@@ -46,8 +44,7 @@ def test_the_kl_estimate_is_unbiased():
 def test_versions_change_within_a_response():
     batch = TrajectoryBatch.from_rows(
         [
-            {"response_ids": [1, 2, 3, 4], "policy_versions": [
-                {"version": 3, "start": 0}, {"version": 4, "start": 3}]},
+            {"response_ids": [1, 2, 3, 4], "policy_versions": [{"version": 3, "start": 0}, {"version": 4, "start": 3}]},
             {"response_ids": [5, 6], "policy_versions": [{"version": 4, "start": 0}]},
         ],
         {},

@@ -113,9 +113,7 @@ def test_adapters_and_the_value_head_are_all_that_lora_trains(tiny, batch, targe
     assert len([name for name in adapted if "text_model.layers" in name]) == decoder_linears
     assert (len(adapted) > decoder_linears) == (target == "all-linear")
     with torch.no_grad():
-        torch.testing.assert_close(
-            _run(policy, batch).logprobs, _run(_load(tiny), batch).logprobs, atol=1e-6, rtol=0
-        )
+        torch.testing.assert_close(_run(policy, batch).logprobs, _run(_load(tiny), batch).logprobs, atol=1e-6, rtol=0)
 
 
 def test_bfloat16_answers_in_float32_near_the_float32_model(tiny, batch):

@@ -76,8 +76,13 @@ def _slow(batch, output, options):
         value_loss = 0.5 * max((value - target) ** 2, (near - target) ** 2)
         loss += weight * (-surrogate + options.value_coefficient * value_loss - bonus)
         for name, number in {
-            "policy_loss": -surrogate, "value_loss": value_loss, "entropy": entropy, "weighted_entropy": weighted,
-            "entropy_bonus": bonus, "approx_kl": kl, "clip_fraction": float(abs(ratio - 1) > options.clip),
+            "policy_loss": -surrogate,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "weighted_entropy": weighted,
+            "entropy_bonus": bonus,
+            "approx_kl": kl,
+            "clip_fraction": float(abs(ratio - 1) > options.clip),
             "samples": 1.0,
         }.items():
             add(name, number, weight)
@@ -109,9 +114,9 @@ def test_cutting_a_minibatch_does_not_change_its_gradient():
     whole, _ = Ppo(OPTIONS).loss(output, batch)
     gradient = torch.autograd.grad(whole, output.logprobs)[0]
     for rows in ([0, 2], [1, 3]):
-        part = TokenBatch(**{
-            name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in vars(batch).items()
-        })
+        part = TokenBatch(
+            **{name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in vars(batch).items()}
+        )
         logprobs = output.logprobs.detach()[rows].requires_grad_()
         loss, _ = Ppo(OPTIONS).loss(PolicyOutput(logprobs, output.entropy[rows], output.values[rows]), part)
         torch.testing.assert_close(torch.autograd.grad(loss, logprobs)[0], gradient[rows])
@@ -148,7 +153,9 @@ def _episodes(*episodes):
     """Each a list of rewards and how it ended."""
     rows = [
         {
-            "episode": f"e{number}", "step": step, "reward": reward,
+            "episode": f"e{number}",
+            "step": step,
+            "reward": reward,
             "terminated": ending == "terminated" and step == len(rewards) - 1,
             "truncated": ending == "truncated" and step == len(rewards) - 1,
             "end_reason": ending if step == len(rewards) - 1 else "",
@@ -163,9 +170,7 @@ PLAIN = PpoOptions(discount=0.5, gae_lambda=0.5, normalize_advantages=False)
 
 
 def test_what_follows_the_last_step_depends_on_how_the_episode_ended():
-    trajectories = _episodes(
-        ([0.0, 1.0], "terminated"), ([0.0, 1.0], "truncated"), ([0.0, 0.0], END_ENVIRONMENT_DIED)
-    )
+    trajectories = _episodes(([0.0, 1.0], "terminated"), ([0.0, 1.0], "truncated"), ([0.0, 0.0], END_ENVIRONMENT_DIED))
     values = np.array([1.0, 2.0] * 3, np.float32)
     final_values = np.array([np.nan, np.nan, np.nan, 4.0, np.nan, np.nan], np.float32)
     targets = Ppo(PLAIN).targets(trajectories, values, final_values)

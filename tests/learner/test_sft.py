@@ -17,7 +17,14 @@ def _batch(lengths, sample_weight):
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     zeros = torch.zeros(mask.shape)
     return TokenBatch(
-        {}, torch.ones(len(lengths)), torch.tensor(lengths), zeros.long(), mask, mask, zeros, zeros,
+        {},
+        torch.ones(len(lengths)),
+        torch.tensor(lengths),
+        zeros.long(),
+        mask,
+        mask,
+        zeros,
+        zeros,
         torch.tensor(sample_weight),
     )
 

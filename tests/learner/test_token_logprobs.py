@@ -50,9 +50,7 @@ def _slow(head, hidden, targets, temperature, banned, transform):
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_values_and_gradients_equal_the_unchunked_ones(
-    tokens, chunk, temperature, banned, softcap, scale, bias, seed
-):
+def test_values_and_gradients_equal_the_unchunked_ones(tokens, chunk, temperature, banned, softcap, scale, bias, seed):
     head, hidden, targets = _problem(tokens, seed, bias)
     transform = LogitTransform(scale, softcap)
     expected = _slow(head, hidden, targets, temperature, banned, transform)
@@ -74,9 +72,7 @@ def test_values_and_gradients_equal_the_unchunked_ones(
 def test_the_softmax_is_float32_when_the_model_is_bfloat16():
     head, hidden, targets = _problem(6, 0, dtype=torch.bfloat16)
     logits = torch.nn.functional.linear(hidden, head.weight).float()
-    logprobs, entropies = TokenHead.adopt(head, LogitTransform())(
-        hidden, targets, SamplingDistribution(1.0, [], 4)
-    )
+    logprobs, entropies = TokenHead.adopt(head, LogitTransform())(hidden, targets, SamplingDistribution(1.0, [], 4))
     assert logprobs.dtype == entropies.dtype == torch.float32
     torch.testing.assert_close(logprobs, logits.log_softmax(-1)[torch.arange(6), targets], atol=1e-5, rtol=0)
 
@@ -107,8 +103,14 @@ def _text_model(name, **options):
     import transformers
 
     sizes = {
-        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": 0,
     }
     config = getattr(transformers, f"{name}Config")(**sizes, **options)
     return getattr(transformers, f"{name}ForCausalLM")(config).eval()

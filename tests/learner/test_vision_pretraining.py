@@ -28,9 +28,7 @@ def test_the_labels_are_learned_and_the_words_left_alone(family, tmp_path):
     labels[3, 1] = -1  # a label that does not apply is not asked for
     inputs = [tiny.chat.encode_prompt(PROMPT, Image.fromarray(image)) for image in pictures]
     embeddings = tiny.model.get_input_embeddings().weight.clone()
-    losses = pretrain_vision(
-        tiny.model, inputs, labels, [2, 2], steps=80, batch=8, learning_rate=3e-3, seed=0
-    )
+    losses = pretrain_vision(tiny.model, inputs, labels, [2, 2], steps=80, batch=8, learning_rate=3e-3, seed=0)
     assert len(losses) == 80
     assert np.mean(losses[:5]) > 0.9 and np.mean(losses[-5:]) < 0.3
     assert torch.equal(tiny.model.get_input_embeddings().weight, embeddings)

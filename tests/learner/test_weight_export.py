@@ -14,8 +14,14 @@ def _mixture_of_experts():
     torch.manual_seed(0)
     return MixtralForCausalLM(
         MixtralConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=2, num_local_experts=3, tie_word_embeddings=False,
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=3,
+            tie_word_embeddings=False,
         )
     )
 

@@ -1,0 +1,199 @@
+"""The `adb` driver: a real phone or emulator, through the adb server's socket."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+import shlex
+import struct
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.android.actions import Point
+from envs.android.adb_server import DEFAULT_PORT, AdbServer, DeviceGone
+from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
+
+logger = logging.getLogger(__name__)
+
+Capture = Literal["png", "raw"]
+Keyboard = Literal["auto", "adbkeyboard", "input"]
+Result = TypeVar("Result")
+
+#: The input method that takes text as base64, for characters that `input text` cannot type.
+ADB_KEYBOARD = "com.android.adbkeyboard/.AdbIME"
+_KEY_CODES = {"back": "KEYCODE_BACK", "home": "KEYCODE_HOME", "enter": "KEYCODE_ENTER"}
+_PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)+")
+_RAW_HEADER = struct.Struct("<III")
+_RGBA_8888 = 1
+_RECONNECT_PAUSE_S = 0.2
+
+
+class AdbPhone(Device):
+    """A device the adb server knows, or reaches over the network.
+
+    What is sent to the device's shell is made of numbers, fixed words, base64 and one quoted argument, so nothing an
+    agent types can be read as syntax. A device that drops off the network is connected again, within `reconnect_s`,
+    where nothing of the call had been done yet; else the call fails.
+    """
+
+    def __init__(
+        self,
+        serial: str,
+        server_host: str = "127.0.0.1",
+        server_port: int = DEFAULT_PORT,
+        capture: Capture = "png",
+        keyboard: Keyboard = "auto",
+        clear_packages: Sequence[str] = (),
+        deadline_s: float = 10.0,
+        settle_s: float = 3.0,
+        frame_s: float = 0.1,
+        reconnect_s: float = 5.0,
+    ) -> None:
+        """serial: as `adb devices` shows it, or host:port; capture: how screens travel (raw is faster over loopback and
+        USB 3, png over a network); keyboard: how text is typed, "auto" uses the ADB keyboard where it is the device's
+        input method, else `input text`, which knows ASCII only; clear_packages: apps whose data a reset clears.
+
+        Times in seconds: deadline_s of every call; settle_s, how long a screen may move before it is taken as it is
+        (0: one capture, whatever it shows); frame_s, the least time between two looks at it.
+        """
+        for package in clear_packages:
+            if not _PACKAGE.fullmatch(package):
+                raise ValueError(f"clear_packages names Android packages such as com.android.chrome, not {package!r}")
+        if keyboard not in ("auto", "adbkeyboard", "input") or capture not in ("png", "raw"):
+            raise ValueError(f"keyboard {keyboard!r} or capture {capture!r} is unknown: see the docstring of AdbPhone")
+        self._serial = serial
+        self._server = AdbServer(server_host, server_port)
+        self._capture_how = capture
+        self._clear_packages = tuple(clear_packages)
+        self._deadline_s = deadline_s
+        self._settle_s = settle_s
+        self._frame_s = frame_s
+        self._reconnect_s = reconnect_s
+        self.health()
+        self._adb_keyboard = keyboard == "adbkeyboard" or (
+            keyboard == "auto" and self.shell("settings get secure default_input_method").strip() == ADB_KEYBOARD
+        )
+        height, width, _ = self.capture().shape
+        self._screen_size = (width, height)
+
+    @property
+    def serial(self) -> str:
+        """The device's name, as `adb devices` shows it."""
+        return self._serial
+
+    @property
+    def screen_size(self) -> tuple[int, int]:
+        return self._screen_size
+
+    def reset(self, start: Start) -> None:
+        """Clear what `clear_packages` names and go to the home screen; a real device has no state to be put in."""
+        for package in self._clear_packages:
+            self.shell(f"pm clear {package}")
+        self.key("home")
+
+    def screenshot(self) -> NDArray[np.uint8]:
+        if self._settle_s <= 0:
+            return self.capture()
+        return settled(self.capture, self._settle_s, self._frame_s)
+
+    def capture(self) -> NDArray[np.uint8]:
+        """The screen as it is now, uint8 (height, width, 3)."""
+        command = "screencap -p" if self._capture_how == "png" else "screencap"
+        data = self._on_device(lambda: self._server.exec(self._serial, command, self._deadline_s))
+        where = f"screencap on {self._serial}"
+        return decode_picture(data, where) if self._capture_how == "png" else _decode_raw(data, where)
+
+    def tap(self, at: Point) -> None:
+        x, y = self._pixels(at)
+        self.shell(f"input tap {x} {y}")
+
+    def swipe(self, touch: Point, lift: Point, duration_s: float = 0.3) -> None:
+        (x1, y1), (x2, y2) = self._pixels(touch), self._pixels(lift)
+        self.shell(f"input swipe {x1} {y1} {x2} {y2} {round(duration_s * 1000)}")
+
+    def text(self, text: str) -> None:
+        for command in typing_commands(text, self._adb_keyboard):
+            self.shell(command)
+
+    def key(self, key: Key) -> None:
+        self.shell(f"input keyevent {_KEY_CODES[key]}")
+
+    def health(self) -> str:
+        if self.shell("getprop sys.boot_completed").strip() != "1":
+            raise DeviceError(f"{self._serial} has not finished booting")
+        return f"{self._serial}: {self.shell('getprop ro.product.model').strip()}"
+
+    def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    def shell(self, command: str) -> str:
+        """Standard output of a command line for the device's shell; whoever calls makes sure what it is made of."""
+        data = self._on_device(lambda: self._server.shell(self._serial, command, self._deadline_s))
+        return data.decode("utf-8", "replace")
+
+    def _pixels(self, at: Point) -> tuple[int, int]:
+        width, height = self._screen_size
+        return min(int(at[0] * width), width - 1), min(int(at[1] * height), height - 1)
+
+    def _on_device(self, call: Callable[[], Result]) -> Result:
+        """Do a call, connecting a device on the network again where the server does not see it."""
+        try:
+            return call()
+        except DeviceGone:
+            if ":" not in self._serial:
+                raise
+        ends = time.monotonic() + self._reconnect_s
+        while True:
+            try:
+                self._server.connect(self._serial, self._deadline_s)
+                return call()
+            except DeviceGone as gone:
+                if time.monotonic() >= ends:
+                    raise DeviceTimeout(
+                        f"{self._serial} did not come back within {self._reconnect_s:g} s: {gone}"
+                    ) from gone
+                logger.info("waiting for %s: %s", self._serial, gone)
+                time.sleep(_RECONNECT_PAUSE_S)
+
+
+def typing_commands(text: str, adb_keyboard: bool) -> list[str]:
+    """The command lines that type a text.
+
+    With the ADB keyboard every character travels as base64. `input text` reads `%s` as a space and cannot be told
+    otherwise, so spaces are written so and a text is cut between a `%` and an `s`; its argument is quoted for the
+    shell, and what is not ASCII, which it cannot type, is left out.
+    """
+    if adb_keyboard:
+        if not text:
+            return []
+        encoded = base64.b64encode(text.encode("utf-8", "replace")).decode()
+        return [f"am broadcast -a ADB_INPUT_B64 --es msg {encoded}"]
+    plain = "".join(character for character in text if character.isascii() and character != "\0")
+    if plain != text:
+        logger.warning(
+            "left out %d characters that `input text` cannot type; use the ADB keyboard", len(text) - len(plain)
+        )
+    pieces = plain.replace("%s", "%\0s").split("\0")
+    return [f"input text {shlex.quote(piece.replace(' ', '%s'))}" for piece in pieces if piece]
+
+
+def _decode_raw(data: bytes, where: str) -> NDArray[np.uint8]:
+    """What `screencap` writes without -p: width, height, format (and, from Android 8 on, a colour space), then RGBA."""
+    if len(data) < _RAW_HEADER.size:
+        raise DeviceError(f"{where} sent {len(data)} bytes that are no picture")
+    width, height, pixel_format = _RAW_HEADER.unpack_from(data)
+    size = width * height * 4
+    if pixel_format != _RGBA_8888:
+        raise DeviceError(
+            f"{where} sent pixels in format {pixel_format}; only RGBA (1) is understood, use capture='png'"
+        )
+    header = len(data) - size
+    if header not in (_RAW_HEADER.size, _RAW_HEADER.size + 4):
+        raise DeviceError(f"{where} sent {len(data)} bytes for {width} × {height} pixels: not a whole picture")
+    pixels = np.frombuffer(data, np.uint8, count=size, offset=header).reshape(height, width, 4)
+    return pixels[:, :, :3].copy()

@@ -1,0 +1,230 @@
+"""The `browser` driver: embedded phones and MiniWoB++ pages in the worker's shared Chromium."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.android.actions import Point
+from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
+from envs.android.phone.page import phone_html
+
+#: Whose environments share a browser: set by a worker's nursery for the environments it forks.
+OWNER_VARIABLE = "COSO_ENVIRONMENTS_OWNER"
+_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+_START_DEADLINE_S = 40.0
+#: How long MiniWoB++ pages may take to come to rest, and the least time between two looks.
+_SETTLE_S, _FRAME_S = 1.0, 0.03
+#: Length of a message to or from the hub.
+LENGTH = struct.Struct("<I")
+
+
+def socket_name(owner_pid: int) -> str:
+    """Where the hub of an owner listens (an abstract socket: it vanishes with the hub)."""
+    return f"\0coso-browser-{os.getuid()}-{owner_pid}"
+
+
+def find_browser(path: str | None = None) -> str:
+    """The Chromium to run: the path given, or the first of the usual names. Raises DeviceError, saying what to do."""
+    found = shutil.which(path) if path else next(filter(None, map(shutil.which, _NAMES)), None)
+    if found is None:
+        what = f"there is no program at {path!r}" if path else f"none of {', '.join(_NAMES)} was found"
+        raise DeviceError(
+            f"embedded phones need a Chromium and {what}; install one (Debian: apt-get install "
+            "chromium-headless-shell) or give its path as browser=..."
+        )
+    return found
+
+
+def missing_for_browser() -> str | None:
+    """Why embedded phones cannot run here, or None."""
+    if importlib.util.find_spec("playwright") is None:
+        return "the Python package playwright is not installed (pip install 'coso-rl[phones]')"
+    try:
+        find_browser()
+    except DeviceError as error:
+        return str(error)
+    return None
+
+
+class BrowserPhone(Device):
+    """One embedded phone. Connects to the worker's browser, and starts it where it does not run.
+
+    Not for use from several threads. Every call has the deadline `deadline_s`; after a failed call the phone is gone.
+    """
+
+    def __init__(
+        self,
+        browser: str | None = None,
+        screen_size: Sequence[int] = (360, 640),
+        mobile: bool = True,
+        deadline_s: float = 20.0,
+    ) -> None:
+        """browser: path of a Chromium, None to look for one; screen_size: (width, height), pixels; mobile: whether
+        pages are laid out as on a phone (MiniWoB++ pages are made for a desktop's)."""
+        width, height = (int(size) for size in screen_size)
+        self._screen_size = (width, height)
+        self._deadline_s = deadline_s
+        #: What the MiniWoB++ page that is shown asks for.
+        self.instruction = ""
+        owner = int(os.environ.get(OWNER_VARIABLE, os.getpid()))
+        executable = find_browser(browser)
+        self._socket = _connect(owner, executable)
+        try:
+            self._call("open", width, height, mobile)
+        except DeviceTimeout:
+            raise
+        except DeviceError:
+            # A hub that was just leaving, having had nothing to do, takes no more phones: the next one does.
+            self._socket = _connect(owner, executable)
+            self._call("open", width, height, mobile)
+
+    @property
+    def screen_size(self) -> tuple[int, int]:
+        return self._screen_size
+
+    def reset(self, start: Start) -> None:
+        if start.page is not None:
+            self.instruction = str(self._call("show_miniwob", miniwob_page(start.page), start.seed))
+            return
+        if start.phone_state is None:
+            raise DeviceError("an embedded phone is reset to a state, and was given none")
+        self.instruction = ""
+        self._call("show_phone", phone_html(), start.phone_state)
+
+    def miniwob_outcome(self) -> dict[str, Any]:
+        """`{"done": bool, "reward": float}` of the page's own, without its time penalty."""
+        return self._call("outcome")
+
+    def screenshot(self) -> NDArray[np.uint8]:
+        # The embedded phone draws what an input event changed before it is captured, so its first frame is at rest.
+        # MiniWoB++ pages move dialogs and tabs into place.
+        return settled(self._capture, _SETTLE_S, _FRAME_S) if self.instruction else self._capture()
+
+    def tap(self, at: Point) -> None:
+        self._call("tap", *self._pixels(at))
+
+    def swipe(self, touch: Point, lift: Point, duration_s: float = 0.0) -> None:
+        self._call("swipe", *self._pixels(touch), *self._pixels(lift), duration_s)
+
+    def text(self, text: str) -> None:
+        # A lone surrogate is no character and cannot be sent.
+        self._call("text", text.encode("utf-8", "replace").decode())
+
+    def key(self, key: Key) -> None:
+        self._call("key", key)
+
+    def health(self) -> str:
+        return str(self._call("health"))
+
+    def inspect(self) -> dict[str, Any]:
+        seen = self._call("inspect")
+        width, height = self._screen_size
+        for target in seen["targets"]:
+            target["x"], target["y"] = target["x"] / width, target["y"] / height
+        return seen
+
+    def _capture(self) -> NDArray[np.uint8]:
+        return decode_picture(self._call("screenshot"), "the browser")
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _pixels(self, at: Point) -> tuple[float, float]:
+        # The last pixel, where a point lies on the very edge: beyond it there is no page.
+        return tuple(min(share * size, size - 1) for share, size in zip(at, self._screen_size, strict=True))  # type: ignore[return-value]
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        message = json.dumps([name, arguments]).encode()
+        self._socket.settimeout(self._deadline_s)
+        try:
+            self._socket.sendall(LENGTH.pack(len(message)) + message)
+            size = LENGTH.unpack(self._receive(LENGTH.size))[0]
+            reply = self._receive(size)
+        except TimeoutError:
+            self.close()
+            raise DeviceTimeout(f"the browser did not answer {name} in {self._deadline_s:g} s") from None
+        except OSError as error:
+            self.close()
+            raise DeviceError(f"the connection to the browser ended during {name}: {error}") from None
+        if reply[:1] == b"e":
+            raise DeviceError(f"the browser failed: {reply[1:].decode()}")
+        return reply[1:] if reply[:1] == b"p" else json.loads(reply[1:])
+
+    def _receive(self, count: int) -> bytes:
+        received = bytearray()
+        while len(received) < count:
+            part = self._socket.recv(min(count - len(received), 1 << 20))
+            if not part:
+                raise ConnectionResetError("the browser, or the hub that owns it, is gone")
+            received += part
+        return bytes(received)
+
+
+def miniwob_page(page: str) -> str:
+    """The path of a MiniWoB++ page of the installed `miniwob` package. Raises DeviceError where there is none."""
+    if importlib.util.find_spec("miniwob") is None:
+        raise DeviceError("MiniWoB++ tasks need the Python package miniwob (pip install 'coso-rl[phones]')")
+    path = _miniwob_folder() / f"{page}.html"
+    if "/" in page or not path.is_file():
+        raise DeviceError(f"MiniWoB++ has no page {page!r}; see {_miniwob_folder()}")
+    return str(path)
+
+
+def _miniwob_folder() -> Path:
+    # The package itself is not imported: that would load Selenium.
+    spec = importlib.util.find_spec("miniwob")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "html" / "miniwob"
+
+
+def _connect(owner: int, executable: str) -> socket.socket:
+    """A connection to the owner's hub; one is started where none answers. Raises DeviceError or DeviceTimeout."""
+    deadline = time.monotonic() + _START_DEADLINE_S
+    hub: subprocess.Popen[bytes] | None = None
+    with tempfile.TemporaryFile() as errors:
+        while True:
+            link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                link.connect(socket_name(owner))
+                return link
+            except OSError:
+                link.close()
+            if hub is None or hub.poll() == 0:
+                hub = _start_hub(owner, executable, errors)
+            elif hub.returncode:
+                errors.seek(0)
+                lines = errors.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+                raise DeviceError(f"the browser hub ended: {lines[-1]}")
+            if time.monotonic() > deadline:
+                hub.kill()
+                hub.wait()
+                raise DeviceTimeout(f"{executable} did not come up within {_START_DEADLINE_S:g} s")
+            time.sleep(0.02)
+
+
+def _start_hub(owner: int, executable: str, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    module_path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "envs.android.browser_hub", str(owner), executable],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        env={**os.environ, "PYTHONPATH": module_path},
+        # It outlives the phone that happened to need it first, and Ctrl-C is its owner's to handle.
+        start_new_session=True,
+    )

@@ -1,0 +1,166 @@
+"""`judge`: a vision-language model behind any OpenAI-compatible endpoint says whether a screen has reached the task.
+
+The project's own policy server can be that endpoint, and so can any other that speaks `POST /chat/completions` with
+images. The published evaluator (DigiRL's) asks one question about the last screen, with examples before it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import io
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from envs.android.evaluators.base import ACCOMPLISHED, NOT_YET, Evaluator, EvaluatorError, Moment, Verdict
+
+_INSTRUCTIONS = (
+    "You judge whether a phone has reached the goal of a task. You see screenshots, the latest last. Reach your "
+    "verdict from what the screens show and nothing else. Answer in two lines: first one sentence on what you see, "
+    "then exactly 'Status: success' or 'Status: failure'."
+)
+#: Task, what the last screen shows, and the answer: the form is learnt from these.
+_EXAMPLES = (
+    ("Turn on Wi-Fi", "Settings, Network & internet, a switch beside Wi-Fi that is off", "failure"),
+    ("Set an alarm for 07:30", "Clock with the tab Alarm, a row 07:30 whose switch is on", "success"),
+    ("Go to example.com and search for lamp", "the start page of example.com with an empty search field", "failure"),
+)
+_STATUS = re.compile(r"^\W{0,4}status\W{1,6}(success|failure)\b", re.IGNORECASE | re.MULTILINE)
+_RETRIED_CODES = {408, 409, 425, 429, 500, 502, 503, 504}
+
+
+class _TryAgain(Exception):
+    """A failure that may pass: the network, an overloaded server, an answer that is none."""
+
+
+class JudgeEvaluator(Evaluator):
+    """Asks the endpoint about screens it has not been asked about for that task; its answers are remembered."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        api_key_variable: str = "OPENAI_API_KEY",
+        screens: int = 2,
+        deadline_s: float = 60.0,
+        attempts: int = 4,
+        backoff_s: float = 1.0,
+        max_tokens: int = 128,
+        cache_size: int = 4096,
+    ) -> None:
+        """url: of the API, for instance http://127.0.0.1:8000/v1; api_key_variable: the environment variable that holds
+        the key (sent where it is set, never logged); screens: how many of the latest are shown; deadline_s: of one
+        request; attempts: in all, with waits from backoff_s on that double; cache_size: verdicts remembered."""
+        if not re.fullmatch(r"https?://[^\s]+", url):
+            raise ValueError(f"judge: url must begin with http:// or https://, not {url!r}")
+        if screens < 1 or attempts < 1:
+            raise ValueError("judge: screens and attempts must be at least 1")
+        self._url = url.rstrip("/") + "/chat/completions"
+        self._model = model
+        self._key = os.environ.get(api_key_variable, "")
+        self._screens = screens
+        self._deadline_s = deadline_s
+        self._attempts = attempts
+        self._backoff_s = backoff_s
+        self._max_tokens = max_tokens
+        self._cache_size = cache_size
+        self._verdicts: OrderedDict[str, bool] = OrderedDict()
+        #: Requests sent, and verdicts given without one.
+        self.asked = self.remembered = 0
+
+    def verdict(self, moment: Moment) -> Verdict:
+        shown = moment.screens[-self._screens :]
+        key = _key(moment.task.instruction, shown)
+        if key in self._verdicts:
+            self.remembered += 1
+            self._verdicts.move_to_end(key)
+        else:
+            self._verdicts[key] = self._ask(moment.task.instruction, shown)
+            if len(self._verdicts) > self._cache_size:
+                self._verdicts.popitem(last=False)
+        return ACCOMPLISHED if self._verdicts[key] else NOT_YET
+
+    def _ask(self, instruction: str, screens: Sequence[NDArray[np.uint8]]) -> bool:
+        body = json.dumps(self._request(instruction, screens)).encode()
+        retrying = Retrying(
+            stop=stop_after_attempt(self._attempts),
+            wait=wait_exponential_jitter(self._backoff_s, max=30.0, jitter=self._backoff_s / 4),
+            retry=retry_if_exception_type(_TryAgain),
+        )
+        try:
+            return retrying(self._ask_once, body)
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            raise EvaluatorError(f"the judge at {self._url} failed {self._attempts} times; last: {cause}") from cause
+
+    def _ask_once(self, body: bytes) -> bool:
+        self.asked += 1
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self._url, body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self._deadline_s) as response:
+                answer = _read_within(response, self._deadline_s)
+        except urllib.error.HTTPError as error:
+            said = error.read(500).decode("utf-8", "replace")
+            if error.code in _RETRIED_CODES:
+                raise _TryAgain(f"HTTP {error.code}: {said}") from error
+            raise EvaluatorError(f"the judge at {self._url} refuses: HTTP {error.code}: {said}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _TryAgain(f"{type(error).__name__}: {error}") from error
+        try:
+            text = json.loads(answer)["choices"][0]["message"]["content"]
+            found = _STATUS.findall(text)
+        except (ValueError, LookupError, TypeError) as error:
+            raise _TryAgain(f"what came is no chat completion: {answer[:200]!r}") from error
+        if len({status.lower() for status in found}) != 1:
+            raise _TryAgain(f"the answer has no one status line: {text[:200]!r}")
+        return found[0].lower() == "success"
+
+    def _request(self, instruction: str, screens: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
+        messages: list[dict[str, Any]] = [{"role": "system", "content": _INSTRUCTIONS}]
+        for task, seen, status in _EXAMPLES:
+            messages.append({"role": "user", "content": f"Task: {task}\nThe last screen shows: {seen}"})
+            messages.append({"role": "assistant", "content": f"It shows {seen}.\nStatus: {status}"})
+        pictures = [{"type": "image_url", "image_url": {"url": _data_url(screen)}} for screen in screens]
+        messages.append({"role": "user", "content": [{"type": "text", "text": f"Task: {instruction}"}, *pictures]})
+        return {"model": self._model, "messages": messages, "max_tokens": self._max_tokens, "temperature": 0}
+
+
+def _read_within(response: Any, deadline_s: float) -> bytes:
+    """The whole body. The socket's own timeout is per read: a server that drips would never end."""
+    ends = time.monotonic() + deadline_s
+    body = bytearray()
+    while part := response.read1(1 << 16):
+        body += part
+        if time.monotonic() > ends or len(body) > 1 << 20:
+            raise TimeoutError(f"the answer was not over after {deadline_s:g} s and {len(body)} bytes")
+    return bytes(body)
+
+
+def _key(instruction: str, screens: Sequence[NDArray[np.uint8]]) -> str:
+    digest = hashlib.sha256(instruction.encode("utf-8", "surrogatepass"))
+    for screen in screens:
+        digest.update(repr(screen.shape).encode())
+        digest.update(np.ascontiguousarray(screen).tobytes())
+    return digest.hexdigest()
+
+
+def _data_url(screen: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(screen).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

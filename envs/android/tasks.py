@@ -1,0 +1,185 @@
+"""What a phone task is: an instruction, how the phone begins, when it is done, and the way an expert takes.
+
+Everything about a task is data: conditions and edits are over the embedded phone's state, a JSON object. Tasks for
+real devices are lines of a text file (`read_task_file`) and carry an instruction only, or checks for `adb`.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from envs.android.phone.content import State
+
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition on a state: what lies at a path `equals` a value, is `in` a list, or `has` or `lacks` an element.
+
+    An element is matched by a pattern: an object by one that has at least the same keys with matching values, a list
+    by one in which every element of the pattern is matched by some element, anything else by an equal value.
+    """
+
+    path: str
+    operator: Literal["equals", "in", "has", "lacks"]
+    value: Any
+
+    def holds(self, state: State) -> bool:
+        """Whether the state meets the condition; a path that leads nowhere meets `lacks` only."""
+        found = _lookup(state, self.path)
+        if self.operator == "equals":
+            return found == self.value
+        if self.operator == "in":
+            return found in self.value
+        has = isinstance(found, list) and any(matches(self.value, element) for element in found)
+        return has == (self.operator == "has")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A change of the state a task begins in: `set` a value, `put` an element in a list, `drop` those that match."""
+
+    operator: Literal["set", "put", "drop"]
+    path: str
+    value: Any
+
+    def apply(self, state: State) -> None:
+        """Change `state` in place. Raises KeyError where the path leads nowhere."""
+        *parents, last = self.path.split(".")
+        holder: Any = state
+        for part in parents:
+            holder = holder[part]
+        if self.operator == "set":
+            holder[last] = copy.deepcopy(self.value)
+            return
+        kept = [element for element in holder[last] if not matches(self.value, element)]
+        if self.operator == "put":
+            kept.append(copy.deepcopy(self.value))
+            # As the apps keep them.
+            if self.path == "contacts":
+                kept.sort(key=lambda contact: contact["name"])
+            elif self.path == "alarms":
+                kept.sort(key=lambda alarm: alarm["time"])
+        holder[last] = kept
+
+
+Conditions = tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One leg of the expert's way: tap `target`, or type `text` into the field of that name, until it is `done`.
+
+    done: alternatives, each of conditions that hold together; the last step of a task has none, its task's success is
+    its end. submit: press enter once the text is there.
+    """
+
+    target: str
+    done: tuple[Conditions, ...] = ()
+    text: str | None = None
+    submit: bool = False
+
+    def is_done(self, state: State) -> bool:
+        """Whether this leg is behind the phone in this state."""
+        return any(all(check.holds(state) for check in conditions) for conditions in self.done)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An instruction with all that is needed to set it, judge it and solve it; `name` is unique in its set."""
+
+    name: str
+    instruction: str
+    success: Conditions = ()
+    setup: tuple[Edit, ...] = ()
+    steps: tuple[Step, ...] = ()
+    #: Conditions on a real device, for `envs.android.evaluators.AdbEvaluator`.
+    device_checks: tuple[dict[str, Any], ...] = field(default=(), hash=False)
+
+    @property
+    def family(self) -> str:
+        """The template it was made from: the name up to its first slash."""
+        return self.name.partition("/")[0]
+
+    def begin(self, state: State) -> State:
+        """The state in which the task is set on a phone that would begin in `state`."""
+        state = copy.deepcopy(state)
+        for edit in self.setup:
+            edit.apply(state)
+        return state
+
+    def succeeded(self, state: State) -> bool:
+        """Whether a state of the phone accomplishes the task."""
+        return bool(self.success) and all(check.holds(state) for check in self.success)
+
+
+def matches(pattern: Any, value: Any) -> bool:
+    """Whether a value is what a pattern of `Check` describes."""
+    if isinstance(pattern, dict):
+        return isinstance(value, dict) and all(matches(each, value.get(key, _MISSING)) for key, each in pattern.items())
+    if isinstance(pattern, list):
+        return isinstance(value, list) and all(any(matches(each, element) for element in value) for each in pattern)
+    return bool(pattern == value)
+
+
+def screen(app: str, *pages: str, **details: Any) -> Conditions:
+    """The condition of being in an app, on one of these pages if any are named, with these details of the screen."""
+    conditions = [Check("screen.app", "equals", app)]
+    if pages:
+        conditions.append(Check("screen.page", "in", list(pages)))
+    return (*conditions, *(Check(f"screen.{name}", "equals", value) for name, value in details.items()))
+
+
+def read_task_file(path: str | Path) -> list[Task]:
+    """Tasks of a text file, one instruction a line (blank lines and `#` comments aside), or of a YAML list.
+
+    A YAML file is a list of `{instruction: ..., checks: [...]}`; checks are those of `AdbEvaluator`. Raises ValueError,
+    naming file and line, for what is neither, and OSError for a file that cannot be read.
+    """
+    path = Path(path)
+    text = path.read_text("utf-8")
+    if path.suffix in (".yaml", ".yml"):
+        return _tasks_of_yaml(path, text)
+    lines = [line.strip() for line in text.splitlines()]
+    tasks = [
+        Task(f"{path.stem}/{number}", line)
+        for number, line in enumerate(lines, start=1)
+        if line and not line.startswith("#")
+    ]
+    if not tasks:
+        raise ValueError(f"{path} holds no instruction: write one a line")
+    return tasks
+
+
+def _tasks_of_yaml(path: Path, text: str) -> list[Task]:
+    try:
+        entries = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} must be a list of tasks, each with an instruction")
+    tasks = []
+    for number, entry in enumerate(entries, start=1):
+        known = {"instruction", "checks"}
+        if not isinstance(entry, dict) or not isinstance(entry.get("instruction"), str) or set(entry) - known:
+            raise ValueError(f"{path}, task {number}: takes an instruction (text) and checks (a list), not {entry!r}")
+        checks = entry.get("checks") or []
+        if not isinstance(checks, list) or not all(isinstance(check, dict) for check in checks):
+            raise ValueError(f"{path}, task {number}: checks must be a list of objects, not {checks!r}")
+        tasks.append(Task(f"{path.stem}/{number}", entry["instruction"], device_checks=tuple(checks)))
+    return tasks
+
+
+def _lookup(state: State, path: str) -> Any:
+    found: Any = state
+    for part in path.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return _MISSING
+        found = found[part]
+    return found
