@@ -278,7 +278,7 @@ def _logic(domain: str, grammar: str) -> Any:
     return GameLogic(domain=domain, grammar=grammar)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _translate(domain: str, problem: str, optimize: bool) -> tuple[Any, str]:
     import fast_downward
 
