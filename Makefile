@@ -1,11 +1,13 @@
 # make demo   set up once, warm-start a small model, train it with CoSo, print success before and after
 # make test   set up once, run the tests
-# make setup  the virtual environment .venv (PROFILE=gpu for a CUDA machine; PYTHON=python3.12 to choose the Python)
+# make setup  the virtual environment .venv (PROFILE=gpu for a CUDA machine; PYTHON=python3.12 to choose the Python;
+#             EXTRAS=alfworld for the ALFWorld engine, which the tests need too)
 # make lint   ruff and mypy          make docs   write docs/config.md and docs/metrics.md anew
 # make clean  remove .venv and caches; runs/ and models/ stay
 
 PYTHON ?= python3
 PROFILE ?=
+EXTRAS ?=
 SEED ?= 1
 BIN := .venv/bin
 
@@ -16,12 +18,13 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 setup:
-	@$(PYTHON) cluster/setup_machine.py $(if $(PROFILE),--profile $(PROFILE))
+	@$(PYTHON) cluster/setup_machine.py $(if $(PROFILE),--profile $(PROFILE)) $(if $(EXTRAS),--extras $(EXTRAS))
 
 demo: setup
 	@test -e models/numberline || $(BIN)/coso warmstart configs/numberline.yaml
 	@$(BIN)/coso train configs/numberline.yaml --seed $(SEED) --overwrite
 
+test: EXTRAS += alfworld
 test: setup
 	@$(BIN)/python -m pytest -q
 

@@ -12,8 +12,10 @@ from typing import Annotated
 
 import typer
 
+from cluster import alfworld_command
 from cluster.config import RunConfig
-from cluster.config_files import load_config, parse_value, to_yaml, validate
+from cluster.config_files import keyword_arguments, load_config, to_yaml, validate
+from cluster.demos_command import demos
 from cluster.errors import CosoError
 
 #: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
@@ -26,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+app.add_typer(alfworld_command.app)
 
 Words = Annotated[
     list[str],
@@ -74,6 +78,9 @@ def warmstart(words: Words, dry_run: DryRun = False, overwrite: Overwrite = Fals
 
     path = warm_start(config, overwrite=overwrite)
     typer.echo(f"warm-started model: {path}")
+
+
+app.command()(demos)
 
 
 @app.command()
@@ -137,7 +144,7 @@ def play(
     """Step an environment by hand, or watch its expert, in the terminal."""
     from cluster.play import play as run_play
 
-    arguments = _keyword_arguments(kwargs or [])
+    arguments = keyword_arguments(kwargs or [])
     run_play(environment, arguments, seed, expert, noise, episodes, frames, max_steps)
 
 
@@ -175,16 +182,6 @@ def _per_seed(config: RunConfig, seed: str | None) -> list[RunConfig]:
     if len(seeds) == 1:
         return [validate({**values, "seed": seeds[0]})]
     return [validate({**values, "seed": each, "name": f"{config.name}-seed{each}"}) for each in seeds]
-
-
-def _keyword_arguments(words: list[str]) -> dict[str, object]:
-    arguments = {}
-    for word in words:
-        key, separator, value = word.partition("=")
-        if not separator:
-            raise CosoError(f"environment argument {word!r} is not of the form key=value")
-        arguments[key] = parse_value(value, word)
-    return arguments
 
 
 def _print_plan(config: RunConfig) -> None:

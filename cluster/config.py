@@ -240,6 +240,9 @@ class WarmStartConfig(Section):
     hidden: PositiveInt = Field(128, description="Width of the small model's text layers.")
     layers: PositiveInt = Field(2, description="Text layers of the small model.")
     image_size: PositiveInt = Field(64, description="Input size of the small model's pictures, pixels.")
+    demonstrations_from: str = Field(
+        "", description="Folder that `coso demos` wrote, to learn from; empty: collect as the next three keys say."
+    )
     demonstrations: PositiveInt = Field(1500, description="Expert steps to collect.")
     noise: Probability = Field(
         0.0, description="Share of demonstrations whose action is not the expert's, which leaves RL something to do."

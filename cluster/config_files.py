@@ -84,6 +84,17 @@ def parse_value(text: str, word: str) -> Any:
         raise CosoError(f"{word!r}: the value is not valid YAML; quote it") from None
 
 
+def keyword_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as keyword arguments. Raises CosoError for a word of another form."""
+    arguments = {}
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator:
+            raise CosoError(f"environment argument {word!r} is not of the form key=value")
+        arguments[key] = parse_value(value, word)
+    return arguments
+
+
 def valid_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key of the config, sections included."""
     keys: list[str] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.text import Text
 
-import envs
+from cluster.environments import make_environment
 from cluster.errors import CosoError
 from envs.base import TextActionEnv
 
@@ -123,15 +122,7 @@ def _play_episode(
 
 
 def _make(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    try:
-        env = gymnasium.make(env_id, **env_kwargs)
-    except gymnasium.error.Error as error:
-        ours = sorted(name for name in gymnasium.registry if name.startswith(f"{envs.NAMESPACE}/"))
-        nearest = difflib.get_close_matches(env_id, gymnasium.registry, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise CosoError(f"no environment {env_id!r}: {hint}registered here: {', '.join(ours)} ({error})") from error
-    except (TypeError, ValueError, ImportError) as error:
-        raise CosoError(f"{env_id} cannot be made with {env_kwargs}: {error}") from error
+    env = make_environment(env_id, env_kwargs)
     if not isinstance(env.unwrapped, TextActionEnv):
         env.close()
         raise CosoError(f"{env_id} takes no utterances: coso play needs an envs.base.TextActionEnv")

@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -28,6 +29,8 @@ OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # what the pinned wheels are bu
 GIB = 2**30
 #: Free disk for the environment and what pip unpacks on the way, bytes (the CPU profile takes 3.9 GB, the GPU one 15).
 DISK_BYTES = {"cpu": 8 * GIB, "gpu": 25 * GIB}
+#: Engines of environments that only some need; each has its own list of pins, laid over the profile's.
+EXTRAS = ("alfworld",)
 #: Memory for engine, learner and environments at once; a machine sold as 8 GB shows a little less, bytes.
 MEMORY_BYTES = int(7.5 * GIB)
 #: Oldest C library that the pinned wheels (manylinux_2_28) load on.
@@ -64,6 +67,11 @@ def preflight(profile: str) -> None:
         require_compiler(compiler)
         require_headers(Path(sysconfig.get_path("include")))
         require_gpu(Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
+
+
+def preflight_extras() -> None:
+    """Raise `MachineLacks` for what the extras' packages without wheels would fail to be built for."""
+    require_build_tools([tool for tool in ("c++", "cc", "make") if shutil.which(tool) is None])
 
 
 def require_python(version: "tuple[int, ...]", implementation: str) -> None:
@@ -114,6 +122,14 @@ def require_compiler(path: "str | None") -> None:
         raise MachineLacks(
             "a C compiler is needed (Triton and DeepSpeed build their kernels with it while running); "
             "install gcc (Debian and Ubuntu: apt-get install build-essential)"
+        )
+
+
+def require_build_tools(missing: "list[str]") -> None:
+    if missing:
+        raise MachineLacks(
+            "the extra alfworld is built from source and needs {}; install them "
+            "(Debian and Ubuntu: apt-get install build-essential)".format(", ".join(missing))
         )
 
 
@@ -178,16 +194,16 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def fingerprint(profile: str) -> str:
+def fingerprint(profile: str, extras: "tuple[str, ...]" = ()) -> str:
     """Hash of the files that say what is installed; when it changes, pip has something to do."""
     digest = hashlib.sha256()
-    for name in (f"requirements/{profile}.txt", "pyproject.toml"):
+    for name in (f"requirements/{profile}.txt", "pyproject.toml", *(f"requirements/{extra}.txt" for extra in extras)):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
 
-def read_stamp() -> "dict[str, str | None]":
-    """`profile`, `path` and `fingerprint` of the present environment; {} where there is none, or none of ours."""
+def read_stamp() -> "dict[str, Any]":
+    """What `write_stamp` wrote of the present environment; {} where there is none, or none of ours."""
     try:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):
@@ -195,29 +211,36 @@ def read_stamp() -> "dict[str, str | None]":
     return stamp if isinstance(stamp, dict) and PYTHON.exists() else {}
 
 
-def write_stamp(profile: str, finished: bool) -> None:
+def write_stamp(profile: str, extras: "tuple[str, ...]", finished: bool) -> None:
     """Whole or not at all. The path counts because the commands in .venv/bin carry it."""
     aside = STAMP.with_suffix(".tmp")
-    aside.write_text(
-        json.dumps({"profile": profile, "path": str(ROOT), "fingerprint": fingerprint(profile) if finished else None})
-    )
+    stamp = {
+        "profile": profile,
+        "extras": list(extras),
+        "path": str(ROOT),
+        "fingerprint": fingerprint(profile, extras) if finished else None,
+    }
+    aside.write_text(json.dumps(stamp))
     aside.replace(STAMP)
 
 
-def set_up(profile: str) -> None:
-    """Make or mend `.venv` for `profile`. Raises `MachineLacks`."""
+def set_up(profile: str, wanted_extras: "tuple[str, ...]" = ()) -> None:
+    """Make or mend `.venv` for `profile`, with the extras wanted and those it has already. Raises `MachineLacks`."""
     started = time.monotonic()
     former = read_stamp()
     same_place = (former.get("profile"), former.get("path")) == (profile, str(ROOT))
-    if same_place and former.get("fingerprint") == fingerprint(profile):
+    extras = tuple(sorted({*wanted_extras, *(former.get("extras") or [])}))
+    if same_place and former.get("fingerprint") == fingerprint(profile, extras):
         return
     preflight(profile)
+    if extras:
+        preflight_extras()
     requirements = ROOT / "requirements" / f"{profile}.txt"
     pins = [line.strip() for line in requirements.read_text().splitlines() if line.strip() and line[0] != "#"]
 
     say(1, f"virtual environment {VENV} (Python {platform.python_version()})")
     make_environment(afresh=bool(former) and not same_place)
-    write_stamp(profile, finished=False)
+    write_stamp(profile, extras, finished=False)
 
     torch = next(pin for pin in pins if pin.startswith("torch=="))
     say(2, torch)
@@ -227,10 +250,13 @@ def set_up(profile: str) -> None:
 
     say(3, f"the other {len(pins) - 1} pinned packages (a few minutes)")
     install(["--no-deps", "--requirement", str(requirements)])
+    for extra in extras:
+        print(f"setup: the extra {extra} (the first time, some of it is compiled: about two minutes)", flush=True)
+        install(["--no-deps", "--requirement", str(ROOT / "requirements" / f"{extra}.txt")])
 
     say(4, "coso-rl itself")
     install(["--no-deps", "--no-build-isolation", "--editable", str(ROOT)])
-    write_stamp(profile, finished=True)
+    write_stamp(profile, extras, finished=True)
     print(f"setup: done in {time.monotonic() - started:.0f} s ({profile} profile)", flush=True)
 
 
@@ -279,7 +305,9 @@ def run_quietly(command: "list[str]") -> "subprocess.CompletedProcess[str]":
 
 
 def run_or_lack(command: "list[str]", otherwise: str) -> None:
-    if subprocess.run(command, cwd=str(ROOT)).returncode != 0:
+    # Some packages that are built from source call for `python` by that name.
+    path = os.pathsep.join([str(PYTHON.parent), os.environ.get("PATH", os.defpath)])
+    if subprocess.run(command, cwd=str(ROOT), env={**os.environ, "PATH": path}).returncode != 0:
         raise MachineLacks(otherwise)
 
 
@@ -292,7 +320,10 @@ def main() -> int:
     parser.add_argument(
         "--profile", choices=sorted(DISK_BYTES), help="default: the one that .venv was made for, else cpu"
     )
-    wanted = parser.parse_args().profile
+    parser.add_argument(
+        "--extras", nargs="*", default=[], choices=EXTRAS, help="engines of environments to install too"
+    )
+    wanted = parser.parse_args()
     folder = os.open(str(ROOT), os.O_RDONLY)
     try:
         # Two makes at once: the second waits, then finds everything done. The kernel drops the lock with the process.
@@ -301,7 +332,7 @@ def main() -> int:
         except BlockingIOError:
             print("setup: another set-up of this folder is running; waiting for it", flush=True)
             fcntl.flock(folder, fcntl.LOCK_EX)
-        set_up(wanted or read_stamp().get("profile") or "cpu")
+        set_up(wanted.profile or read_stamp().get("profile") or "cpu", tuple(wanted.extras))
     except MachineLacks as problem:
         print(f"setup: {problem}", file=sys.stderr)
         return 1

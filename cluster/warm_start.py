@@ -7,15 +7,17 @@ at `model.path` is fine-tuned instead. Training runs through the same DeepSpeed 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
-from actors.trajectory import PngEncoder, TrajectoryBatch, TrajectoryLog, decode_png
+from actors.trajectory import STEP_SCHEMA, TrajectoryBatch, TrajectoryLog, decode_png
 from cluster.config import RunConfig
+from cluster.demonstrations import Demonstrations, Play, demonstrate, gather, load_demonstrations
 from cluster.errors import CosoError
+from cluster.progress import progress_bar, spinner
 
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
@@ -26,30 +28,8 @@ DEMONSTRATIONS = "demonstrations"
 STEPS_PER_CALL = 10
 
 
-@dataclass
-class Demonstration:
-    """One step of the expert."""
-
-    prompt: str
-    image: str  # content hash
-    utterance: str
-    action: str
-    action_labels: np.ndarray  # int32 (K,)
-    state_labels: np.ndarray | None  # int32 (M,), what a reader must see in the picture
-
-
-@dataclass
-class Demonstrations:
-    """What the expert showed, and the pictures it was shown on."""
-
-    steps: list[Demonstration]
-    images: dict[str, bytes]
-    state_label_sizes: tuple[int, ...]
-
-
 def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
     """Write the warm-started model to `warm_start.output` and return its path. Raises `CosoError`."""
-    from cluster.progress import progress_bar
     from cluster.ray_runtime import ray_session
 
     settings = config.warm_start
@@ -60,8 +40,7 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with progress_bar("demonstrations", settings.demonstrations) as advance:
-            shown = demonstrate(config, advance)
+        shown = demonstrations(config)
         start = config.model.path
         with ray_session(config):
             if settings.make_model:
@@ -78,72 +57,22 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
     return output
 
 
-def demonstrate(config: RunConfig, advance: Any = lambda: None) -> Demonstrations:
-    """Let the environment's expert play `warm_start.demonstrations` steps, on training seeds."""
-    import gymnasium
-
-    import envs
-    from actors.episode import training_seed
-
-    assert envs.NAMESPACE  # importing the package is what registers coso/...
-    try:
-        environment = gymnasium.make(config.environment.id, **config.environment.kwargs)
-    except (gymnasium.error.Error, TypeError, ValueError, ImportError) as error:
-        raise CosoError(f"environment.id {config.environment.id!r} cannot be made: {error}") from None
-    game: Any = environment.unwrapped
-    if not hasattr(game, "expert_utterance"):
-        raise CosoError(f"{config.environment.id} has no expert (expert_utterance), so there is nothing to learn from")
-    habit, words = config.warm_start.habit, getattr(game, "action_words", ())
-    if habit and words and habit not in words:
-        raise CosoError(f"warm_start.habit {habit!r} is no action of {config.environment.id}: {', '.join(words)}")
-    rng = np.random.default_rng([config.seed, 1])
-    encoder = PngEncoder()
-    steps: list[Demonstration] = []
-    images: dict[str, bytes] = {}
-    episode = 0
-    over = True
-    while len(steps) < config.warm_start.demonstrations:
-        if over:
-            episode += 1
-            observation, _ = environment.reset(seed=training_seed(config.seed, 0, episode))
-        key, png = encoder.encode(observation["image"])
-        images[key] = png
-        try:
-            utterance = game.expert_utterance(rng, config.warm_start.noise, config.warm_start.habit)
-        except NotImplementedError as error:
-            raise CosoError(f"there is nothing to learn from: {error}") from None
-        seen = game.state_labels() if hasattr(game, "state_labels") else None
-        prompt = observation["prompt"]
-        observation, _, terminated, truncated, info = environment.step(utterance)
-        over = terminated or truncated
-        steps.append(Demonstration(prompt, key, utterance, info["action"], info["action_labels"], seen))
-        advance()
-    environment.close()
-    return Demonstrations(steps, images, tuple(getattr(game, "state_label_sizes", ())))
+def demonstrations(config: RunConfig) -> Demonstrations:
+    """Those in `warm_start.demonstrations_from`, or else ones collected now. Raises `CosoError`."""
+    settings = config.warm_start
+    if settings.demonstrations_from:
+        return load_demonstrations(Path(settings.demonstrations_from), config.environment.id)
+    play = Play(config.environment.id, config.environment.kwargs, config.seed, settings.noise, settings.habit)
+    with progress_bar("demonstrations", settings.demonstrations) as advance:
+        return gather(demonstrate(play, settings.demonstrations, advance=advance))
 
 
-def demonstration_batch(shown: Demonstrations, chat: ChatProcessor, config: RunConfig) -> TrajectoryBatch:
-    """The demonstrations in the trajectory schema: the expert's text as the ids this model's tokenizer gives it."""
-    rows = []
-    for index, step in enumerate(shown.steps):
-        ids = chat.tokenizer(step.utterance, add_special_tokens=False)["input_ids"] + chat.eos_token_ids[:1]
-        rows.append(
-            {
-                "run": "demonstrations",
-                "episode": str(index),
-                "environment": config.environment.id,
-                "step": 0,
-                "prompt": step.prompt,
-                "image": step.image,
-                "response_ids": ids,
-                "behaviour_logprobs": [0.0] * len(ids),
-                "utterance": step.utterance,
-                "action": step.action,
-                "action_labels": step.action_labels,
-                "valid": bool(step.action),
-            }
-        )
-    return TrajectoryBatch.from_rows(rows, shown.images)
+def with_token_ids(shown: TrajectoryBatch, chat: ChatProcessor) -> TrajectoryBatch:
+    """The demonstrations with their text as the ids that this model's tokenizer gives it, and its end token."""
+    ids = chat.tokenizer(shown.column("utterance").tolist(), add_special_tokens=False)["input_ids"]
+    column = pa.array([[*each, *chat.eos_token_ids[:1]] for each in ids], STEP_SCHEMA.field("response_ids").type)
+    position = STEP_SCHEMA.get_field_index("response_ids")
+    return TrajectoryBatch(shown.steps.set_column(position, STEP_SCHEMA.field("response_ids"), column), shown.images)
 
 
 def read_demonstrations(model_path: str) -> TrajectoryBatch | None:
@@ -158,25 +87,14 @@ def _make_model(config: RunConfig, shown: Demonstrations, folder: str) -> None:
     """Make the small model and pre-train its vision tower, in a process of their own."""
     import ray
 
-    from cluster.progress import spinner
-
-    pictures = {step.image: step for step in shown.steps}
     with spinner("making a model and teaching it to see" if config.warm_start.vision_steps else "making a model"):
         ray.get(
-            ray.remote(num_cpus=1)(_make_and_pretrain).remote(
-                config,
-                [text for step in shown.steps for text in (step.prompt, step.utterance)],
-                list(pictures.values()),
-                shown,
-                folder,
-            ),
+            ray.remote(num_cpus=1)(_make_and_pretrain).remote(config, shown, folder),
             timeout=config.learner.start_deadline_s,
         )
 
 
-def _make_and_pretrain(
-    config: RunConfig, texts: list[str], pictures: list[Demonstration], shown: Demonstrations, folder: str
-) -> None:
+def _make_and_pretrain(config: RunConfig, shown: Demonstrations, folder: str) -> None:
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -186,7 +104,10 @@ def _make_and_pretrain(
 
     torch.set_num_threads(config.learner.threads)
     settings = config.warm_start
-    images = [decode_png(shown.images[step.image]) for step in pictures]
+    prompts, keys = shown.batch.column("prompt").tolist(), shown.batch.column("image").tolist()
+    texts = [text for pair in zip(prompts, shown.batch.column("utterance").tolist(), strict=True) for text in pair]
+    pictures = {key: step for step, key in enumerate(keys)}  # each picture once, as in the last step that has it
+    images = [decode_png(shown.batch.images[key]) for key in pictures]
     options = DefaultModelOptions(hidden=settings.hidden, layers=settings.layers, image_size=settings.image_size)
     make_default_vlm(folder, texts, [np.asarray(image) for image in images[:64]], options, seed=config.seed)
     if not settings.vision_steps or not shown.state_label_sizes:
@@ -195,8 +116,8 @@ def _make_and_pretrain(
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     pretrain_vision(
         model,
-        [chat.encode_prompt(step.prompt, image) for step, image in zip(pictures, images, strict=True)],
-        np.stack([step.state_labels for step in pictures if step.state_labels is not None]),
+        [chat.encode_prompt(prompts[step], image) for step, image in zip(pictures.values(), images, strict=True)],
+        shown.state_labels[list(pictures.values())],
         shown.state_label_sizes,
         steps=settings.vision_steps,
         learning_rate=settings.vision_learning_rate,
@@ -209,11 +130,10 @@ def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, aside: Path
     """Supervised fine-tuning of the model at `start`; leaves a whole model folder at `aside / "model"`."""
     from actors.chat import ChatProcessor
     from cluster.mapping import rank_resources, supervised_options, warm_start_learner_options
-    from cluster.progress import progress_bar
     from learner.group import LearnerFailed, LearnerGroup
 
     chat = ChatProcessor(start)
-    batch = demonstration_batch(shown, chat, config)
+    batch = with_token_ids(shown.batch, chat)
     steps = config.warm_start.steps
     try:
         learner = LearnerGroup(warm_start_learner_options(config, start), config.learner.ranks, rank_resources(config))

@@ -7,6 +7,7 @@ import gymnasium
 
 NAMESPACE = "coso"
 _ENTRY_POINTS = {
+    "coso/ALFWorld-v0": "envs.embodied.environment:ALFWorld",
     "coso/Android-v0": "envs.android.environment:AndroidEnv",
     "coso/NumberLine-v0": "envs.number_line:NumberLine",
     "coso/Blackjack-v0": "envs.blackjack:Blackjack",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from envs.labels import LabelSpace, ParsedAction
 from envs.parsing import KeywordParser
-from envs.spaces import AnyText
+from envs.spaces import AnyText, image_space
 
 InvalidActionPolicy = Literal["random", "penalty", "noop"]
 Observation = dict[str, Any]
@@ -53,9 +53,7 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
             raise ValueError(f"render_mode must be None or 'rgb_array', not {render_mode!r}")
         self.invalid_action = invalid_action
         self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Dict(
-            image=gymnasium.spaces.Box(0, 255, self.image_shape, np.uint8), prompt=AnyText()
-        )
+        self.observation_space = gymnasium.spaces.Dict(image=image_space(self.image_shape), prompt=AnyText())
         self.action_space = AnyText()
         self._keyword_parser = KeywordParser(self.action_words) if self.action_words else None
         self._episode_over = True

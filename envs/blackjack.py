@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageColor
 
 from envs.base import InvalidActionPolicy, TextActionEnv
-from envs.card_art import FELT, card_back, card_picture
+from envs.card_art import card_back, card_picture, table
 from envs.cards import RANKS, checked_cards, draw_card, rank, rank_name
-from envs.drawing import paste, text_block
+from envs.drawing import paste
 from envs.prompts import answer_format, json_answer
 
 BUST = 21  # more points than this lose
@@ -21,7 +20,7 @@ DEALER_STANDS = 17
 _CARD, _SMALL_CARD = 70, 35  # pixels wide
 _ROW_END = 295
 _DEALER_Y, _PLAYER_Y = 25, 150
-_LABEL_PX = 16
+_LABELS = (("Dealer", 16, (5, 4)), ("Player", 16, (5, 129)))
 _SHOWN_CARDS = 4  # cards of the player's that have state labels
 
 
@@ -132,9 +131,7 @@ class Blackjack(TextActionEnv):
                     f"Blackjack 'player' must be two cards or more of at most 21 points, not {hands['player']}"
                 )
             if len(hands["dealer"]) not in (1, 2):
-                raise ValueError(
-                    f"Blackjack 'dealer' must be the card shown and the hidden one, not {hands['dealer']}"
-                )
+                raise ValueError(f"Blackjack 'dealer' must be the card shown and the hidden one, not {hands['dealer']}")
             self._player, self._dealer = hands["player"], hands["dealer"]
             self._draws = deque(hands.get("draws", []))
             if len(self._dealer) == 1:
@@ -174,16 +171,14 @@ class Blackjack(TextActionEnv):
     # The canvas is kept, and only the player's row is drawn again.
 
     def _draw_table(self) -> None:
-        self._canvas[:] = ImageColor.getrgb(FELT)
-        paste(self._canvas, text_block("Dealer", _LABEL_PX, "white", FELT), 5, 4)
+        self._canvas[:] = table(_LABELS)
         paste(self._canvas, card_picture(self._dealer[0], _CARD), 5, _DEALER_Y)
         paste(self._canvas, card_back(_CARD), 78, _DEALER_Y)
-        paste(self._canvas, text_block("Player", _LABEL_PX, "white", FELT), 5, 129)
         self._draw_player()
 
     def _draw_player(self) -> None:
         """Up to four cards lie side by side, up to eight overlap, and more than that are small."""
-        self._canvas[_PLAYER_Y:] = ImageColor.getrgb(FELT)
+        self._canvas[_PLAYER_Y:] = table(_LABELS)[_PLAYER_Y:]
         count = len(self._player)
         small = count > 8
         width = _SMALL_CARD if small else _CARD

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from envs.cards import rank_name
-from envs.drawing import bold_font, read_only
+from envs.drawing import bold_font, paste, read_only, text_block
 
 FELT = "#35654d"
 CARD_ASPECT = 1.4  # height / width
@@ -43,6 +43,16 @@ def card_back(width: int) -> NDArray[np.uint8]:
             left, top = (0.1 + 0.14 * column) * w, (0.075 + 0.1 * row) * h
             draw.ellipse((left, top, left + 0.09 * w, top + 0.09 * w), fill="#d9b3e6")
     return _shrunk(image, width)
+
+
+@lru_cache(maxsize=8)
+def table(labels: tuple[tuple[str, int, tuple[int, int]], ...], side: int = 300) -> NDArray[np.uint8]:
+    """An empty table with labels (text, size in pixels, where): read-only uint8 (side, side, 3), to be shared."""
+    felt = np.asarray(Image.new("RGB", (side, side), FELT)).copy()
+    for text, size_px, (x, y) in labels:
+        paste(felt, text_block(text, size_px, "white", FELT), x, y)
+    felt.flags.writeable = False
+    return felt
 
 
 def _blank(width: int, colour: str) -> tuple[Image.Image, ImageDraw.ImageDraw, tuple[int, int]]:

@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageColor
 
 from envs.base import InvalidActionPolicy, TextActionEnv
-from envs.card_art import FELT, card_picture
+from envs.card_art import FELT, card_picture, table
 from envs.cards import RANKS, checked_cards, rank, rank_name
 from envs.drawing import paste, text_block
 from envs.formulas import BLANK, shown, value_of
@@ -188,12 +187,10 @@ class FormulaGame(TextActionEnv):
     # The canvas is kept, and only what an action adds is drawn.
 
     def _draw_cards(self) -> None:
-        self._canvas[:] = ImageColor.getrgb(FELT)
+        self._canvas[:] = table((("Formula:", self.entry_px, self.label_xy),))
         for index, code in enumerate(self._cards):
             x = _MARGIN + int(index * self.card_width * 1.1)
             paste(self._canvas, card_picture(code, self.card_width), x, self.cards_y)
-        label = text_block("Formula:", self.entry_px, "white", FELT)
-        paste(self._canvas, label, *self.label_xy)
         self._cursor = self.entries_xy
 
     def _append(self, entry: str) -> None:

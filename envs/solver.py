@@ -83,7 +83,7 @@ def _complete(entries: Entries, left: Numbers, target: int, operators: str, join
 
 
 def _whole(numbers: Numbers, goal: Fraction, operators: str, joined: bool) -> Entries | None:
-    """A shortest expression of all the numbers that is worth `goal`: for one side of an operator, the other is known."""
+    """A shortest expression of all the numbers that is worth `goal`: of an operator, one side gives the other."""
     ways = [atom for atom in _atoms(numbers, joined) if int("".join(atom)) == goal]
     for some, others in _splits(numbers):
         for operator in operators.replace("(", ""):

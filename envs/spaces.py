@@ -1,4 +1,4 @@
-"""The space of every string."""
+"""Spaces of pictures and of every string."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ class AnyText(gymnasium.spaces.Text):
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AnyText) and self.max_length == other.max_length
+
+
+def image_space(shape: tuple[int, int, int]) -> gymnasium.spaces.Box:
+    """The space of RGB pictures uint8 (H, W, 3) of a size, whose bounds take next to no memory.
+
+    A `Box` keeps four arrays of its shape, a megabyte for a picture of 300 × 300.
+    """
+    box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+    for name in ("low", "high", "bounded_below", "bounded_above"):
+        value = getattr(box, name)
+        setattr(box, name, np.broadcast_to(value.flat[0], shape))
+    return box
 
 
 @create_shared_memory.register(AnyText)

@@ -22,7 +22,7 @@ from cluster.config_files import load_config
 from cluster.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "warmstart", "resume", "eval", "report", "play", "config"]
+COMMANDS = ["train", "warmstart", "demos", "resume", "eval", "report", "play", "config"]
 
 
 @dataclass
@@ -105,6 +105,19 @@ def test_help_and_mistakes_answer_at_once_because_nothing_heavy_is_imported() ->
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0 and done.stderr.strip() == "[]"
+
+
+# ---------------------------------------------------------------- demos
+
+
+def test_demos_says_what_it_wrote_and_refuses_to_overwrite(coso: Coso, tmp_path: Path) -> None:
+    words = ("demos", "coso/Points24-v0", 12, "shown", "solvable_only=true", "--noise", "0.2")
+    written = coso(*words)
+    assert written.code == 0 and written.out.startswith("12 steps in shown")
+    assert (tmp_path / "shown" / "demonstrations.yaml").exists()
+    told(coso(*words), "shown exists")
+    told(coso("demos", "coso/Points24-v0", 12, "other", "solvable"), "'solvable' is not of the form key=value")
+    assert not (tmp_path / "other").exists()
 
 
 # ---------------------------------------------------------------- dry run and config

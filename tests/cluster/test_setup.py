@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (lambda: setup_machine.require_glibc(("", "")), "another distribution"),
         (lambda: setup_machine.require_modules(["venv", "ensurepip"]), "venv and ensurepip"),
         (lambda: setup_machine.require_compiler(None), "install gcc"),
+        (lambda: setup_machine.require_build_tools(["c++"]), "needs c++"),
         (lambda: setup_machine.require_headers(Path("/nonexistent")), "python3-dev"),
         (lambda: setup_machine.require_memory(4 * GIB), "4.0 GiB"),
         (lambda: setup_machine.require_disk(3 * GIB, "cpu", Path("/here")), "8 GiB of free disk"),
@@ -172,12 +173,46 @@ def test_an_interrupted_set_up_remembers_its_profile_and_goes_on(
     elsewhere.PYTHON.symlink_to(sys.executable)
     with pytest.raises(KeyboardInterrupt):
         elsewhere.set_up("cpu")
-    assert elsewhere.read_stamp() == {"profile": "cpu", "path": str(elsewhere.ROOT), "fingerprint": None}
+    assert elsewhere.read_stamp() == {
+        "profile": "cpu",
+        "extras": [],
+        "path": str(elsewhere.ROOT),
+        "fingerprint": None,
+    }
     finished: list[str] = []
     monkeypatch.setattr(elsewhere, "run_or_lack", lambda command, otherwise: finished.append(command[-1]))
     monkeypatch.setattr(elsewhere, "require_cpu_torch", lambda: None)
     elsewhere.set_up("cpu")
     assert finished and elsewhere.read_stamp()["fingerprint"] == elsewhere.fingerprint("cpu")
+
+
+def test_an_extra_is_added_to_a_finished_environment_and_stays_in_it(
+    elsewhere: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr(elsewhere, "preflight", lambda profile: None)
+    monkeypatch.setattr(elsewhere, "preflight_extras", lambda: steps.append("build tools"))
+    monkeypatch.setattr(elsewhere, "run_or_lack", lambda command, otherwise: steps.append(command[-1]))
+    monkeypatch.setattr(elsewhere, "require_cpu_torch", lambda: None)
+    elsewhere.PYTHON.parent.mkdir(parents=True)
+    elsewhere.PYTHON.symlink_to(sys.executable)
+    pins = elsewhere.ROOT / "requirements" / "alfworld.txt"
+    pins.write_bytes((ROOT / "requirements" / "alfworld.txt").read_bytes())
+    elsewhere.set_up("cpu")
+    assert str(pins) not in steps and "build tools" not in steps
+    elsewhere.set_up("cpu", ("alfworld",))
+    assert str(pins) in steps and "build tools" in steps
+    steps.clear()
+    elsewhere.set_up("cpu")  # as `make demo` after `make test` does
+    assert steps == [] and elsewhere.read_stamp()["extras"] == ["alfworld"]
+
+
+def test_the_extra_does_not_touch_what_the_profiles_pin() -> None:
+    pins = {}
+    for name in ("cpu", "gpu", "alfworld"):
+        text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+        pins[name] = {line.split("==")[0].lower() for line in text.splitlines() if line and line[0] != "#"}
+    assert not pins["alfworld"] & (pins["cpu"] | pins["gpu"])
 
 
 @pytest.mark.parametrize(("cuda", "built_for"), [("Optional[str] = None", ""), ("Optional[str] = '13.0'", "13.0")])

@@ -8,6 +8,7 @@ import pytest
 
 import envs  # noqa: F401  (registers coso/...)
 from envs.base import TextActionEnv
+from envs.spaces import image_space
 
 LONG_PROMPT = "Ö\U0001f0a1 " * 200
 
@@ -98,6 +99,17 @@ def test_gymnasiums_own_vectorisers_run_it(vectorizer: str) -> None:
         assert infos["action_labels"].tolist() == [[0], [-1]]
     finally:
         vector.close()
+
+
+def test_the_space_of_pictures_is_gymnasiums_own_but_small() -> None:
+    space, plain = image_space((30, 20, 3)), gymnasium.spaces.Box(0, 255, (30, 20, 3), np.uint8)
+    assert space == plain and repr(space) == repr(plain) and space.is_bounded()
+    space.seed(1), plain.seed(1)
+    assert np.array_equal(space.sample(), plain.sample()) and space.contains(plain.sample())
+    assert not space.contains(np.zeros((30, 20), np.uint8))
+    assert {bound.strides for bound in (space.low, space.high, space.bounded_below)} == {(0, 0, 0)}
+    batched = gymnasium.vector.utils.batch_space(space, 4)
+    assert batched.shape == (4, 30, 20, 3)
 
 
 def test_sharing_memory_which_would_freeze_the_prompts_is_refused_in_words() -> None:
