@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from envs.android.actions import LABEL_SPACE, PhoneAction, tap
 from envs.android.device import Device, Start
-from envs.android.drivers import Driver, open_device
+from envs.android.drivers import open_device
 from envs.android.evaluators import Evaluator, Moment
-from envs.android.evaluators.choice import EvaluatorName, make_evaluator
+from envs.android.evaluators.choice import make_evaluator
 from envs.android.expert import next_action
 from envs.android.formats import (
     SWIPES,
@@ -71,9 +71,9 @@ class AndroidEnv(TextActionEnv):
     def __init__(
         self,
         tasks: str = "general",
-        driver: Driver = "browser",
+        driver: str = "browser",
         device: dict[str, Any] | None = None,
-        evaluator: EvaluatorName | None = None,
+        evaluator: str | None = None,
         evaluator_options: dict[str, Any] | None = None,
         only: Sequence[str] = (),
         split: Literal["by_seed", "train", "test"] = "by_seed",
@@ -87,8 +87,9 @@ class AndroidEnv(TextActionEnv):
         """Open a phone.
 
         tasks: "general", "webshop", "miniwob", or a file of instructions; only: families or names of tasks to keep;
-        device: keyword arguments of the driver (`BrowserPhone`, `AdbPhone`, `AppiumPhone`); evaluator: None takes the
-        one that fits the tasks, evaluator_options its keyword arguments; shuffle_apps: icons of the embedded phone's
+        driver: "browser", "adb", or the `module:Class` of one's own, device: its keyword arguments; evaluator: "state",
+        "judge", "adb" or a `module:Class`, None for the one that fits the tasks, evaluator_options: its keyword
+        arguments; shuffle_apps: icons of the embedded phone's
         launcher in an order of the episode's own. Raises ValueError for arguments that do not fit together, DeviceError
         where there is no such phone.
         """
@@ -97,7 +98,7 @@ class AndroidEnv(TextActionEnv):
         if split not in ("by_seed", "train", "test"):
             raise ValueError(f"split must be by_seed, train or test, not {split!r}")
         embedded = tasks in EMBEDDED or tasks == "miniwob"
-        if embedded and driver != "browser":
+        if embedded and driver == "adb":
             raise ValueError(f"the tasks {tasks!r} are for the embedded phone (driver 'browser'), not for {driver!r}")
         self._tasks_of = load_tasks(tasks, only)
         self._task_set = tasks
