@@ -100,7 +100,7 @@ _SCORING = (
     Metric("cache/hits", "scores remembered", "count", "Distinct pairs that had been scored before."),
     Metric("cache/hit_rate", "scored once before", "share",
            "Share of the answers that needed no scorer: repeated in the batch, or remembered."),
-    Metric("cache/counterfactuals", "counterfactuals", "count", "Windows that had to be nulled, one by one, for the rest."),
+    Metric("cache/counterfactuals", "counterfactuals", "count", "Windows nulled, one by one, for the rest."),
     Metric("scoring/approximated", "too long answers", "count",
            "Distinct answers of more than `scoring.longest_exact` tokens, scored by gradient."),
     Metric("scoring/version", "SCM version used", "count",
