@@ -17,6 +17,7 @@ from cluster.config import RunConfig
 from cluster.config_files import keyword_arguments, load_config, to_yaml, validate
 from cluster.demos_command import demos
 from cluster.errors import CosoError
+from cluster.fleet.command import fleet_app
 
 #: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
 INTERRUPTED = 130
@@ -81,6 +82,7 @@ def warmstart(words: Words, dry_run: DryRun = False, overwrite: Overwrite = Fals
 
 
 app.command()(demos)
+app.add_typer(fleet_app, name="fleet")
 
 
 @app.command()

@@ -87,18 +87,17 @@ class AndroidEnv(TextActionEnv):
         """Open a phone.
 
         tasks: "general", "webshop", "miniwob", or a file of instructions; only: families or names of tasks to keep;
-        driver: "browser", "adb", or the `module:Class` of one's own, device: its keyword arguments; evaluator: "state",
-        "judge", "adb" or a `module:Class`, None for the one that fits the tasks, evaluator_options: its keyword
-        arguments; shuffle_apps: icons of the embedded phone's
-        launcher in an order of the episode's own. Raises ValueError for arguments that do not fit together, DeviceError
-        where there is no such phone.
+        driver: "browser", "adb", "emulator" or the `module:Class` of one's own, device: its keyword arguments;
+        evaluator: "state", "judge", "adb" or a `module:Class`, None for the one that fits the tasks, evaluator_options:
+        its keyword arguments; shuffle_apps: icons of the launcher in an order of the episode's own. Raises ValueError
+        for arguments that do not fit together, DeviceError where there is no such phone.
         """
         if answer_format not in get_args(AnswerFormat):
             raise ValueError(f"answer_format must be one of {', '.join(get_args(AnswerFormat))}, not {answer_format!r}")
         if split not in ("by_seed", "train", "test"):
             raise ValueError(f"split must be by_seed, train or test, not {split!r}")
         embedded = tasks in EMBEDDED or tasks == "miniwob"
-        if embedded and driver == "adb":
+        if embedded and driver in ("adb", "emulator"):
             raise ValueError(f"the tasks {tasks!r} are for the embedded phone (driver 'browser'), not for {driver!r}")
         self._tasks_of = load_tasks(tasks, only)
         self._task_set = tasks
