@@ -94,7 +94,7 @@ def local_emulators(config: RunConfig) -> dict[str, float]:
     from cluster.fleet.command import running_emulators
 
     device = config.environment.kwargs.get("device") or {}
-    return {EMULATOR: float(running_emulators(device.get("fleet", "default")))}
+    return {EMULATOR: float(running_emulators(device.get("fleet", "default")) or 0)}
 
 
 def local_cpus(config: RunConfig) -> int:

@@ -11,15 +11,16 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cluster.errors import CosoError
-from envs.android.device import DeviceError
-from envs.android.fleet import FleetConnection
+
+if TYPE_CHECKING:
+    from envs.android.fleet import FleetConnection
 
 fleet_app = typer.Typer(help="Start, watch and stop the Android emulators of this node.", no_args_is_help=True)
 
@@ -53,6 +54,7 @@ def start(
     from cluster.fleet.capacity import emulator_count, measure
     from cluster.fleet.emulator import EmulatorOptions
     from envs.android.adb_server import AdbServer
+    from envs.android.device import DeviceError
 
     program = shutil.which(emulator)
     if program is None:
@@ -63,11 +65,7 @@ def start(
         AdbServer(port=adb_port).query("host:version", _CALL_DEADLINE_S)
     except DeviceError as error:
         raise CosoError(str(error)) from None
-    try:
-        FleetConnection(fleet).close()
-    except DeviceError:
-        pass
-    else:
+    if running_emulators(fleet) is not None:
         raise CosoError(f"the fleet {fleet!r} runs already: see `coso fleet status`, or stop it with `coso fleet stop`")
     number = emulator_count(count, measure(), memory)
     folder = Path(tempfile.gettempdir()) / f"coso-fleet-{os.getuid()}"
@@ -102,6 +100,8 @@ def status(
 @fleet_app.command()
 def stop(fleet: Fleet = "default") -> None:
     """End this node's agent, and with it its emulators."""
+    from envs.android.device import DeviceError
+
     connection = _connect(fleet)
     try:
         pid = connection.call("status", _CALL_DEADLINE_S)["pid"]
@@ -119,18 +119,12 @@ def stop(fleet: Fleet = "default") -> None:
     typer.echo(f"the fleet {fleet!r} has ended")
 
 
-def running_emulators(fleet: str = "default") -> int:
-    """Emulators that this node's agent runs; 0 where there is no agent."""
+def running_emulators(fleet: str = "default") -> int | None:
+    """Emulators that this node's agent runs; None where there is no agent."""
     try:
-        connection = FleetConnection(fleet)
-    except DeviceError:
-        return 0
-    try:
-        return len(connection.call("status", _CALL_DEADLINE_S)["emulators"])
-    except DeviceError:
-        return 0
-    finally:
-        connection.close()
+        return len(_status(fleet)["emulators"])
+    except CosoError:
+        return None
 
 
 def _start_agent(options: Any, folder: Path) -> subprocess.Popen[bytes]:
@@ -147,17 +141,12 @@ def _start_agent(options: Any, folder: Path) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     ends = time.monotonic() + _AGENT_DEADLINE_S
-    while True:
-        try:
-            FleetConnection(options.fleet).close()
-            return agent
-        except DeviceError:
-            if agent.poll() is not None or time.monotonic() > ends:
-                agent.kill()
-                raise CosoError(
-                    f"the fleet's agent did not come up within {_AGENT_DEADLINE_S:g} s; see {log}"
-                ) from None
-            time.sleep(0.05)
+    while running_emulators(options.fleet) is None:
+        if agent.poll() is not None or time.monotonic() > ends:
+            agent.kill()
+            raise CosoError(f"the fleet's agent did not answer within {_AGENT_DEADLINE_S:g} s: see {log}")
+        time.sleep(0.05)
+    return agent
 
 
 def _wait_for_boot(fleet: str, agent: subprocess.Popen[bytes], deadline_s: float) -> None:
@@ -173,6 +162,9 @@ def _wait_for_boot(fleet: str, agent: subprocess.Popen[bytes], deadline_s: float
 
 
 def _connect(fleet: str) -> FleetConnection:
+    from envs.android.device import DeviceError
+    from envs.android.fleet import FleetConnection
+
     try:
         return FleetConnection(fleet)
     except DeviceError as error:
@@ -180,6 +172,8 @@ def _connect(fleet: str) -> FleetConnection:
 
 
 def _status(fleet: str) -> dict[str, Any]:
+    from envs.android.device import DeviceError
+
     connection = _connect(fleet)
     try:
         return connection.call("status", _CALL_DEADLINE_S)

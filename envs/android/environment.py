@@ -22,6 +22,7 @@ from envs.android.formats import (
     PhoneParser,
     json_arguments,
     parse_autoui,
+    read_shorthand,
     write_autoui,
     write_cogagent,
 )
@@ -155,6 +156,17 @@ class AndroidEnv(TextActionEnv):
     @property
     def label_space(self) -> LabelSpace:
         return LABEL_SPACE
+
+    @property
+    def shorthand_help(self) -> str:
+        return (
+            "tap X Y, swipe X Y X Y (thousandths of the screen), swipe up|down|left|right, type TEXT, back, home, "
+            "enter, done, impossible"
+        )
+
+    def from_shorthand(self, line: str) -> str | None:
+        action = read_shorthand(line, self._device.screen_size)
+        return None if action is None else self.write(action)
 
     def parse(self, utterance: str) -> ParsedAction:
         return self._parser.parse(utterance)
