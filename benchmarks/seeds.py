@@ -20,17 +20,20 @@ KEYS = ("seed", "success_before", "success_after", "eval_episodes", "env_steps",
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="finished run folders")
+    parser.add_argument("--config", default="configs/numberline.yaml", help="the config file the runs were made with")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in arguments.runs]
     config = load_config([arguments.runs[0] / "config.yaml"])
-    after = [summary["success_after"] for summary in summaries]
+    seeds = ",".join(str(summary["seed"]) for summary in summaries)
     result = {
-        "command": f"coso train configs/numberline.yaml --seed {','.join(str(s['seed']) for s in summaries)}",
+        "command": f"coso warmstart {arguments.config}; coso train {arguments.config} --seed {seeds}",
         "evaluation_temperature": config.training.evaluation_temperature,
         "runs": [{key: summary[key] for key in KEYS} for summary in summaries],
-        "success_after": {"lowest": min(after), "mean": sum(after) / len(after), "highest": max(after)},
     }
+    for key in ("success_before", "success_after"):
+        found = [summary[key] for summary in summaries]
+        result[key] = {"lowest": min(found), "mean": sum(found) / len(found), "highest": max(found)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for row in result["runs"]:

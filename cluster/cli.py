@@ -18,6 +18,7 @@ from cluster.config_files import keyword_arguments, load_config, to_yaml, valida
 from cluster.demos_command import demos
 from cluster.errors import CosoError
 from cluster.fleet.command import fleet_app
+from cluster.influence_command import influence
 
 #: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
 INTERRUPTED = 130
@@ -130,6 +131,9 @@ def report(run: RunPath) -> None:
     from cluster.run_folder import RunFolder
 
     typer.echo(str(write_report(RunFolder.open_existing(run).path)))
+
+
+app.command()(influence)
 
 
 @app.command()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from actors.environment_restarts import RestartPolicy
 from actors.policy_engine import PolicyServerOptions
@@ -14,6 +16,7 @@ from learner.group import RankResources
 from learner.model import LoraOptions
 from learner.options import EngineOptions, LearnerOptions, PublishOptions, ScheduleOptions, SupervisedOptions
 from learner.ppo import PpoOptions
+from scoring.parser_effects import ParserSource, environment_parser
 from scoring.pool import PoolSettings
 from scoring.scm import ScmSettings
 from scoring.training import ScmTrainingSettings
@@ -96,6 +99,13 @@ def scm_training_settings(config: RunConfig) -> ScmTrainingSettings:
     )
 
 
+def parser_source(config: RunConfig, tokenizer: Any) -> ParserSource:
+    environment = config.environment
+    return ParserSource(
+        tokenizer=tokenizer, make_parser=partial(environment_parser, environment.id, environment.kwargs)
+    )
+
+
 def pool_settings(config: RunConfig) -> PoolSettings:
     scoring = config.scoring
     gpus = 0.25 if scoring.device == "cuda" else 0.0
@@ -106,9 +116,12 @@ def pool_settings(config: RunConfig) -> PoolSettings:
         worker_gpus=gpus,
         trainer_gpus=gpus,
         device=scoring.device,
+        estimator=scoring.estimator,
         precision=scoring.precision,
         window=scoring.window,
         batch_tokens=scoring.batch_tokens,
+        longest=scoring.longest_exact,
+        cache_bytes=scoring.cache_bytes,
         task_utterances=scoring.batch_utterances,
         score_deadline_s=scoring.deadline_s,
         train_deadline_s=scoring.deadline_s,

@@ -28,6 +28,7 @@ from cluster.config import RunConfig
 from cluster.errors import CosoError
 from cluster.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
 from cluster.run_folder import RunFolder
+from cluster.scoring_stage import ScoringStage
 from cluster.supervision import Supervisor
 from cluster.waiting import answer, answers
 from cluster.warm_start import read_demonstrations
@@ -79,6 +80,7 @@ class System:
         self.workers = start_rollout_workers(config, list(self.servers.values()), self.stream)
         self._learner: LearnerGroup | None = None
         self.pool: ScoringPool | None = None
+        self._scoring: ScoringStage | None = None
         self.collector: Collector = (
             SynchronousCollector(config, self.workers)
             if config.mode == "sync"
@@ -126,20 +128,9 @@ class System:
         self._probe = (first["prompt"], first["image"], batch.images[first["image"]])
 
     def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, dict[str, float]]:
-        """Train the SCM on the batch, then write every token's influence into it."""
-        assert self.pool is not None
-        utterances = batch.ragged("response_ids", np.int32)
-        labels = np.stack(batch.ragged("action_labels", np.int32))
-        self.pool.check()
-        report = self.pool.train(utterances, labels)
-        influence, statistics = self.pool.score(utterances, labels)
-        row = {f"scm/{name}": value for name, value in report.metrics.items()}
-        for name, value in statistics.items():
-            group, separator, rest = name.partition("influence_")
-            row[f"influence/{rest}" if separator and not group else f"scoring/{name}"] = value
-        row["time/scorers_busy"] = row.pop("scoring/scorer_seconds")
-        row.pop("scoring/seconds")
-        return batch.with_influence(influence), row
+        """Train the SCM on the batch and write every token's influence into it."""
+        assert self._scoring is not None
+        return self._scoring.score(batch)
 
     async def publish(self, version: int) -> dict[str, float]:
         """The learner's weights, as `version`, into every live policy server. Nothing in flight is lost."""
@@ -254,15 +245,20 @@ class System:
     def _make_pool(self, head_sizes: tuple[int, ...], checkpoint: Path | None) -> None:
         from safetensors.torch import load_file
 
-        tokens = token_facts(self._chat.tokenizer, vocab_size=_vocabulary_size(self._chat))
+        try:
+            tokens = token_facts(self._chat.tokenizer, _vocabulary_size(self._chat), self.config.scoring.null_token)
+        except ValueError as error:
+            raise CosoError(str(error)) from None
         pool = ScoringPool(
             mapping.scm_settings(self.config, tokens.vocab_size, head_sizes),
             mapping.scm_training_settings(self.config),
             mapping.pool_settings(self.config),
             tokens,
+            mapping.parser_source(self.config, self._chat.tokenizer),
         )
         pool.start()
         self.pool = pool
+        self._scoring = ScoringStage(self.config, pool, self._chat)
         if checkpoint is not None:
             facts = json.loads((checkpoint / "scm.json").read_text(encoding="utf-8"))
             pool.load(load_file(checkpoint / "scm.safetensors"), facts)
