@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from envs.android.actions import LABEL_SPACE, PhoneAction, tap
 from envs.android.device import Device, Start
@@ -265,7 +266,12 @@ class AndroidEnv(TextActionEnv):
         return verdict.reward, verdict.over or given_up, verdict.success
 
     def _look(self) -> None:
-        self._screens.append(self._device.screenshot())
+        screen = self._device.screenshot()
+        if screen.shape != self.image_shape:
+            # The device was turned: what is shown keeps its place as a share of the screen, which is how taps name it.
+            height, width, _ = self.image_shape
+            screen = np.asarray(Image.fromarray(screen).resize((width, height), Image.Resampling.BILINEAR))
+        self._screens.append(screen)
         self._seen = self._device.inspect() if self._task_set in EMBEDDED else None  # type: ignore[attr-defined]
 
     def _picture(self) -> NDArray[np.uint8]:
