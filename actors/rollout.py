@@ -389,7 +389,10 @@ class RolloutWorker:
         await asyncio.gather(*(host.close() for host in self._hosts))
 
 
-def make_rollout_worker(cpus: float, *arguments: Any) -> Any:
-    """Start a `RolloutWorker` as a Ray actor that Ray restarts when it dies; `arguments` as for the class."""
-    options = {"num_cpus": cpus, "max_restarts": -1, "max_concurrency": 1000}
+def make_rollout_worker(cpus: float, resources: dict[str, float], *arguments: Any) -> Any:
+    """Start a `RolloutWorker` as a Ray actor that Ray restarts when it dies; `arguments` as for the class.
+
+    resources: custom resources it takes, for instance {"emulator": 8.0}.
+    """
+    options = {"num_cpus": cpus, "resources": resources, "max_restarts": -1, "max_concurrency": 1000}
     return ray.remote(RolloutWorker).options(**options).remote(*arguments)

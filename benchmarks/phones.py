@@ -55,7 +55,14 @@ def tree(root: int) -> list[psutil.Process]:
         words = process.info["cmdline"] or []
         if "envs.android.browser_hub" in words and owners & set(words) and process not in found:
             found += [process, *process.children(recursive=True)]
-    return found
+    return [process for process in found if _is_alive(process)]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def usage(root: int) -> tuple[float, float]:
@@ -404,13 +411,13 @@ async def soak() -> dict[str, Any]:
             while left > 0:
                 left -= 1
                 if left % (SOAK_EPISODES // 8) == 0:
-                    descriptors = sum(process.num_fds() for process in tree(os.getpid()) if process.is_running())
+                    descriptors = psutil.Process().num_fds()
                     megabytes = usage(os.getpid())[1]
                     marks.append(
                         {
                             "episodes": SOAK_EPISODES - left,
                             "memory_mb": round(megabytes),
-                            "descriptors": descriptors,
+                            "descriptors_of_the_driver": descriptors,
                             "processes": len(tree(os.getpid())),
                         }
                     )
@@ -436,7 +443,7 @@ async def soak() -> dict[str, Any]:
         made = Counter(log.read_text().split())
         await end(hosts)
     await asyncio.sleep(6)
-    nurseries = [process for process in tree(os.getpid())[1:] if process.status() != psutil.STATUS_ZOMBIE]
+    left_over = tree(os.getpid())[1:]
     result = {
         "episodes": whole + cut_short,
         "whole": whole,
@@ -448,7 +455,7 @@ async def soak() -> dict[str, Any]:
         "seconds": round(seconds),
         "longest_episode_s": round(longest, 1),
         "marks": marks,
-        "processes_left_besides_the_nursery": len(nurseries) - 1,
+        "processes_left_besides_the_nursery": len(left_over) - 1,
     }
     print(result, flush=True)
     return result

@@ -26,7 +26,7 @@ from cluster import mapping
 from cluster.collection import Collector, StreamCollector, SynchronousCollector
 from cluster.config import RunConfig
 from cluster.errors import CosoError
-from cluster.ray_runtime import ACTOR_ENVIRONMENT
+from cluster.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
 from cluster.run_folder import RunFolder
 from cluster.scoring_stage import ScoringStage
 from cluster.supervision import Supervisor
@@ -336,8 +336,10 @@ def start_policy_servers(config: RunConfig, temporary: Path, transport: Transpor
 def start_rollout_workers(config: RunConfig, servers: Sequence[Any], stream: Any | None) -> list[Any]:
     """The configured rollout workers, spread over the nodes."""
     options = mapping.rollout_options(config)
-    cpus = config.cluster.rollout_worker_cpus
-    return [make_rollout_worker(cpus, options, index, servers, stream) for index in range(config.rollout.workers)]
+    cpus, emulators = config.cluster.rollout_worker_cpus, emulators_per_worker(config)
+    return [
+        make_rollout_worker(cpus, emulators, options, index, servers, stream) for index in range(config.rollout.workers)
+    ]
 
 
 async def wait_for_servers(config: RunConfig, servers: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal, get_args
 
@@ -59,6 +60,16 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         self._episode_over = True
 
     # What an environment supplies.
+
+    @property
+    def shorthand_help(self) -> str:
+        """What a person may type instead of a whole utterance, in a few words."""
+        return f"an action word ({' '.join(self.action_words)})" if self.action_words else ""
+
+    def from_shorthand(self, line: str) -> str | None:
+        """The utterance a person means by a line of `shorthand_help`'s kind, or None where it is none."""
+        word = line.strip().lower()
+        return json.dumps({"thoughts": "", "action": word}) if word in self.action_words else None
 
     @property
     @abstractmethod
