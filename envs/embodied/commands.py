@@ -105,15 +105,6 @@ def find_any(utterance: str) -> str:
     return found[0] if found else ""
 
 
-class CommandParser:
-    """Reads utterances where no state is known: the first well-formed command is taken to be meant."""
-
-    def parse(self, utterance: str) -> ParsedAction:
-        """The command that an utterance names. Any string is accepted; one without a command is invalid."""
-        command = find_any(utterance)
-        return parsed(command) if command else unparsed()
-
-
 def _searched_part(utterance: str) -> str:
     start = action_part_start(utterance)
     tail = utterance[start + len(ACTION_MARKER) :] if start >= 0 else utterance[-TAIL_CHARACTERS:]
