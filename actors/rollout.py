@@ -26,6 +26,7 @@ from actors.environment_restarts import RestartPolicy
 from actors.episode import EpisodeRecorder, EpisodeSpec, training_seed
 from actors.generation import Generation, GenerationRequest
 from actors.trajectory import PngEncoder, TrajectoryBatch
+from envs.parsing import Parser
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,13 @@ class RolloutWorker:
         if host.pid is None:
             await host.start()
         return tuple(head.size for head in host.label_space.heads)
+
+    async def action_parser(self) -> Parser | None:
+        """What reads the environment's utterances, or None; starts an environment to ask it."""
+        host = self._hosts[0]
+        if host.pid is None:
+            await host.start()
+        return await host.parser()
 
     # ---------------------------------------------------------------- lock-step (sync mode)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.embodied.engine import Engine
-from envs.embodied.games import GamePath, list_games, read_game
+from envs.embodied.games import GamePath, NoGames, list_games, read_game
 from envs.embodied.names import ROOMS, SPLITS, TASKS
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,8 +61,9 @@ def spread(folder: Path, count: int) -> list[GamePath]:
     """`count` games, of all splits, taking turns between the task types and the rooms."""
     heaps: dict[tuple[str, str], list[GamePath]] = {}
     for split in SPLITS:
-        for path in list_games(folder, split):
-            heaps.setdefault((path.task, path.room), []).append(path)
+        with contextlib.suppress(NoGames):
+            for path in list_games(folder, split):
+                heaps.setdefault((path.task, path.room), []).append(path)
     rng = random.Random(0)
     for heap in heaps.values():
         rng.shuffle(heap)

@@ -44,7 +44,10 @@ from scoring.training import ScmTrainer, ScmTrainingSettings
 POSITIONS_AT_ONCE = 64
 CALL = 64
 LENGTHS = (40, 200)
-DISTINCT = 64
+DISTINCT = 24
+#: Times each is measured; the best counts.
+REPEATS = 5
+PUBLISHED_REPEATS = 2
 WINDOW = 4
 #: Positions at which the published procedure is timed on an utterance of 1,000 tokens; the rest is extrapolated.
 SAMPLED_POSITIONS = 128
@@ -183,26 +186,38 @@ def distinct_case(
     countable = float(np.mean([tokens.countable_by_id[ids].mean() for ids in utterances]))
     case: dict[str, Any] = {"utterances": len(utterances), "tokens": sum(map(len, utterances)), "countable": countable}
     results: dict[str, Any] = {}
-    for pad in ("call", "batch"):
-        published = Published(scm, tokens, WINDOW, pad)
-        seconds, results[pad] = timed(lambda published=published: published.score(utterances, labels))
-        case[f"published_padded_by_{pad}"] = {"seconds": seconds, "share_of_peak": work / seconds / peak}
-        print(f"  published, padded by {pad}: {seconds:.1f} s", flush=True)
-    for workers in (1, 2):
-        with started_pool(trainer, tokens, workers, WINDOW) as pool:
-            fresh(pool)
-            seconds, (values, statistics) = timed(lambda pool=pool: pool.score(utterances, labels))
-        evaluated = statistics["counterfactuals"] + len(utterances)
-        done = sum(flops(shape, len(ids), 1 + int(tokens.countable_by_id[ids].sum())) for ids in utterances)
-        case[f"pool_{workers}_workers"] = {
-            "seconds": seconds,
-            "evaluated_of_all": evaluated / sum(len(ids) + 1 for ids in utterances),
-            "share_of_peak": done / seconds / peak / workers,
-        }
-        print(f"  pool, {workers} workers: {seconds:.1f} s", flush=True)
-    one = case["pool_1_workers"]["seconds"]
-    case["speedup"] = {pad: case[f"published_padded_by_{pad}"]["seconds"] / one for pad in ("call", "batch")}
-    case["scaling_1_to_2_workers"] = one / case["pool_2_workers"]["seconds"]
+    published = {pad: Published(scm, tokens, WINDOW, pad) for pad in ("call", "batch")}
+    seconds: dict[str, list[float]] = {}
+    with started_pool(trainer, tokens, 1, WINDOW) as one, started_pool(trainer, tokens, 2, WINDOW) as two:
+        # In turn, and the best of each: on a machine that others use too, that is nearest to the machine's own time.
+        for repeat in range(REPEATS):
+            for pad, procedure in published.items():
+                if repeat < PUBLISHED_REPEATS:
+                    took, results[pad] = timed(lambda procedure=procedure: procedure.score(utterances, labels))
+                    seconds.setdefault(pad, []).append(took)
+            for pool in (one, two):
+                fresh(pool)
+                took, (values, statistics) = timed(lambda pool=pool: pool.score(utterances, labels))
+                seconds.setdefault(f"{pool.settings.workers}", []).append(took)
+            print("  seconds:", {name: round(found[-1], 2) for name, found in seconds.items()}, flush=True)
+    best = {name: min(found) for name, found in seconds.items()}
+    done = sum(flops(shape, len(ids), 1 + int(tokens.countable_by_id[ids].sum())) for ids in utterances)
+    evaluated = statistics["counterfactuals"] + len(utterances)
+    case["evaluated_of_all"] = evaluated / sum(len(ids) + 1 for ids in utterances)
+    case["seconds"] = {
+        "published_padded_by_call": seconds["call"],
+        "published_padded_by_batch": seconds["batch"],
+        "pool_1_worker": seconds["1"],
+        "pool_2_workers": seconds["2"],
+    }
+    case["share_of_peak"] = {
+        "published_padded_by_call": work / best["call"] / peak,
+        "published_padded_by_batch": work / best["batch"] / peak,
+        "pool_1_worker": done / best["1"] / peak,
+        "pool_2_workers": done / best["2"] / peak / 2,
+    }
+    case["speedup"] = {pad: best[pad] / best["1"] for pad in ("call", "batch")}
+    case["scaling_1_to_2_workers"] = best["1"] / best["2"]
     case["float32"] = agreement(
         values,
         *results["call"],
@@ -279,9 +294,9 @@ def long_case(
     estimator = make_estimator("scm", tokens, window=WINDOW, batch_tokens=1536, longest=1536, scm=scm)
     fast_seconds, scored = timed(lambda: estimator.score(ids, labels))
     effects = fast_effects(scm, tokens, ids, labels)[:SAMPLED_POSITIONS]
-    factual = float(
-        torch.expm1(scm.action_log_probability(torch.from_numpy(ids[None].astype(np.int64)), lengths[:1], wanted[:1]))
-    )
+    with torch.no_grad():
+        whole_row = torch.from_numpy(ids[None].astype(np.int64))
+        factual = float(torch.expm1(scm.action_log_probability(whole_row, lengths[:1], wanted[:1])))
     counts = tokens.countable_by_id[ids[:SAMPLED_POSITIONS]]
     print(f"  1,000 tokens: published {whole:.0f} s, pool {fast_seconds:.1f} s", flush=True)
     return {
@@ -346,7 +361,7 @@ def stream_case(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder with recorded trajectories")
-    parser.add_argument("--stream-updates", type=int, default=2, help="updates of the stream that are replayed")
+    parser.add_argument("--stream-updates", type=int, default=1, help="updates of the stream that are replayed")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scoring.json"))
     arguments = parser.parse_args()
 
@@ -390,7 +405,7 @@ def main() -> None:
     print("distinct utterances", flush=True)
     result["distinct"] = distinct_case(trainer, tokens, utterances, labels, peak)
     print("distinct utterances, every token counts", flush=True)
-    result["distinct_every_token_counts"] = distinct_case(trainer, all_count, utterances[:16], labels[:16], peak)
+    result["distinct_every_token_counts"] = distinct_case(trainer, all_count, utterances[:8], labels[:8], peak)
     print("the recorded stream", flush=True)
     some = updates[: arguments.stream_updates]
     result["stream"] = stream_case(trainer, tokens, some, config.algorithm.epochs, WINDOW)

@@ -160,7 +160,7 @@ class ScoringConfig(Section):
         description="Tokens in one forward pass of the SCM: what fits a CPU core's cache; on a GPU 100,000 and more.",
     )
     longest_exact: PositiveInt = Field(
-        1536,
+        1024,
         description="Longer utterances (the cost grows with the cube of their length) are scored by gradient, tokens.",
     )
     cache_bytes: Count = Field(64 << 20, description="Scores remembered, bytes; identical answers are scored once.")

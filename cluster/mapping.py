@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from actors.environment_restarts import RestartPolicy
 from actors.policy_engine import PolicyServerOptions
@@ -16,7 +14,6 @@ from learner.group import RankResources
 from learner.model import LoraOptions
 from learner.options import EngineOptions, LearnerOptions, PublishOptions, ScheduleOptions, SupervisedOptions
 from learner.ppo import PpoOptions
-from scoring.parser_effects import ParserSource, environment_parser
 from scoring.pool import PoolSettings
 from scoring.scm import ScmSettings
 from scoring.training import ScmTrainingSettings
@@ -96,13 +93,6 @@ def scm_training_settings(config: RunConfig) -> ScmTrainingSettings:
         minibatch=scm.minibatch,
         buffer_utterances=scm.buffer_utterances,
         seed=config.seed,
-    )
-
-
-def parser_source(config: RunConfig, tokenizer: Any) -> ParserSource:
-    environment = config.environment
-    return ParserSource(
-        tokenizer=tokenizer, make_parser=partial(environment_parser, environment.id, environment.kwargs)
     )
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from ray.exceptions import RayError
 
 from actors.chat import ChatProcessor
 from actors.trajectory import TrajectoryBatch
 from cluster.config import RunConfig
-from scoring.crew import ScoringError
 from scoring.estimators import WITHOUT_SCM
 from scoring.fidelity import agreement, mean_of_defined, span_mass
 from scoring.pool import ScmWeights, ScoringPool
 from scoring.training import ScmTrainingReport
-
-logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 Utterances = Sequence[np.ndarray]
@@ -38,7 +33,6 @@ class ScoringStage:
         self._trains = self._estimator not in WITHOUT_SCM or self._sample > 0
         self._pool = pool
         self._chat = chat
-        self._has_parser = True
 
     def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, Metrics]:
         """Return the batch with every token's influence written into it, and what is logged of it."""
@@ -83,15 +77,9 @@ class ScoringStage:
         }
         if "spearman" in (close := agreement(gradient, scm, countable)):
             row["fidelity/gradient_spearman"] = close["spearman"]
-        if self._has_parser:
-            try:
-                exact, _ = self._pool.score(some, actions, "parser", weights)
-            except (RayError, ScoringError, TypeError) as error:
-                # The run goes on without what it only logs; where the estimator itself parses, its error has ended it.
-                self._has_parser = False
-                logger.warning("influence is not compared with the parser: %s", str(error).strip().splitlines()[-1])
-            else:
-                row |= {f"fidelity/{name}": value for name, value in agreement(scm, exact, countable).items()}
+        if self._pool.parser is not None:
+            exact, _ = self._pool.score(some, actions, "parser", weights)
+            row |= {f"fidelity/{name}": value for name, value in agreement(scm, exact, countable).items()}
         return row
 
     def _first_distinct(self, utterances: Utterances, labels: np.ndarray) -> list[int]:

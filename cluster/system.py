@@ -32,10 +32,12 @@ from cluster.scoring_stage import ScoringStage
 from cluster.supervision import Supervisor
 from cluster.waiting import answer, answers
 from cluster.warm_start import read_demonstrations
+from envs.parsing import Parser
 from learner.checkpoint import CheckpointMismatch
 from learner.group import LearnerFailed, LearnerGroup
 from learner.options import PublishOptions
 from learner.publish import connect_servers, remove_weight_files, sync_servers
+from scoring.parser_effects import ParserSource
 from scoring.pool import ScoringPool
 from scoring.tokens import token_facts
 
@@ -240,9 +242,15 @@ class System:
             return
         deadline = self.config.environment.start_deadline_s
         sizes = await answer(self.workers[0].label_sizes.remote(), deadline, "an environment's label space")
-        await asyncio.to_thread(self._make_pool, sizes, checkpoint)
+        parser = await answer(self.workers[0].action_parser.remote(), deadline, "an environment's parser")
+        if parser is None and "parser" in self.config.scoring.estimator:
+            raise CosoError(
+                f"{self.config.environment.id} has no parser, which scoring.estimator {self.config.scoring.estimator} "
+                "needs: give it one (see envs.base.TextActionEnv), or choose scm"
+            )
+        await asyncio.to_thread(self._make_pool, sizes, parser, checkpoint)
 
-    def _make_pool(self, head_sizes: tuple[int, ...], checkpoint: Path | None) -> None:
+    def _make_pool(self, head_sizes: tuple[int, ...], parser: Parser | None, checkpoint: Path | None) -> None:
         from safetensors.torch import load_file
 
         try:
@@ -254,7 +262,7 @@ class System:
             mapping.scm_training_settings(self.config),
             mapping.pool_settings(self.config),
             tokens,
-            mapping.parser_source(self.config, self._chat.tokenizer),
+            None if parser is None else ParserSource(tokenizer=self._chat.tokenizer, parser=parser),
         )
         pool.start()
         self.pool = pool

@@ -1,35 +1,33 @@
-"""An environment's parser on its own: what an utterance would mean there, without an episode."""
+"""An environment's parser on its own: what an utterance means there, without an episode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 
-from envs.labels import ParsedAction
-
-Parser = Callable[[str], ParsedAction]
-"""What an utterance means; depends on nothing but the utterance."""
+import envs  # noqa: F401  registers ours
+from envs.parsing import Parser
 
 
 class NoParser(TypeError):
-    """An environment cannot say what an utterance means before it is acted on."""
+    """An environment does not say how it reads utterances."""
 
 
 def action_parser(environment: str, kwargs: dict[str, Any]) -> Parser:
-    """Return the `parse` of an environment that is made for it and never reset.
+    """Return the parser of an environment, which is made for it and closed again.
 
     environment: gymnasium id; `module:Name-v0` imports `module` first. kwargs: of the environment.
-    Raises `NoParser` where it has no `parse(utterance)`, and what gymnasium raises where it cannot be made.
+    Raises `NoParser` where it has no `parser`, and what gymnasium raises where it cannot be made.
     """
-    import envs  # noqa: F401  registers ours
-
-    made = gymnasium.make(environment, **kwargs).unwrapped
-    parse = getattr(made, "parse", None)
-    if not callable(parse):
+    made = gymnasium.make(environment, **kwargs)
+    try:
+        parser = getattr(made.unwrapped, "parser", None)
+    finally:
+        made.close()
+    if parser is None:
         raise NoParser(
-            f"{environment} has no parse(utterance), which exact influence needs: give it one (see "
-            "envs.base.TextActionEnv), or choose another scoring.estimator"
+            f"{environment} has no parser, which exact influence needs: give it one (see envs.base.TextActionEnv), or "
+            "choose another scoring.estimator"
         )
-    return parse  # type: ignore[no-any-return]
+    return parser  # type: ignore[no-any-return]

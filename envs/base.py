@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.labels import LabelSpace, ParsedAction
-from envs.parsing import KeywordParser
+from envs.parsing import KeywordParser, Parser
 from envs.spaces import AnyText, image_space
 
 InvalidActionPolicy = Literal["random", "penalty", "noop"]
@@ -152,6 +152,11 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
     def parse(self, utterance: str) -> ParsedAction:
         """What the environment takes an utterance to mean. In a game of keywords it does not depend on the state."""
         return self._keywords().parse(utterance)
+
+    @property
+    def parser(self) -> Parser:
+        """What reads utterances where no state is known; it can be pickled, and outlives the environment."""
+        return self._keywords()
 
     def random_action(self, rng: np.random.Generator | None = None) -> str:
         """A uniformly random canonical action, drawn from `rng`, or `np_random` where none is given."""

@@ -152,7 +152,7 @@ class ParserEstimator(EffectEstimator):
     def effects(
         self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
     ) -> tuple[NDArray[np.float64], bool]:
-        return (self._interventions.outcomes(ids, positions, labels) != Outcome.SAME).astype(np.float64), False
+        return (self._interventions.outcomes(ids, positions) != Outcome.SAME).astype(np.float64), False
 
 
 class ScmParserEstimator(EffectEstimator):
@@ -167,7 +167,7 @@ class ScmParserEstimator(EffectEstimator):
     def effects(
         self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
     ) -> tuple[NDArray[np.float64], bool]:
-        outcomes = self._interventions.outcomes(ids, positions, labels)
+        outcomes = self._interventions.outcomes(ids, positions)
         effects = (outcomes == Outcome.OTHER).astype(np.float64)
         open_ones = outcomes == Outcome.NONE
         approximated = False

@@ -2,25 +2,25 @@
 
 import scoring
 chat = ChatProcessor("runs/numberline/checkpoints/step_24/learner/model")
-parse = gymnasium.make("coso/NumberLine-v0").unwrapped.parse
-values = scoring.influence(texts, labels, tokenizer=chat.tokenizer, estimator="parser", parser=parse)
+parser = gymnasium.make("coso/NumberLine-v0").unwrapped.parser
+values = scoring.influence(texts, labels, tokenizer=chat.tokenizer, estimator="parser", parser=parser)
 
 scm = scoring.load_scm("runs/numberline/checkpoints/step_24")
 values = scoring.influence(texts, labels, tokenizer=chat.tokenizer, scm=scm)
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.labels import ParsedAction
+from envs.parsing import Parser
 from scoring.encoder import in_precision
 from scoring.estimators import make_estimator
-from scoring.parser_effects import ParserInterventions
+from scoring.parser_effects import ParserInterventions, ParserSource
 from scoring.scm import ScmSettings, StructuralCausalModel
 from scoring.tokens import token_facts
 from scoring.utterances import check_utterances, distinct_pairs
@@ -33,11 +33,11 @@ def influence(
     tokenizer: Any,
     estimator: str = "scm",
     scm: StructuralCausalModel | None = None,
-    parser: Callable[[str], ParsedAction] | None = None,
+    parser: Parser | None = None,
     window: int = 4,
     null_token: str | None = None,
     batch_tokens: int = 1536,
-    longest: int = 1536,
+    longest: int = 1024,
 ) -> list[NDArray[np.float32]]:
     """Return the influence of every token on the action its utterance led to: B float32 arrays (n_b,), in [0, 1].
 
@@ -45,7 +45,7 @@ def influence(
         has several spellings in tokens. actions: integer labels (B, K), -1 where a head does not apply; or B parsed
         actions, as `env.parse` gives them.
     tokenizer: a Hugging Face tokenizer, the one of the ids. estimator: one of `scoring.estimators.ESTIMATORS`.
-    scm: for all but `parser` and `uniform`; scored in its own precision, on its own device. parser: `env.parse`, for
+    scm: for all but `parser` and `uniform`; scored in its own precision, on its own device. parser: `env.parser`, for
         `parser` and `scm+parser`.
     window, null_token, batch_tokens, longest: as `scoring.*` in docs/config.md.
     Raises ValueError where something the estimator asks is not given, and where ids or labels do not fit the SCM.
@@ -64,9 +64,8 @@ def influence(
     check_utterances(ids, labels, vocab_size=tokens.vocab_size, head_sizes=heads)
     interventions = None
     if parser is not None:
-        interventions = ParserInterventions(
-            tokenizer, lambda text: parser(text).labels, window=window, null_id=tokens.null_id
-        )
+        source = ParserSource(tokenizer=tokenizer, parser=parser)
+        interventions = ParserInterventions(source, window=window, null_id=tokens.null_id)
     scorer = make_estimator(
         estimator,
         tokens,

@@ -4,7 +4,7 @@ No model is asked. A token is nulled by leaving its text out, as the tokenizer d
 window replaced by the null token, a special token that shows as nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -12,28 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.action_parser import action_parser
+from envs.parsing import Parser
 from scoring.effects import nulled
-
-LabelParser = Callable[[str], NDArray[np.integer] | None]
-"""Text to its action labels, (K,) integers; all -1, or None, where it does not parse."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParserSource:
-    """What another process needs to parse utterances: the tokenizer, and how to make the parser there.
+    """What another process needs to parse utterances; both can be pickled.
 
-    make_parser: can be pickled, for instance `functools.partial(environment_parser, "coso/NumberLine-v0", {})`.
+    tokenizer: a Hugging Face tokenizer, the one the ids are of. parser: of the environment.
     """
 
     tokenizer: Any
-    make_parser: Callable[[], LabelParser]
-
-
-def environment_parser(environment: str, kwargs: dict[str, Any]) -> LabelParser:
-    """Make the parser of an environment; arguments and errors as for `envs.action_parser.action_parser`."""
-    parse = action_parser(environment, kwargs)
-    return lambda text: parse(text).labels
+    parser: Parser
 
 
 DECODED_AT_ONCE = 1 << 16
@@ -49,50 +40,44 @@ class Outcome(IntEnum):
 
 
 class ParserInterventions:
-    """Asks a parser about every window of an utterance.
+    """Asks a parser about every window of an utterance. window, null_id: as in `scoring.effects`."""
 
-    tokenizer: a Hugging Face tokenizer, the one the ids are of. parse: of the environment.
-    window, null_id: as in `scoring.effects`.
-    """
-
-    def __init__(self, tokenizer: Any, parse: LabelParser, *, window: int, null_id: int) -> None:
-        self._tokenizer = tokenizer
-        self._parse = parse
+    def __init__(self, source: ParserSource, *, window: int, null_id: int) -> None:
+        self._tokenizer = source.tokenizer
+        self._parser = source.parser
         self._window = window
         self._null_id = null_id
-        self._null_is_shown = null_id not in tokenizer.all_special_ids
+        self._null_is_shown = null_id not in source.tokenizer.all_special_ids
 
-    def outcomes(
-        self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
-    ) -> NDArray[np.int8]:
-        """Return the `Outcome` of nulling the window at each position: int8 (m,).
+    def outcomes(self, ids: NDArray[np.integer], positions: NDArray[np.integer]) -> NDArray[np.int8]:
+        """Return the `Outcome` of nulling the window at each position, beside the whole text: int8 (m,).
 
-        ids: (n,). positions: (m,). labels: (K,) of the action the utterance led to, not all -1.
+        ids: (n,). positions: (m,).
         """
-        wanted = tuple(labels.tolist())
+        whole = self._read(self._decoded([ids])[0])
         known: dict[str, Outcome] = {}
         result = np.empty(len(positions), dtype=np.int8)
         at_once = max(1, DECODED_AT_ONCE // max(1, len(ids)))
         for start in range(0, len(positions), at_once):
-            some = positions[start : start + at_once]
-            for place, text in enumerate(self._texts(ids, some), start):
+            rows = [self._without(ids, int(position)) for position in positions[start : start + at_once]]
+            for place, text in enumerate(self._decoded(rows), start):
                 if text not in known:
-                    known[text] = self._outcome(text, wanted)
+                    read = self._read(text)
+                    changed = Outcome.OTHER if any(label >= 0 for label in read) else Outcome.NONE
+                    known[text] = Outcome.SAME if read == whole else changed
                 result[place] = known[text]
         return result
 
-    def _texts(self, ids: NDArray[np.integer], positions: NDArray[np.integer]) -> Sequence[str]:
+    def _without(self, ids: NDArray[np.integer], position: int) -> NDArray[np.integer]:
         if self._null_is_shown:  # it would put a text of its own in the window's place
-            rows = [np.delete(ids, np.s_[position : position + self._window]) for position in positions]
-        else:
-            rows = [nulled(ids, int(position), self._window, self._null_id) for position in positions]
+            return np.delete(ids, np.s_[position : position + self._window])
+        return nulled(ids, position, self._window, self._null_id)
+
+    def _decoded(self, rows: Sequence[NDArray[np.integer]]) -> list[str]:
+        """Texts as the environment gets them."""
         return self._tokenizer.batch_decode(  # type: ignore[no-any-return]
             [row.tolist() for row in rows], skip_special_tokens=True
         )
 
-    def _outcome(self, text: str, wanted: tuple[int, ...]) -> Outcome:
-        found = self._parse(text)
-        labels = () if found is None else tuple(int(label) for label in found)
-        if labels == wanted:
-            return Outcome.SAME
-        return Outcome.OTHER if any(label >= 0 for label in labels) else Outcome.NONE
+    def _read(self, text: str) -> tuple[int, ...]:
+        return tuple(self._parser.parse(text).labels.tolist())

@@ -71,7 +71,7 @@ class PoolSettings:
     precision: str = "float64"
     window: int = 4
     batch_tokens: int = 1536
-    longest: int = 1536
+    longest: int = 1024
     task_utterances: int = 16
     task_tokens: int = 1 << 17
     cache_bytes: int = 64 << 20

@@ -116,10 +116,7 @@ class Scorer:
             source = self._options.parser
             if "parser" in name and self._interventions is None and source is not None:
                 self._interventions = ParserInterventions(
-                    source.tokenizer,
-                    source.make_parser(),
-                    window=self._options.window,
-                    null_id=self._tokens.null_id,
+                    source, window=self._options.window, null_id=self._tokens.null_id
                 )
             self._estimators[name] = make_estimator(
                 name,

@@ -173,6 +173,10 @@ class AndroidEnv(TextActionEnv):
         return self._parser.parse(utterance)
 
     @property
+    def parser(self) -> PhoneParser:
+        return self._parser
+
+    @property
     def state_label_sizes(self) -> tuple[int, ...]:
         return (len(_SCREEN_APPS), len(PAGES)) if self._task_set in EMBEDDED else ()
 

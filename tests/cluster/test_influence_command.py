@@ -46,7 +46,7 @@ def run(tmp_path: Path, model: Path) -> Path:
     (folder / "config.yaml").write_text(to_yaml(config))
     log = TrajectoryLog(folder / "trajectories")
     tokenizer = ChatProcessor(str(model)).tokenizer
-    parse = action_parser("coso/NumberLine-v0", {})
+    parse = action_parser("coso/NumberLine-v0", {}).parse
     key, png = PngEncoder().encode(np.asarray(picture()))
     for update, text in SAID.items():
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

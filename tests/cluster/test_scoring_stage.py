@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import ray
@@ -13,9 +11,9 @@ from actors.trajectory import TrajectoryBatch
 from cluster.config import RunConfig
 from cluster.config_files import validate
 from cluster.scoring_stage import ScoringStage
-from envs.action_parser import NoParser, action_parser
+from envs.action_parser import action_parser
 from scoring.crew import ScoringError
-from scoring.parser_effects import ParserSource, environment_parser
+from scoring.parser_effects import ParserSource
 from scoring.pool import PoolSettings, ScoringPool
 from scoring.scm import ScmSettings
 from scoring.tokens import TokenFacts, token_facts
@@ -47,27 +45,21 @@ def tokens(chat: ChatProcessor) -> TokenFacts:
     return token_facts(chat.tokenizer)
 
 
-def no_parser():
-    raise NoParser("coso-test/Mute-v0 has no parse(utterance)")
-
-
-def make_pool(chat: ChatProcessor, tokens: TokenFacts, make_parser=None, estimator: str = "scm") -> ScoringPool:
+def make_pool(chat: ChatProcessor, tokens: TokenFacts, parses: bool = True, estimator: str = "scm") -> ScoringPool:
+    source = ParserSource(tokenizer=chat.tokenizer, parser=action_parser("coso/NumberLine-v0", {}))
     pool = ScoringPool(
         ScmSettings(vocab_size=tokens.vocab_size, head_sizes=(2,), hidden=16, layers=1, heads=2, feedforward=32),
         ScmTrainingSettings(learning_rate=1e-2, rounds=4, round_utterances=64, minibatch=8),
         PoolSettings(workers=1, worker_cpus=0.1, trainer_cpus=0.1, window=1, estimator=estimator),
         tokens,
-        ParserSource(
-            tokenizer=chat.tokenizer,
-            make_parser=make_parser or partial(environment_parser, "coso/NumberLine-v0", {}),
-        ),
+        source if parses else None,
     )
     pool.start()
     return pool
 
 
 def make_batch(chat: ChatProcessor) -> TrajectoryBatch:
-    parse = action_parser("coso/NumberLine-v0", {})
+    parse = action_parser("coso/NumberLine-v0", {}).parse
     rows = []
     for number, text in enumerate([*ANSWERS, *ANSWERS, "no action at all"]):
         ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"] + chat.eos_token_ids[:1]
@@ -124,20 +116,17 @@ def test_each_mode_learns_and_scores_in_its_own_order(chat: ChatProcessor, token
         pool.close()
 
 
-def test_without_a_parser_the_run_goes_on_unless_its_estimator_parses(
-    chat: ChatProcessor, tokens: TokenFacts, caplog: pytest.LogCaptureFixture
-):
-    pool = make_pool(chat, tokens, no_parser)
+def test_without_a_parser_the_run_goes_on_unless_its_estimator_parses(chat: ChatProcessor, tokens: TokenFacts):
+    pool = make_pool(chat, tokens, parses=False)
     try:
         stage = ScoringStage(config_of(), pool, chat)
         for _ in range(2):
             _, row = stage.score(make_batch(chat))
             assert "fidelity/action_mass" in row and "fidelity/spearman" not in row
-        assert sum("coso-test/Mute-v0 has no parse" in message for message in caplog.messages) == 1
     finally:
         pool.close()
-    with pytest.raises(ScoringError, match="has no parse"):
-        make_pool(chat, tokens, no_parser, estimator="scm+parser")
+    with pytest.raises(ScoringError, match="needs the environment's parser"):
+        make_pool(chat, tokens, parses=False, estimator="scm+parser")
 
 
 def test_an_estimator_that_asks_no_scm_trains_none_for_itself(chat: ChatProcessor, tokens: TokenFacts):

@@ -10,6 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from envs.labels import ParsedAction
+
 VALUES = 6
 
 
@@ -46,7 +48,7 @@ class Language:
         ids = np.stack([1 + keys, 1 + self.slots + values], axis=2).reshape(count, -1)
         return list(ids.astype(np.int32)), values[:, self.causal].astype(np.int32)
 
-    def parse(self, text: str) -> np.ndarray:
+    def parse(self, text: str) -> ParsedAction:
         """The labels of a text; -1 for a slot that is not there whole."""
         words = text.split()
         labels = np.full(len(self.causal), -1, np.int32)
@@ -55,15 +57,13 @@ class Language:
                 value = words[words.index(f"k{slot}") + 1]
                 if value.startswith("v"):
                     labels[head] = int(value[1:])
-        return labels
+        return ParsedAction(str(labels), labels, bool((labels >= 0).any()))
 
 
-def five_before_six(text: str) -> np.ndarray:
-    """Labels (2,) of a text of words w1 ... w29: 1 where w5 comes before w6, else 0."""
-    words = text.split()
-    ordered = "w5" in words and "w6" in words[words.index("w5") :]
-    return np.array([int(ordered), -1], np.int32)
+class FiveBeforeSix:
+    """Reads a text of words w1 ... w29: its first label is 1 where w5 comes before w6, else 0."""
 
-
-def make_five_before_six():
-    return five_before_six
+    def parse(self, text: str) -> ParsedAction:
+        words = text.split()
+        ordered = "w5" in words and "w6" in words[words.index("w5") :]
+        return ParsedAction("", np.array([int(ordered), -1], np.int32), True)

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 import scoring
-from envs.labels import ParsedAction
 from scoring.scm import ScmSettings
 from scoring.training import ScmTrainer, ScmTrainingSettings
 from tests.scoring.languages import Language
@@ -18,18 +17,18 @@ TOKENIZER = LANGUAGE.tokenizer()
 SHAPE = ScmSettings(vocab_size=len(TOKENIZER), head_sizes=(6,), hidden=16, layers=1, heads=2, feedforward=32)
 
 
-def parse(text):
-    labels = LANGUAGE.parse(text)
-    return ParsedAction("" if labels[0] < 0 else str(labels[0]), labels, bool(labels[0] >= 0))
-
-
 def test_texts_ids_labels_and_parsed_actions_are_all_understood():
     ids, labels = LANGUAGE.sample(5, seed=0)
     texts = [TOKENIZER.decode(row) for row in ids]
-    values = scoring.influence(ids, labels, tokenizer=TOKENIZER, estimator="parser", parser=parse, window=1)
+    values = scoring.influence(ids, labels, tokenizer=TOKENIZER, estimator="parser", parser=LANGUAGE, window=1)
     assert [np.flatnonzero(value).tolist() for value in values] == [[2, 3]] * 5
     again = scoring.influence(
-        texts, [parse(text) for text in texts], tokenizer=TOKENIZER, estimator="parser", parser=parse, window=1
+        texts,
+        [LANGUAGE.parse(text) for text in texts],
+        tokenizer=TOKENIZER,
+        estimator="parser",
+        parser=LANGUAGE,
+        window=1,
     )
     np.testing.assert_array_equal(again, values)
 

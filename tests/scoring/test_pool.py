@@ -18,13 +18,13 @@ from scoring.pool import PoolSettings, ScoringPool
 from scoring.scm import ScmSettings
 from scoring.tokens import TokenFacts
 from scoring.training import ScmTrainer, ScmTrainingSettings
-from tests.scoring.languages import make_five_before_six, word_tokenizer
+from tests.scoring.languages import FiveBeforeSix, word_tokenizer
 
 SHAPE = ScmSettings(vocab_size=30, head_sizes=(3, 2), hidden=16, layers=1, heads=2, feedforward=32, max_tokens=32)
 TRAINING = ScmTrainingSettings(learning_rate=3e-3, rounds=2, round_utterances=40, minibatch=16, seed=1)
 COUNTABLE = np.array([i % 4 != 0 for i in range(30)])
 TOKENS = TokenFacts(vocab_size=30, countable_by_id=COUNTABLE, null_id=0)
-PARSER = ParserSource(tokenizer=word_tokenizer([f"w{i}" for i in range(1, 30)]), make_parser=make_five_before_six)
+PARSER = ParserSource(tokenizer=word_tokenizer([f"w{i}" for i in range(1, 30)]), parser=FiveBeforeSix())
 SETTINGS = PoolSettings(
     workers=2,
     worker_cpus=0.1,
