@@ -39,7 +39,6 @@ class PolicyServerOptions:
     tensor_parallel: int = 1  # GPUs
     kv_cache_bytes: int = 32 << 20  # CPU only
     gpu_memory_utilization: float = 0.85  # GPU only
-    deterministic: bool = False  # no prefix caching, so that `generate_batch` repeats bit by bit
     seed: int = 0
     transport: Transport = "shared_memory"
     start_deadline_s: float = 300.0
@@ -118,7 +117,10 @@ def _engine_arguments(options: PolicyServerOptions) -> dict[str, Any]:
         "max_num_seqs": options.max_concurrent_requests,
         "limit_mm_per_prompt": {"image": 1},
         "mm_processor_cache_gb": IMAGE_CACHE_GIB,
-        "enable_prefix_caching": not options.deterministic,
+        # Prompts begin with the picture, so next to nothing is shared. With it, `generate_batch` would not repeat bit
+        # by bit, and a swap of weights amid requests that share a prefix leaves vLLM 0.32 looking for a picture's
+        # embedding that nobody computed ("Encoder cache miss"): the engine dies of it.
+        "enable_prefix_caching": False,
         "generation_config": "vllm",  # sampling is what the request says, not what the model's folder suggests
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: after temperature and bans
         "tensor_parallel_size": options.tensor_parallel,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayActorError
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.generation import GenerationRequest
@@ -160,7 +162,15 @@ class System:
         request = GenerationRequest(prompt, image, png, self.config.rollout.temperature, SYNC_CHECK_TOKENS, seed=1)
         name, server = list(self.servers.items())[version % len(self.servers)]
         deadline = self.config.policy_server.generate_deadline_s
-        (made,) = await answer(server.generate_batch.remote([request]), deadline, f"the sync check of {name}")
+        give_up = time.monotonic() + self.config.policy_server.start_deadline_s
+        while True:
+            try:
+                (made,) = await answer(server.generate_batch.remote([request]), deadline, f"the sync check of {name}")
+                break
+            except RayActorError:  # it died; the process that follows it takes these weights before it answers
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(1.0)
         probe = TrajectoryBatch.from_rows(
             [
                 {

@@ -108,6 +108,26 @@ def test_requests_in_flight_go_on_under_the_new_weights(
     assert crossed > 0
 
 
+def test_swaps_amid_requests_that_share_a_long_prompt_lose_none(
+    policy_server: LiveServer, reference: Reference, ray_cluster: Any, tmp_path: Path
+) -> None:
+    """With prefix caching, which shares prompts of 128 tokens and more, the engine died here within a few swaps."""
+    from learner.publish import SharedMemoryPublisher
+
+    publisher = SharedMemoryPublisher(f"test-{tmp_path.name}", tmp_path)
+    questions = [
+        request(seed % 2, temperature=1.0, max_new_tokens=48, prompt="Read the number in the picture. " * 24)
+        for seed in range(16)
+    ]
+    for _ in range(6):
+        asked = [policy_server.actor.generate.remote(question) for question in questions]
+        time.sleep(0.15)
+        policy_server.sync(publisher.publish(policy_server.next_version(), reference.weights()))
+        answers = ray_cluster.get(asked, timeout=60)
+        assert len(answers[0].prompt_ids) > 128 and all(len(answer.response_ids) for answer in answers)
+    publisher.close()
+
+
 def test_only_two_versions_stay_in_shared_memory_each_with_its_own_weights(tmp_path: Path) -> None:
     """The oldest file is written over: what it holds then is the new version's, and the one before stays as it is."""
     import torch
