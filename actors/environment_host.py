@@ -19,6 +19,7 @@ from typing import Any, Literal
 from actors.environment_process import LENGTH, PID, frame
 from actors.environment_restarts import RestartPolicy, RestartSchedule
 from envs.labels import LabelSpace
+from envs.parsing import Parser
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,11 @@ class EnvironmentHost:
             except OSError as error:
                 raise self._failure("died", f"no process for {self.env_id} came up: {error}") from error
             self._label_space = await self._call("make", arguments, self.start_deadline_s)
+
+    async def parser(self) -> Parser | None:
+        """What reads the environment's utterances, on its own; None where the environment gives none."""
+        with self._only_call("parser"):
+            return await self._call("parser", {}, self.deadline_s)  # type: ignore[no-any-return]
 
     async def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None

@@ -103,6 +103,8 @@ def serve_environment(channel: socket.socket) -> None:
             try:
                 if method == "make":
                     env, result = _make(**arguments)
+                elif method == "parser":
+                    result = getattr(env.unwrapped, "parser", None)
                 elif method == "reset":
                     result = env.reset(**arguments)
                 else:

@@ -26,6 +26,7 @@ from actors.environment_restarts import RestartPolicy
 from actors.episode import EpisodeRecorder, EpisodeSpec, training_seed
 from actors.generation import Generation, GenerationRequest
 from actors.trajectory import PngEncoder, TrajectoryBatch
+from envs.parsing import Parser
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,13 @@ class RolloutWorker:
         if host.pid is None:
             await host.start()
         return tuple(head.size for head in host.label_space.heads)
+
+    async def action_parser(self) -> Parser | None:
+        """What reads the environment's utterances, or None; starts an environment to ask it."""
+        host = self._hosts[0]
+        if host.pid is None:
+            await host.start()
+        return await host.parser()
 
     # ---------------------------------------------------------------- lock-step (sync mode)
 
@@ -381,7 +389,10 @@ class RolloutWorker:
         await asyncio.gather(*(host.close() for host in self._hosts))
 
 
-def make_rollout_worker(cpus: float, *arguments: Any) -> Any:
-    """Start a `RolloutWorker` as a Ray actor that Ray restarts when it dies; `arguments` as for the class."""
-    options = {"num_cpus": cpus, "max_restarts": -1, "max_concurrency": 1000}
+def make_rollout_worker(cpus: float, resources: dict[str, float], *arguments: Any) -> Any:
+    """Start a `RolloutWorker` as a Ray actor that Ray restarts when it dies; `arguments` as for the class.
+
+    resources: custom resources it takes, for instance {"emulator": 8.0}.
+    """
+    options = {"num_cpus": cpus, "resources": resources, "max_restarts": -1, "max_concurrency": 1000}
     return ray.remote(RolloutWorker).options(**options).remote(*arguments)

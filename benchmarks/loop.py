@@ -12,10 +12,12 @@ import argparse
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,13 @@ ENVIRONMENTS = {
 STAGES = ("policy_servers", "learner", "scorers", "environments")
 
 
-def train(model: str, folder: Path, mode: str, environment: str, updates: int) -> dict[str, Any]:
+def train(
+    model: str, folder: Path, mode: str, environment: str, updates: int, name: str = "", extra: Sequence[str] = ()
+) -> dict[str, Any]:
     """One run through the command line; its throughput after the warm-up and the busy share of every stage."""
     from cluster.metrics import read_metrics
 
-    name = f"{mode}-{list(ENVIRONMENTS).index(environment)}"
+    name = name or f"{mode}-{list(ENVIRONMENTS).index(environment)}"
     words = [
         "configs/numberline.yaml",
         *ENVIRONMENTS[environment],
@@ -48,6 +52,7 @@ def train(model: str, folder: Path, mode: str, environment: str, updates: int) -
         "training.evaluation_episodes=8",
         "training.checkpoint_every=1000",
         "logging.console=false",
+        *extra,
     ]
     command = [sys.executable, "-m", "cluster.cli", "train", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -61,9 +66,39 @@ def train(model: str, folder: Path, mode: str, environment: str, updates: int) -
         "mode": mode,
         "environment": environment,
         "updates": len(rows),
+        "seconds_per_update": statistics.median(row["time/total"] for row in rows),
+        "wait_seconds_per_update": statistics.median(row["time/wait"] for row in rows),
+        "score_seconds_per_update": statistics.median(row.get("time/score", 0.0) for row in rows),
         "env_steps_per_s": steps / seconds,
         "tokens_per_s": tokens / seconds,
         "busy": busy,
+    }
+
+
+def scoring_overhead(model: str, folder: Path, updates: int, repeats: int) -> dict[str, Any]:
+    """Async runs with influence measured and without (every token weighted alike), in turn: seconds per update.
+
+    "scoring_share_of_wait" is the part of an update in which the loop stood still for a batch being scored, at most:
+    the time it waited for the batch, where scoring took at least as long.
+    """
+    cases = {"scored": ["entropy.mode=counterfactual"], "not scored": ["entropy.mode=uniform"]}
+    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
+    for repeat in range(repeats):
+        for case, extra in cases.items():
+            name = f"{case.replace(' ', '-')}-{repeat}"
+            made = train(model, folder, "async", "as fast as it is", updates, name, [*extra, f"seed={repeat + 1}"])
+            print(json.dumps({"case": case, **made}), flush=True)
+            runs[case].append(made)
+    seconds = {case: statistics.median(run["seconds_per_update"] for run in made) for case, made in runs.items()}
+    stood_still = statistics.median(
+        min(run["wait_seconds_per_update"], run["score_seconds_per_update"]) / run["seconds_per_update"]
+        for run in runs["scored"]
+    )
+    return {
+        "runs": runs,
+        "seconds_per_update": seconds,
+        "scoring_adds": seconds["scored"] / seconds["not scored"] - 1.0,
+        "scoring_share_of_wait": stood_still,
     }
 
 
@@ -154,8 +189,17 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=12, help="updates of each run (default 12)")
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each throughput measurement")
     parser.add_argument("--only-rollouts", action="store_true", help="leave out the runs; rollouts and bare vLLM only")
+    parser.add_argument(
+        "--only-scoring", type=int, metavar="N", help="only what scoring adds to an update: N pairs of async runs"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loop.json"))
     arguments = parser.parse_args()
+    if arguments.only_scoring:
+        with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
+            measured = scoring_overhead(arguments.model, Path(folder), arguments.updates, arguments.only_scoring)
+        _write(arguments.out, measured)
+        print(json.dumps({key: value for key, value in measured.items() if key != "runs"}, indent=1))
+        return
 
     runs = []
     with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
@@ -168,8 +212,6 @@ def main() -> None:
         bare = bare_engine(arguments.model, steps, concurrent, folder, arguments.seconds)
     by_case = {(run["mode"], run["environment"]): run["env_steps_per_s"] for run in runs}
     result = {
-        "command": "python -m benchmarks.loop " + " ".join(sys.argv[1:]),
-        "cores": len(os.sched_getaffinity(0)),
         "runs": runs,
         "async_over_sync": {
             environment: by_case["async", environment] / by_case["sync", environment]
@@ -181,9 +223,18 @@ def main() -> None:
         "rollout_over_bare_vllm": rate / bare,
         "concurrent_requests": concurrent,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    _write(arguments.out, result)
     print(json.dumps({key: result[key] for key in ("async_over_sync", "rollout_over_bare_vllm")}, indent=1))
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    made = {
+        "command": "python -m benchmarks.loop " + " ".join(sys.argv[1:]),
+        "cores": len(os.sched_getaffinity(0)),
+        **result,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from cluster.config import RunConfig
 from cluster.config_files import keyword_arguments, load_config, to_yaml, validate
 from cluster.demos_command import demos
 from cluster.errors import CosoError
+from cluster.fleet.command import fleet_app
+from cluster.influence_command import influence
 
 #: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
 INTERRUPTED = 130
@@ -81,6 +83,7 @@ def warmstart(words: Words, dry_run: DryRun = False, overwrite: Overwrite = Fals
 
 
 app.command()(demos)
+app.add_typer(fleet_app, name="fleet")
 
 
 @app.command()
@@ -130,6 +133,9 @@ def report(run: RunPath) -> None:
     typer.echo(str(write_report(RunFolder.open_existing(run).path)))
 
 
+app.command()(influence)
+
+
 @app.command()
 def play(
     environment: Annotated[str, typer.Argument(metavar="ENV", help="For instance coso/NumberLine-v0.")],
@@ -140,12 +146,26 @@ def play(
     episodes: Annotated[int, typer.Option(min=1, help="How many episodes.")] = 1,
     frames: Annotated[Path | None, typer.Option(help="Folder to save every frame to, as PNG.")] = None,
     max_steps: Annotated[int, typer.Option(min=1, help="Stop an episode after this many steps.")] = 1000,
+    model: Annotated[str | None, typer.Option(help="Let the model in this folder play instead of you.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="The model's sampling temperature; 0 is greedy.")] = 0.0,
+    page: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Show the screen on a page at this port of loopback; 0: any.")
+    ] = None,
 ) -> None:
-    """Step an environment by hand, or watch its expert, in the terminal."""
+    """Step an environment by hand, or watch its expert or a model, in the terminal or on a page."""
     from cluster.play import play as run_play
+    from cluster.play_page import opened_page
 
     arguments = keyword_arguments(kwargs or [])
-    run_play(environment, arguments, seed, expert, noise, episodes, frames, max_steps)
+    if model is not None and expert:
+        raise CosoError("--model and --expert both want to play; choose one")
+    player = None
+    if model is not None:
+        from cluster.play_agent import ModelPlayer
+
+        player = ModelPlayer(model, temperature, seed=seed)
+    with opened_page(page, by_hand=not expert and player is None) as shown:
+        run_play(environment, arguments, seed, expert, noise, episodes, frames, max_steps, player=player, page=shown)
 
 
 @app.command("config")

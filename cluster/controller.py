@@ -65,6 +65,7 @@ class Controller:
         for update in range(self._progress.update + 1, self._config.training.updates + 1):
             started = time.monotonic()
             batch, row = await upcoming
+            row["time/wait"] = time.monotonic() - started
             if self._system.collector.overlaps:
                 upcoming = self._prepare_ahead(update + 1)
             row |= await self._learn(update, batch)

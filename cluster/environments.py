@@ -9,6 +9,7 @@ import gymnasium
 
 import envs
 from cluster.errors import CosoError
+from envs.android.device import DeviceError
 
 
 def make_environment(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
@@ -20,5 +21,5 @@ def make_environment(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env[A
         nearest = difflib.get_close_matches(env_id, gymnasium.registry, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise CosoError(f"no environment {env_id!r}: {hint}registered here: {', '.join(ours)} ({error})") from error
-    except (TypeError, ValueError, ImportError) as error:
+    except (TypeError, ValueError, ImportError, DeviceError) as error:
         raise CosoError(f"{env_id} cannot be made with {env_kwargs}: {error}") from error

@@ -85,6 +85,9 @@ _SCORING = (
     Metric("scm/accuracy", "SCM accuracy", "share",
            "Share of new answers whose action the SCM predicts, before training on them."),
     Metric("scm/ece", "SCM calibration error", "number", "Expected calibration error of that prediction."),
+    Metric("scm/unseen", "answers new to the SCM", "count", "New answers that are not among those remembered."),
+    Metric("scm/unseen_accuracy", "SCM accuracy, unseen", "share", "Accuracy on answers it was never trained on."),
+    Metric("scm/unseen_ece", "SCM calibration error, unseen", "number", "Expected calibration error on these."),
     Metric("scm/confidence", "SCM confidence", "number", "Mean probability of the action labels it predicts."),
     Metric("scm/loss", "SCM loss", "number", "Cross-entropy over the sampled answers, nats."),
     Metric("scm/new_loss", "SCM loss on new answers", "number", "Cross-entropy before training on them, nats."),
@@ -94,7 +97,24 @@ _SCORING = (
     Metric("scm/steps", "SCM steps", "count", "Optimizer steps in this update."),
     Metric("scoring/utterances", "answers scored", "count", "Answers of this update."),
     Metric("scoring/distinct", "distinct answers", "count", "Different (answer, action) pairs; each is scored once."),
-    Metric("scoring/counterfactuals", "counterfactuals", "count", "Forward passes of the SCM, in answers."),
+    Metric("cache/hits", "scores remembered", "count", "Distinct pairs that had been scored before."),
+    Metric("cache/hit_rate", "scored once before", "share",
+           "Share of the answers that needed no scorer: repeated in the batch, or remembered."),
+    Metric("cache/counterfactuals", "counterfactuals", "count", "Windows nulled, one by one, for the rest."),
+    Metric("scoring/approximated", "too long answers", "count",
+           "Distinct answers of more than `scoring.longest_exact` tokens, scored by gradient."),
+    Metric("scoring/version", "SCM version used", "count",
+           "Trainings of the SCM that scored the answers; in async mode it scores while the next one is made."),
+    Metric("fidelity/spearman", "agreement with the parser", "number",
+           "Spearman's rank correlation of the SCM's influence with the parser's exact one, over the tokens that can "
+           "count; mean over answers where the parser finds a difference between tokens."),
+    Metric("fidelity/top_overlap", "parser's tokens found", "share",
+           "Of the k tokens without which the parser reads another action, or none: the share among the SCM's top k."),
+    Metric("fidelity/action_mass", "influence on the action part", "share",
+           'Share of an answer\'s influence (by the SCM) from `"action":` on; the rest lies on its thoughts.'),
+    Metric("fidelity/gradient_spearman", "gradient, agreement", "number",
+           "Spearman's rank correlation of the gradient's influence with the SCM's."),
+    Metric("fidelity/utterances", "answers compared", "count", "Distinct answers that these are means over, at most."),
 )  # fmt: skip
 
 _FLOW = (
@@ -114,6 +134,7 @@ _FLOW = (
 
 _MACHINE = (
     Metric("time/collect", "collect", "seconds", "Until the batch of the update was there."),
+    Metric("time/wait", "wait", "seconds", "The loop stood still for the batch: in async mode what did not overlap."),
     Metric("time/score", "score", "seconds", "Training the SCM and scoring the batch."),
     Metric("time/scorers_busy", "scorers busy", "seconds", "Busy time of all scorers together."),
     Metric("time/update", "update", "seconds", "The learner's update."),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -21,7 +20,13 @@ from rich.text import Text
 
 from cluster.environments import make_environment
 from cluster.errors import CosoError
+from envs.android.device import DeviceError
+from envs.android.evaluators import EvaluatorError
 from envs.base import TextActionEnv
+
+if TYPE_CHECKING:
+    from cluster.play_agent import ModelPlayer
+    from cluster.play_page import PlayPage
 
 _QUIT = "q"
 _MAX_PICTURE_COLUMNS = 100
@@ -47,12 +52,16 @@ def play(
     frames_dir: Path | None = None,
     max_steps: int | None = None,
     console: Console | None = None,
+    player: ModelPlayer | None = None,
+    page: PlayPage | None = None,
 ) -> list[PlayedEpisode]:
     """Play `episodes` episodes, seeded `seed`, `seed + 1`, …, showing each step in the terminal.
 
     By hand, each line read is an utterance, or a bare action word, which is put into a JSON answer; `q` or the end
     of the input quits. With `expert`, the environment's expert answers, with probability `noise` in [0, 1] at
-    random. Frames are saved in `frames_dir` as `episode_EEE_step_SSS.png`. At most `max_steps` steps an episode.
+    random; with a `player`, a model does. On a `page` the screen is shown instead of in the terminal, and answers by
+    hand come from there. Frames are saved in `frames_dir` as `episode_EEE_step_SSS.png`. At most `max_steps` steps an
+    episode.
 
     Raises CosoError for an environment that is unknown or cannot be made, or frames that cannot be saved.
     """
@@ -67,14 +76,18 @@ def play(
             observation, _ = env.reset(seed=seed + episode)
             if episode == 0:
                 console.print(Panel(Text(observation["prompt"]), title=f"{env_id}: what the agent is told"))
-                if not expert:
+                if not expert and player is None and page is None:
                     console.print(_how_to_answer(env))
             console.rule(f"episode {episode + 1} of {episodes}, seed {seed + episode}")
             rng = np.random.default_rng((seed, episode)) if expert else None
-            outcome = _play_episode(env, observation, rng, noise, max_steps, console, frames, episode)
+            screen = _Screen(console, frames, page, episode)
+            answer = _answers(_task(env), console, rng, noise, player, page)
+            outcome = _play_episode(env, observation, answer, max_steps, console, screen)
             played.append(outcome)
-            if not expert and not outcome.finished and outcome.steps != max_steps:
+            if not expert and player is None and not outcome.finished and outcome.steps != max_steps:
                 break
+    except (DeviceError, EvaluatorError) as error:
+        raise CosoError(f"{env_id} failed: {error}") from error
     except NotImplementedError as error:
         raise CosoError(f"{env_id} cannot be played by an expert: {error}") from error
     finally:
@@ -87,32 +100,65 @@ def play(
     return played
 
 
+Answer = Callable[[dict[str, Any]], str | None]
+"""Observation -> utterance, or None to quit."""
+
+
+def _answers(
+    task: TextActionEnv,
+    console: Console,
+    rng: np.random.Generator | None,
+    noise: float,
+    player: ModelPlayer | None,
+    page: PlayPage | None,
+) -> Answer:
+    """Who answers: the expert where there is an `rng` for it, else a model, else the person, here or on the page."""
+    if rng is not None:
+        return lambda observation: task.expert_utterance(rng, noise)
+    if player is not None:
+        return player.answer
+    return lambda observation: _read_utterance(console, task, page)
+
+
+class _Screen:
+    """Where an episode is shown: on the page or in the terminal, and in files."""
+
+    def __init__(self, console: Console, frames: _Frames, page: PlayPage | None, episode: int) -> None:
+        self._console, self._frames, self._page, self._episode = console, frames, page, episode
+        self._step = 0
+
+    def show(self, observation: dict[str, Any], happened: str = "", over: bool = False) -> None:
+        """The next screen, and on a page what led to it."""
+        if self._page is not None:
+            self._page.show(observation["image"], observation["prompt"], happened, over)
+        else:
+            _show(self._console, observation["image"])
+        self._frames.save(observation["image"], self._episode, self._step)
+        self._step += 1
+
+
 def _play_episode(
     env: gymnasium.Env[Any, Any],
     observation: dict[str, Any],
-    rng: np.random.Generator | None,
-    noise: float,
+    answer: Answer,
     max_steps: int | None,
     console: Console,
-    frames: _Frames,
-    episode: int,
+    screen: _Screen,
 ) -> PlayedEpisode:
-    task = _task(env)
     total_reward = 0.0
     step = 0
-    _show(console, observation["image"])
-    frames.save(observation["image"], episode, step)
+    screen.show(observation)
     while max_steps is None or step < max_steps:
-        utterance = task.expert_utterance(rng, noise) if rng is not None else _read_utterance(console, task)
+        utterance = answer(observation)
         if utterance is None:
             break
         observation, reward, terminated, truncated, info = env.step(utterance)
         step += 1
         total_reward += float(reward)
-        _show(console, observation["image"])
-        frames.save(observation["image"], episode, step)
+        outcome = _outcome(step, info, float(reward), total_reward)
+        screen.show(observation, f"{utterance}\n  {outcome.plain}", over=terminated or truncated)
         console.print(Text(utterance, style="dim"))
-        console.print(_outcome(step, info, float(reward), total_reward))
+        console.print(outcome)
         if terminated or truncated:
             success = bool(info["success"])
             verdict = Text("success", style="bold green") if success else Text("no success", style="bold red")
@@ -136,21 +182,23 @@ def _task(env: gymnasium.Env[Any, Any]) -> TextActionEnv:
 
 
 def _how_to_answer(env: gymnasium.Env[Any, Any]) -> Text:
-    words = " ".join(_task(env).action_words)
-    choice = f"an action word ({words}) or a whole utterance" if words else "a whole utterance"
+    short = _task(env).shorthand_help
+    choice = f"{short} or a whole utterance" if short else "a whole utterance"
     return Text(f"Answer with {choice}; {_QUIT} quits.")
 
 
-def _read_utterance(console: Console, task: TextActionEnv) -> str | None:
-    """The next utterance typed, or None to quit."""
-    try:
-        line = console.input("[bold]> [/bold]")
-    except EOFError:
+def _read_utterance(console: Console, task: TextActionEnv, page: PlayPage | None) -> str | None:
+    """The next utterance typed, here or on the page, or None to quit."""
+    if page is not None:
+        line = page.read()
+    else:
+        try:
+            line = console.input("[bold]> [/bold]")
+        except EOFError:
+            return None
+    if line.strip().lower() == _QUIT:
         return None
-    bare = line.strip().lower()
-    if bare == _QUIT:
-        return None
-    return json.dumps({"thoughts": "", "action": bare}) if bare in task.action_words else line
+    return task.from_shorthand(line) or line
 
 
 def _outcome(step: int, info: dict[str, Any], reward: float, total_reward: float) -> Text:

@@ -17,6 +17,9 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.errors import CosoError
 
+#: Name of the driver that borrows emulators, and of the Ray resource that nodes with a fleet offer.
+EMULATOR = "emulator"
+
 #: Environment of every actor. One thread per process, since each stage has processes of its own; nothing phones home.
 ACTOR_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -42,7 +45,11 @@ def temporary_prefix(pid: int) -> str:
 
 
 def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
-    """What each kind of actor takes in all: {"learner ranks": {"CPU": 2.0, "GPU": 0.0}, ...}."""
+    """What each kind of actor takes in all: {"learner ranks": {"CPU": 2.0, "GPU": 0.0}, ...}.
+
+    Where environments borrow emulators of a node's fleet, rollout workers take `emulator` too, so that Ray puts them
+    where there are any.
+    """
     cluster = config.cluster
     servers = config.policy_server.replicas
     ranks = config.learner.ranks
@@ -53,7 +60,11 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
             "CPU": servers * cluster.policy_server_cpus,
             "GPU": servers * config.policy_server.tensor_parallel * float(config.policy_server.device == "cuda"),
         },
-        "rollout workers": {"CPU": config.rollout.workers * cluster.rollout_worker_cpus, "GPU": 0.0},
+        "rollout workers": {
+            "CPU": config.rollout.workers * cluster.rollout_worker_cpus,
+            "GPU": 0.0,
+            **{kind: config.rollout.workers * count for kind, count in emulators_per_worker(config).items()},
+        },
         "scoring workers": {
             "CPU": (config.scoring.workers + 1) * cluster.scorer_cpus,
             "GPU": (config.scoring.workers + 1) * scoring_gpu,
@@ -65,7 +76,25 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
 def total_resources(config: RunConfig) -> dict[str, float]:
     """The sum of `required_resources`."""
     rows = required_resources(config).values()
-    return {kind: sum(row[kind] for row in rows) for kind in ("CPU", "GPU")}
+    kinds = dict.fromkeys(kind for row in rows for kind in row)
+    return {kind: sum(row.get(kind, 0.0) for row in rows) for kind in kinds}
+
+
+def emulators_per_worker(config: RunConfig) -> dict[str, float]:
+    """The custom resources of one rollout worker: `{"emulator": n}`, or {} where its environments borrow none."""
+    if config.environment.kwargs.get("driver") != EMULATOR:
+        return {}
+    return {EMULATOR: float(config.rollout.envs_per_worker)}
+
+
+def local_emulators(config: RunConfig) -> dict[str, float]:
+    """What a Ray started on this machine offers of them: as many as this node's fleet has."""
+    if not emulators_per_worker(config):
+        return {}
+    from cluster.fleet.command import running_emulators
+
+    device = config.environment.kwargs.get("device") or {}
+    return {EMULATOR: float(running_emulators(device.get("fleet", "default")) or 0)}
 
 
 def local_cpus(config: RunConfig) -> int:
@@ -80,8 +109,10 @@ def require_resources(config: RunConfig, available: dict[str, float], where: str
     for kind, needed in total_resources(config).items():
         have = available.get(kind, 0.0)
         if needed > have + 1e-6:
-            parts = ", ".join(f"{name} {row[kind]:g}" for name, row in required_resources(config).items() if row[kind])
-            short.append(f"{needed:g} {kind}s are needed ({parts}) but {where} has {have:g}")
+            rows = required_resources(config).items()
+            parts = ", ".join(f"{name} {row[kind]:g}" for name, row in rows if row.get(kind))
+            hint = " (offered by nodes where `coso fleet start` was run)" if kind == EMULATOR else ""
+            short.append(f"{needed:g} {kind}s are needed ({parts}) but {where} has {have:g}{hint}")
     if short:
         raise CosoError(
             "; ".join(short) + ". Ask for fewer (learner.ranks, policy_server.replicas, scoring.workers, "
@@ -92,7 +123,8 @@ def require_resources(config: RunConfig, available: dict[str, float], where: str
 def require_local_resources(config: RunConfig) -> None:
     """`require_resources` of this machine, where the run will start a Ray of its own."""
     if config.cluster.address is None:
-        require_resources(config, {"CPU": local_cpus(config), "GPU": float(_local_gpus())}, "this machine")
+        offered = {"CPU": local_cpus(config), "GPU": float(_local_gpus()), **local_emulators(config)}
+        require_resources(config, offered, "this machine")
 
 
 @contextmanager
@@ -121,6 +153,7 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
                 ray.init(
                     address="local",
                     num_cpus=local_cpus(config),
+                    resources=local_emulators(config),
                     include_dashboard=False,
                     object_store_memory=config.cluster.object_store_bytes,
                     _node_ip_address="127.0.0.1",

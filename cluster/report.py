@@ -18,8 +18,16 @@ from markupsafe import Markup
 
 from cluster.console import duration
 from cluster.metrics import read_metrics
-from cluster.report_figures import Rows, curve_figures, is_number, time_figure, time_totals, wilson_interval
-from cluster.report_samples import sample_episodes
+from cluster.report_figures import (
+    Rows,
+    curve_figures,
+    is_number,
+    profile_figure,
+    time_figure,
+    time_totals,
+    wilson_interval,
+)
+from cluster.report_samples import influence_profiles, sample_episodes
 
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
@@ -44,6 +52,7 @@ def write_report(run_folder: Path) -> Path:
     rows = read_metrics(run_folder / "metrics.jsonl")
     summary = _read_summary(run_folder / "summary.json")
     chat = _tokenizer(run_folder, config)
+    profiles = influence_profiles(run_folder / "trajectories")
     page = _template().render(
         name=config.get("name", run_folder.name),
         finished=bool(summary),
@@ -56,6 +65,7 @@ def write_report(run_folder: Path) -> Path:
         overlapping=config.get("mode") == "async",
         episodes=sample_episodes(run_folder / "trajectories", chat),
         shaded=chat is not None and _get(config, "entropy", "mode") == "counterfactual",
+        influence_profile=Markup(profile_figure(profiles)) if profiles else "",
         config=config_text,
     )
     path = run_folder / "report.html"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -53,6 +54,15 @@ PANELS = (
     Panel(
         "Causal model, new answers",
         {"scm/accuracy": "accuracy", "scm/confidence": "confidence", "scm/ece": "calibration error"},
+        share=True,
+    ),
+    Panel(
+        "Agreement of influence with the parser",
+        {
+            "fidelity/spearman": "rank correlation",
+            "fidelity/top_overlap": "parser's tokens on top",
+            "fidelity/action_mass": "influence on the action part",
+        },
         share=True,
     ),
     Panel("KL to the sampling policy (nats)", {"learner/approx_kl": "KL"}),
@@ -116,6 +126,20 @@ def time_figure(rows: Rows) -> str | None:
             below = [low + height for low, height in zip(below, heights, strict=True)]
     axes.legend(frameon=False, labelcolor=_INK, fontsize=8, ncols=1, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure, "time")
+
+
+def profile_figure(profiles: Mapping[int, np.ndarray]) -> str:
+    """Mean influence over the place in the answer, a line per update. profiles: update -> (bins,) in [0, 1]."""
+    figure, axes = _axes("Mean influence along the answer", (9.6, 2.4))
+    for color, (update, profile) in zip(_SERIES, profiles.items(), strict=False):
+        edges = np.linspace(0.0, 1.0, len(profile) + 1)
+        axes.stairs(profile, edges, color=color, label=f"update {update}", linewidth=1.6)
+    axes.set_xlabel("first token to last", fontsize=8, color=_INK)
+    axes.set_xlim(0.0, 1.0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_ylim(bottom=0.0)
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="best")
+    return _svg(figure, "influence profile")
 
 
 def time_totals(rows: Rows) -> list[tuple[str, float, str]]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 
 from actors.trajectory import INFRASTRUCTURE_END_REASONS, SchemaMismatch, TrajectoryBatch, TrajectoryLog, decode_png
 from scoring.pictures import shade_html
+from scoring.profiles import position_profile
 
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
@@ -69,6 +71,24 @@ def sample_episodes(folder: Path, chat: ChatProcessor | None) -> list[SampleEpis
             if piece is not None:
                 samples.append(_episode(batch, piece, update, chat))
     return samples
+
+
+def influence_profiles(folder: Path) -> dict[int, np.ndarray]:
+    """Mean influence along the answer at the first and the last logged update; one that measured none is left out."""
+    log = TrajectoryLog(folder) if folder.is_dir() else None
+    updates = log.updates() if log is not None else []
+    profiles = {}
+    for update in sorted({updates[0], updates[-1]}) if updates else []:
+        assert log is not None
+        path = log.batch_path(update)
+        if "influence" not in pq.read_schema(path).names:  # written under another schema
+            continue
+        # Only this column: the pictures of a batch of phone screens are large.
+        table = pq.read_table(path, columns=["influence"], partitioning=None)
+        values = [np.array(row or [], np.float32) for row in table["influence"].to_pylist()]
+        if any(value.any() for value in values):
+            profiles[update] = position_profile(values)[0]
+    return profiles
 
 
 def choose_episode(batch: TrajectoryBatch, success: bool) -> slice | None:

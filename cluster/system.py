@@ -28,15 +28,18 @@ from cluster import mapping
 from cluster.collection import Collector, StreamCollector, SynchronousCollector
 from cluster.config import RunConfig
 from cluster.errors import CosoError
-from cluster.ray_runtime import ACTOR_ENVIRONMENT
+from cluster.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
 from cluster.run_folder import RunFolder
+from cluster.scoring_stage import ScoringStage
 from cluster.supervision import Supervisor
 from cluster.waiting import answer, answers
 from cluster.warm_start import read_demonstrations
+from envs.parsing import Parser
 from learner.checkpoint import CheckpointMismatch
 from learner.group import LearnerFailed, LearnerGroup
 from learner.options import PublishOptions
 from learner.publish import connect_servers, remove_weight_files, sync_servers
+from scoring.parser_effects import ParserSource
 from scoring.pool import ScoringPool
 from scoring.tokens import token_facts
 
@@ -81,6 +84,7 @@ class System:
         self.workers = start_rollout_workers(config, list(self.servers.values()), self.stream)
         self._learner: LearnerGroup | None = None
         self.pool: ScoringPool | None = None
+        self._scoring: ScoringStage | None = None
         self.collector: Collector = (
             SynchronousCollector(config, self.workers)
             if config.mode == "sync"
@@ -128,20 +132,9 @@ class System:
         self._probe = (first["prompt"], first["image"], batch.images[first["image"]])
 
     def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, dict[str, float]]:
-        """Train the SCM on the batch, then write every token's influence into it."""
-        assert self.pool is not None
-        utterances = batch.ragged("response_ids", np.int32)
-        labels = np.stack(batch.ragged("action_labels", np.int32))
-        self.pool.check()
-        report = self.pool.train(utterances, labels)
-        influence, statistics = self.pool.score(utterances, labels)
-        row = {f"scm/{name}": value for name, value in report.metrics.items()}
-        for name, value in statistics.items():
-            group, separator, rest = name.partition("influence_")
-            row[f"influence/{rest}" if separator and not group else f"scoring/{name}"] = value
-        row["time/scorers_busy"] = row.pop("scoring/scorer_seconds")
-        row.pop("scoring/seconds")
-        return batch.with_influence(influence), row
+        """Train the SCM on the batch and write every token's influence into it."""
+        assert self._scoring is not None
+        return self._scoring.score(batch)
 
     async def publish(self, version: int) -> dict[str, float]:
         """The learner's weights, as `version`, into every live policy server. Nothing in flight is lost."""
@@ -259,20 +252,31 @@ class System:
             return
         deadline = self.config.environment.start_deadline_s
         sizes = await answer(self.workers[0].label_sizes.remote(), deadline, "an environment's label space")
-        await asyncio.to_thread(self._make_pool, sizes, checkpoint)
+        parser = await answer(self.workers[0].action_parser.remote(), deadline, "an environment's parser")
+        if parser is None and "parser" in self.config.scoring.estimator:
+            raise CosoError(
+                f"{self.config.environment.id} has no parser, which scoring.estimator {self.config.scoring.estimator} "
+                "needs: give it one (see envs.base.TextActionEnv), or choose scm"
+            )
+        await asyncio.to_thread(self._make_pool, sizes, parser, checkpoint)
 
-    def _make_pool(self, head_sizes: tuple[int, ...], checkpoint: Path | None) -> None:
+    def _make_pool(self, head_sizes: tuple[int, ...], parser: Parser | None, checkpoint: Path | None) -> None:
         from safetensors.torch import load_file
 
-        tokens = token_facts(self._chat.tokenizer, vocab_size=_vocabulary_size(self._chat))
+        try:
+            tokens = token_facts(self._chat.tokenizer, _vocabulary_size(self._chat), self.config.scoring.null_token)
+        except ValueError as error:
+            raise CosoError(str(error)) from None
         pool = ScoringPool(
             mapping.scm_settings(self.config, tokens.vocab_size, head_sizes),
             mapping.scm_training_settings(self.config),
             mapping.pool_settings(self.config),
             tokens,
+            None if parser is None else ParserSource(tokenizer=self._chat.tokenizer, parser=parser),
         )
         pool.start()
         self.pool = pool
+        self._scoring = ScoringStage(self.config, pool, self._chat)
         if checkpoint is not None:
             facts = json.loads((checkpoint / "scm.json").read_text(encoding="utf-8"))
             pool.load(load_file(checkpoint / "scm.safetensors"), facts)
@@ -342,8 +346,10 @@ def start_policy_servers(config: RunConfig, temporary: Path, transport: Transpor
 def start_rollout_workers(config: RunConfig, servers: Sequence[Any], stream: Any | None) -> list[Any]:
     """The configured rollout workers, spread over the nodes."""
     options = mapping.rollout_options(config)
-    cpus = config.cluster.rollout_worker_cpus
-    return [make_rollout_worker(cpus, options, index, servers, stream) for index in range(config.rollout.workers)]
+    cpus, emulators = config.cluster.rollout_worker_cpus, emulators_per_worker(config)
+    return [
+        make_rollout_worker(cpus, emulators, options, index, servers, stream) for index in range(config.rollout.workers)
+    ]
 
 
 async def wait_for_servers(config: RunConfig, servers: dict[str, Any]) -> None:

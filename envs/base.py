@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal, get_args
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.labels import LabelSpace, ParsedAction
-from envs.parsing import KeywordParser
+from envs.parsing import KeywordParser, Parser
 from envs.spaces import AnyText, image_space
 
 InvalidActionPolicy = Literal["random", "penalty", "noop"]
@@ -59,6 +60,16 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         self._episode_over = True
 
     # What an environment supplies.
+
+    @property
+    def shorthand_help(self) -> str:
+        """What a person may type instead of a whole utterance, in a few words."""
+        return f"an action word ({' '.join(self.action_words)})" if self.action_words else ""
+
+    def from_shorthand(self, line: str) -> str | None:
+        """The utterance a person means by a line of `shorthand_help`'s kind, or None where it is none."""
+        word = line.strip().lower()
+        return json.dumps({"thoughts": "", "action": word}) if word in self.action_words else None
 
     @property
     @abstractmethod
@@ -141,6 +152,11 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
     def parse(self, utterance: str) -> ParsedAction:
         """What the environment takes an utterance to mean. In a game of keywords it does not depend on the state."""
         return self._keywords().parse(utterance)
+
+    @property
+    def parser(self) -> Parser:
+        """What reads utterances where no state is known; it can be pickled, and outlives the environment."""
+        return self._keywords()
 
     def random_action(self, rng: np.random.Generator | None = None) -> str:
         """A uniformly random canonical action, drawn from `rng`, or `np_random` where none is given."""

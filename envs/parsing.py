@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
+from typing import Protocol
 
 from envs.labels import LabelHead, LabelSpace, ParsedAction
 
@@ -19,6 +20,12 @@ _GAP = "\0"
 def action_part_start(utterance: str) -> int:
     """Offset of the character where the last `"action":` (in any case) begins, or -1 where there is none."""
     return utterance.translate(_ASCII_LOWER).rfind(ACTION_MARKER)
+
+
+class Parser(Protocol):
+    """Reads utterances: text in, action and labels out; the same for the same text."""
+
+    def parse(self, utterance: str) -> ParsedAction: ...
 
 
 class KeywordParser:

@@ -1,0 +1,20 @@
+"""Influence of every token of an utterance on the action it led to (CoSo, arXiv 2505.03792).
+
+From a notebook: `scoring.influence(utterances, actions, ...)` and `scoring.load_scm(checkpoint)`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scoring.notebook import influence, load_scm
+
+__all__ = ["influence", "load_scm"]
+
+
+def __getattr__(name: str) -> Any:
+    # Pictures and statistics of influence need no torch, so it is imported when first asked for.
+    if name in __all__:
+        from scoring import notebook
+
+        return getattr(notebook, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

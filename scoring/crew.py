@@ -185,5 +185,8 @@ class ScorerCrew:
 
 
 def _in_short(error: BaseException) -> str:
-    """Put Ray's many lines about an actor's death on one."""
+    """Put Ray's many lines about an actor's death on one; of an error in its constructor, that error."""
+    lines = str(error).strip().splitlines()
+    if lines and "creation task" in lines[0]:
+        return lines[-1].strip()
     return " ".join(str(error).split())[:500]

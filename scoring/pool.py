@@ -1,10 +1,10 @@
 """The scoring pool: M scorers that pull tasks, and one trainer of the SCM, as Ray actors (CoSo, arXiv
 2505.03792).
 
-Work is cut into tasks by its order alone, so results do not depend on how many scorers there are nor on which
-one ran what. A trainer that dies, or is silent past its deadline, is replaced and goes on from the state
-that it returned last; so do scorers (see `scoring.crew`), which hold nothing but weights, named by each
-task.
+A score depends on its utterance, its action and the SCM's version alone, to the last bit, so results do not depend on
+how work is cut into tasks, on how many scorers there are, nor on which one ran what. A trainer that dies, or is silent
+past its deadline, is replaced and goes on from the state that it returned last; so do scorers (see `scoring.crew`),
+which hold nothing but weights, named by each task.
 """
 
 import logging
@@ -20,15 +20,23 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError
 from torch import Tensor
 
+from scoring.cache import ScoreCache, score_key
 from scoring.crew import ACTOR_GONE, ScorerCrew, ScoringError
-from scoring.influence import influence_statistics
+from scoring.effects import influence_statistics
+from scoring.encoder import PRECISIONS
+from scoring.estimators import ESTIMATORS, WITHOUT_SCM
+from scoring.parser_effects import ParserSource
 from scoring.scm import ScmSettings
 from scoring.tokens import TokenFacts
 from scoring.training import ScmTrainingReport, ScmTrainingSettings
 from scoring.utterances import check_utterances, distinct_pairs, flatten, split
-from scoring.workers import PRECISIONS, ScmTrainerActor, Scorer, to_arrays
+from scoring.workers import ScmTrainerActor, Scorer, ScorerOptions, to_arrays
 
 logger = logging.getLogger(__name__)
+
+
+ScmWeights = tuple[int, ray.ObjectRef | None]
+"""A version of the SCM and where its weights are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +46,16 @@ class PoolSettings:
     workers: number of scorers.
     worker_cpus, worker_gpus, trainer_cpus, trainer_gpus: what Ray reserves for each; may be fractions.
     device: of scorers and trainer, "cpu" or "cuda".
-    precision: of the scorers' SCM: "float64" gives influence within 1e-6 of its formula; "float32" is about
-        twice as fast, and leaves rounding of up to about 5e-3 in the influence of tokens that have next to
-        none.
+    estimator: one of `scoring.estimators.ESTIMATORS`; what `score` uses where it is not told.
+    precision: of the scorers' SCM: "float64" gives influence within 1e-6 of its formula; "float32" is about three
+        times as fast, and leaves rounding of up to about 5e-3 in the influence of tokens that have next to
+        none; "bfloat16" is for GPUs.
     window: tokens nulled at a time.
-    batch_tokens: padded tokens per forward pass of the SCM.
-    task_utterances: distinct utterances handed to a scorer at a time.
+    batch_tokens: tokens per forward pass of the SCM.
+    longest: utterances of more tokens are scored by one backward pass (see `scoring.estimators.ScmEstimator`).
+    task_utterances, task_tokens: distinct utterances, and counterfactual tokens (n squared an utterance), handed
+        to a scorer at a time: at most so many, but one utterance at least.
+    cache_bytes: scores remembered.
     start_deadline_s, score_deadline_s, train_deadline_s: for a worker to come up, one task, one call
         of `train`.
     max_failures: a worker that fails, or a task whose worker fails, this many times in a row is an error.
@@ -55,33 +67,48 @@ class PoolSettings:
     trainer_cpus: float = 0.5
     trainer_gpus: float = 0.0
     device: str = "cpu"
+    estimator: str = "scm"
     precision: str = "float64"
     window: int = 4
-    batch_tokens: int = 1024
+    batch_tokens: int = 1536
+    longest: int = 1024
     task_utterances: int = 16
+    task_tokens: int = 1 << 17
+    cache_bytes: int = 64 << 20
     start_deadline_s: float = 120.0
     score_deadline_s: float = 120.0
     train_deadline_s: float = 600.0
     max_failures: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("workers", "window", "batch_tokens", "task_utterances", "max_failures"):
+        for name in ("workers", "window", "batch_tokens", "longest", "task_utterances", "task_tokens", "max_failures"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}: give one of {', '.join(PRECISIONS)}")
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {self.estimator!r}: give one of {', '.join(ESTIMATORS)}")
         if self.device.startswith("cuda") and not (self.worker_gpus and self.trainer_gpus):
             raise ValueError("device is cuda, but worker_gpus or trainer_gpus is 0: Ray would hide the GPUs")
 
 
 class ScoringPool:
-    """Driver's side of the pool. Ray must be initialised; one thread at a time may call it.
+    """Driver's side of the pool. Ray must be initialised.
+
+    One thread at a time may call `score` and `check`, another one `train`: scoring goes on under the weights that are
+    there when it begins, and the next `score` finds the new ones.
 
     version: of the SCM's weights that the next `score` uses; 0 at first, every `train` adds 1.
+    parser: for the estimators that parse, None where there is no parser.
     """
 
     def __init__(
-        self, scm: ScmSettings, training: ScmTrainingSettings, settings: PoolSettings, tokens: TokenFacts
+        self,
+        scm: ScmSettings,
+        training: ScmTrainingSettings,
+        settings: PoolSettings,
+        tokens: TokenFacts,
+        parser: ParserSource | None = None,
     ) -> None:
         if scm.vocab_size != tokens.vocab_size:
             raise ValueError(f"the SCM has {scm.vocab_size} token ids, the tokenizer {tokens.vocab_size}")
@@ -89,7 +116,8 @@ class ScoringPool:
         self.training = training
         self.settings = settings
         self.tokens = tokens
-        self.version = 0
+        self.parser = parser
+        self._cache = ScoreCache(settings.cache_bytes)
         self._crew = ScorerCrew(
             self._make_scorer,
             count=settings.workers,
@@ -100,9 +128,18 @@ class ScoringPool:
         self._trainer: Any = None
         self._trainer_current = False  # whether the trainer holds `_state`
         self._trainers_replaced = 0
-        # Objects of the driver's: they outlive the trainer process that made them.
-        self._weights: ray.ObjectRef | None = None
+        # Objects of the driver's: they outlive the trainer process that made them. Version and weights change together.
+        self._current: ScmWeights = (0, None)
         self._state: ray.ObjectRef | None = None
+
+    @property
+    def version(self) -> int:
+        return self._current[0]
+
+    @property
+    def weights(self) -> ScmWeights:
+        """The SCM as it is now, for several calls of `score` while `train` goes on."""
+        return self._current
 
     @property
     def recoveries(self) -> dict[str, int]:
@@ -121,37 +158,75 @@ class ScoringPool:
             raise
 
     def score(
-        self, utterances: Sequence[NDArray[np.integer]], labels: NDArray[np.integer]
+        self,
+        utterances: Sequence[NDArray[np.integer]],
+        labels: NDArray[np.integer],
+        estimator: str | None = None,
+        weights: ScmWeights | None = None,
     ) -> tuple[list[NDArray[np.float32]], dict[str, float]]:
         """Return the influence of each utterance, in order, and statistics.
 
-        utterances: B integer arrays (n_b,). labels: (B, K), -1 where a head does not apply. The result has
-        B float32 arrays (n_b,) in [0, 1], zeros where there is nothing to measure (see
-        `scoring.influence`).
-        Statistics: `utterances`, `distinct`, `counterfactuals`, `seconds` (wall), `scorer_seconds` (busy, all
-        scorers), `influence_*` (see `influence_statistics`).
+        utterances: B integer arrays (n_b,). labels: (B, K), -1 where a head does not apply.
+        estimator, weights: other than that of the settings, other than the latest.
+        The result has B float32 arrays (n_b,) in [0, 1], zeros where there is nothing to measure (see
+        `scoring.effects`).
+        Statistics: `utterances`, `distinct`, `cache_hits` (distinct ones scored before), `hit_rate` (share of the
+        utterances that needed no scorer), `counterfactuals`, `approximated` (too long to be scored window by
+        window), `version` (of the SCM), `seconds` (wall), `scorer_seconds` (busy, all scorers), `influence_*` (see
+        `influence_statistics`).
         Raises ValueError when the input does not fit the SCM, ScoringError when workers keep failing.
         """
         started = time.monotonic()
+        estimator = estimator or self.settings.estimator
         utterances, labels = self._checked(utterances, labels)
+        version, reference = weights or self._current
         first, which = distinct_pairs(utterances, labels)
-        size = self.settings.task_utterances
-        chunks = [first[start : start + size] for start in range(0, len(first), size)]
-        common = (self.version, [self._weights], self.settings.start_deadline_s)
-        tasks = [(*common, *flatten([utterances[row] for row in rows]), labels[rows]) for rows in chunks]
-        results = self._crew.run(tasks)
-        joined = np.concatenate([np.empty(0, np.float32), *(values for values, _, _ in results)])
-        of_pair = split(joined, np.array([len(utterances[row]) for row in first], dtype=np.int64))
-        influence = [of_pair[pair].copy() for pair in which]
+        # What does not ask the SCM stays true under its next version.
+        asked = "" if estimator in WITHOUT_SCM or reference is None else reference.hex()
+        keys = {row: score_key(estimator, asked, utterances[row], labels[row]) for row in first}
+        known = {row: values for row in first if (values := self._cache.get(keys[row])) is not None}
+        tasks = self._tasks([row for row in first if row not in known], utterances)
+        common = (estimator, version, [reference], self.settings.start_deadline_s)
+        results = self._crew.run(
+            [(*common, *flatten([utterances[row] for row in rows]), labels[rows]) for rows in tasks]
+        )
+        for rows, (joined, _) in zip(tasks, results, strict=True):
+            lengths = np.array([len(utterances[row]) for row in rows], dtype=np.int64)
+            for row, values in zip(rows, split(joined, lengths), strict=True):
+                known[row] = values
+                self._cache.put(keys[row], values)
+        influence = [known[first[pair]].copy() for pair in which]
+        evaluated = sum(len(rows) for rows in tasks)
+        counts = {
+            name: sum(each[name] for _, each in results) for name in ("counterfactuals", "approximated", "seconds")
+        }
         statistics = {
             "utterances": len(utterances),
             "distinct": len(first),
-            "counterfactuals": sum(count for _, count, _ in results),
+            "cache_hits": len(first) - evaluated,
+            "hit_rate": 1.0 - evaluated / len(utterances) if len(utterances) else 0.0,
+            "counterfactuals": counts["counterfactuals"],
+            "approximated": counts["approximated"],
+            "version": version,
             "seconds": time.monotonic() - started,
-            "scorer_seconds": sum(seconds for _, _, seconds in results),
+            "scorer_seconds": counts["seconds"],
             **influence_statistics(influence),
         }
         return influence, statistics
+
+    def _tasks(self, rows: Sequence[int], utterances: Sequence[NDArray[np.integer]]) -> list[list[int]]:
+        """Cut rows into tasks of utterances of about one length, the longest first, so that no scorer ends late."""
+        tasks: list[list[int]] = []
+        cost = 0
+        for row in sorted(rows, key=lambda row: -len(utterances[row])):
+            tokens = len(utterances[row]) ** 2
+            full = tasks and len(tasks[-1]) >= self.settings.task_utterances
+            if not tasks or full or cost + tokens > self.settings.task_tokens:
+                tasks.append([])
+                cost = 0
+            tasks[-1].append(row)
+            cost += tokens
+        return tasks
 
     def train(
         self, utterances: Sequence[NDArray[np.integer]], labels: NDArray[np.integer], rounds: int | None = None
@@ -209,16 +284,18 @@ class ScoringPool:
         return arrays, rows
 
     def _make_scorer(self) -> Any:
-        actor = ray.remote(num_cpus=self.settings.worker_cpus, num_gpus=self.settings.worker_gpus)(Scorer)
-        return actor.remote(
-            self.scm,
-            self.tokens.countable_by_id,
-            null_id=self.tokens.null_id,
-            window=self.settings.window,
-            batch_tokens=self.settings.batch_tokens,
-            precision=self.settings.precision,
-            device=self.settings.device,
+        settings = self.settings
+        options = ScorerOptions(
+            estimator=settings.estimator,
+            window=settings.window,
+            batch_tokens=settings.batch_tokens,
+            longest=settings.longest,
+            precision=settings.precision,
+            device=settings.device,
+            parser=self.parser,
         )
+        actor = ray.remote(num_cpus=settings.worker_cpus, num_gpus=settings.worker_gpus)(Scorer)
+        return actor.remote(self.scm, self.tokens, options)
 
     def _ask_trainer(self, method: str, what: str, limit_s: float, *arguments: Any) -> ScmTrainingReport | None:
         """Call a method of the trainer that answers with version, weights and state, and take those over.
@@ -247,7 +324,7 @@ class ScoringPool:
                 logger.warning("%s; replacing it", story)
                 self._trainers_replaced += 1
             else:
-                self.version, self._weights, self._state = version, weights, state
+                self._current, self._state = (version, weights), state
                 return report
 
     def _make_trainer(self) -> Any:

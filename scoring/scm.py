@@ -85,14 +85,23 @@ class StructuralCausalModel(nn.Module):
         batch, width = ids.shape
         if lengths.shape != (batch,) or bool(((lengths < 1) | (lengths > width)).any()):
             raise ValueError(f"lengths must be one number in 1 ... {width} for each of {batch} rows: {lengths}")
-        places = torch.arange(width, device=ids.device)
-        positions = places.clamp(max=self.settings.max_tokens - 1)
-        padding = places >= lengths[:, None]
-        embedded = self.token_embedding(ids) + self.position_embedding(positions)
-        encoded = self.encoder(embedded, src_key_padding_mask=padding)
+        padding = torch.arange(width, device=ids.device) >= lengths[:, None]
+        encoded = self.encoder(self.embed(ids), src_key_padding_mask=padding)
         # masked_fill, not a product: whatever the encoder left at padded places must not reach the sum.
-        pooled = encoded.masked_fill(padding[..., None], 0.0).sum(dim=1) / lengths[:, None]
+        return self.read_pooled(encoded.masked_fill(padding[..., None], 0.0).sum(dim=1) / lengths[:, None])
+
+    def read(self, embedded: Tensor) -> list[Tensor]:
+        """Return the logits of each head for embedded utterances without padding, (B, T, hidden)."""
+        return self.read_pooled(self.encoder(embedded).mean(dim=1, dtype=self.outputs[0].weight.dtype))
+
+    def read_pooled(self, pooled: Tensor) -> list[Tensor]:
+        """Return the logits of each head for means over tokens, (B, hidden)."""
         return [output(pooled) for output in self.outputs]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return token plus position embedding, (..., T, hidden), of ids (..., T) int64."""
+        places = torch.arange(ids.shape[-1], device=ids.device).clamp(max=self.settings.max_tokens - 1)
+        return self.token_embedding(ids) + self.position_embedding(places)
 
     def log_probabilities(self, ids: Tensor, lengths: Tensor) -> list[Tensor]:
         """Return log p(label | utterance) of each head, K tensors (B, size_k); arguments as for `forward`."""
@@ -103,8 +112,7 @@ class StructuralCausalModel(nn.Module):
 
         labels: (B, K) int64, -1 where a head does not apply; a row of nothing but -1 has log-probability 0.
         """
-        terms = [label_log_probability(logits, labels[:, head]) for head, logits in enumerate(self(ids, lengths))]
-        return torch.stack(terms).sum(dim=0)
+        return labels_log_probability(self(ids, lengths), labels)
 
     def action_probability(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         """Return p(a | y), (B,), in [0, 1]; arguments as for `action_log_probability`."""
@@ -125,6 +133,15 @@ def label_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
     others = logits.scatter(1, index, -torch.inf)
     odds_against = torch.logsumexp(others, dim=-1) - logits.gather(1, index)[:, 0]
     return torch.where(applies, -functional.softplus(odds_against, threshold=40.0), 0.0)
+
+
+def labels_log_probability(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Return log p(a | y), (B,): the sum over the heads that apply of the label's log-probability.
+
+    logits: K tensors (B, size_k); labels: (B, K) int64, -1 where a head does not apply.
+    """
+    terms = [label_log_probability(head_logits, labels[:, head]) for head, head_logits in enumerate(logits)]
+    return torch.stack(terms).sum(dim=0)
 
 
 def labels_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:

@@ -49,23 +49,36 @@ def countable_token_mask(tokenizer: Any, ids: Sequence[int] | NDArray[np.integer
     return np.array([not (b or i in special) for i, b in zip(wanted, bare, strict=True)], dtype=bool)
 
 
-def token_facts(tokenizer: Any, vocab_size: int | None = None) -> TokenFacts:
+def token_facts(tokenizer: Any, vocab_size: int | None = None, null_token: str | None = None) -> TokenFacts:
     """Collect the facts of a tokenizer.
 
-    The null token is the padding token, or the unknown token where there is none, or the end token: a token
-    that the policy never, or hardly ever, writes inside an utterance.
+    Where no null token is named, it is the padding token, or the unknown token where there is none, or the end
+    token: a token that the policy never, or hardly ever, writes inside an utterance.
 
     vocab_size: the number of ids the model has logits for, where that is more than the tokenizer has tokens.
-    Raises ValueError when the tokenizer has none of the three tokens.
+    null_token: a token as the vocabulary spells it.
+    Raises ValueError when the tokenizer has no such token, or none of the three.
     """
-    candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
-    null_id = next((i for i in candidates if i is not None), None)
-    if null_id is None:
-        raise ValueError("the tokenizer has no padding, unknown or end token to null tokens by: give it a pad_token")
+    null_id = _null_id(tokenizer, null_token)
     size = max(len(tokenizer), null_id + 1, vocab_size or 0)
     countable = countable_token_mask(tokenizer, np.arange(size))
     countable.setflags(write=False)
-    return TokenFacts(vocab_size=size, countable_by_id=countable, null_id=int(null_id))
+    return TokenFacts(vocab_size=size, countable_by_id=countable, null_id=null_id)
+
+
+def _null_id(tokenizer: Any, null_token: str | None) -> int:
+    if null_token is not None:
+        found = tokenizer.get_vocab().get(null_token)
+        if found is None:
+            raise ValueError(f"scoring.null_token {null_token!r} is not in the tokenizer's vocabulary")
+        return int(found)
+    for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    raise ValueError(
+        "the tokenizer has no padding, unknown or end token to null tokens by: give it a pad_token, or name a token "
+        "in scoring.null_token"
+    )
 
 
 def _is_bare(text: str) -> bool:

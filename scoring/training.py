@@ -56,7 +56,8 @@ class ScmTrainingReport:
         were taken, `loss` (mean over the sampled utterances, nats); when there were new ones, measured on
         them before any training on them: `new_loss` (nats), `accuracy` (share whose applicable labels are all
         right), `confidence` (mean probability of the predicted labels of those heads), `ece` (expected
-        calibration error of that confidence).
+        calibration error of that confidence); `unseen` (new utterances that are not in the buffer, so were never
+        trained on unless they fell out of it) and, where there are any, `unseen_accuracy` and `unseen_ece` on these.
     reliability: the curve behind `ece`, 10 bins; empty when there were no new utterances.
     """
 
@@ -104,7 +105,9 @@ class ScmTrainer:
             for ids, row in zip(utterances, labels, strict=True)
             if len(ids) and (row >= 0).any()
         ]
-        measured, reliability = self._measure(new)
+        seen = {ids.tobytes() for ids, _ in self._buffer}
+        unseen = np.array([ids.tobytes() not in seen for ids, _ in new], dtype=bool)
+        measured, reliability = self._measure(new, unseen)
         self._buffer.extend(new)
         trained = self._train(self.training.rounds if rounds is None else rounds)
         self.version += 1
@@ -191,7 +194,9 @@ class ScmTrainer:
         return {"steps": steps} | ({"loss": float(total) / seen} if seen else {})
 
     @torch.inference_mode()
-    def _measure(self, pairs: Sequence[Pair]) -> tuple[dict[str, float], list[CalibrationBin]]:
+    def _measure(
+        self, pairs: Sequence[Pair], unseen: NDArray[np.bool_]
+    ) -> tuple[dict[str, float], list[CalibrationBin]]:
         if not pairs:
             return {}, []
         self.scm.eval()
@@ -213,12 +218,17 @@ class ScmTrainer:
         confidence_all = torch.cat(confidences).clamp(max=1.0).cpu().numpy()
         correct_all = torch.cat(corrects).cpu().numpy()
         error, curve = expected_calibration_error(confidence_all, correct_all)
-        return {
+        metrics = {
             "new_loss": float(torch.cat(losses).mean()),
             "accuracy": float(correct_all.mean()),
             "confidence": float(confidence_all.mean(dtype=np.float64)),
             "ece": error,
-        }, curve
+            "unseen": int(unseen.sum()),
+        }
+        if unseen.any():
+            metrics["unseen_accuracy"] = float(correct_all[unseen].mean())
+            metrics["unseen_ece"] = expected_calibration_error(confidence_all[unseen], correct_all[unseen])[0]
+        return metrics, curve
 
     def _tensors(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
         """Return (ids (B, T), lengths (B,), labels (B, K)), all int64, on the trainer's device."""

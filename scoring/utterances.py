@@ -13,14 +13,14 @@ def check_utterances(
     labels: NDArray[np.integer],
     *,
     vocab_size: int,
-    head_sizes: Sequence[int],
+    head_sizes: Sequence[int] | None,
 ) -> None:
-    """Raise ValueError, naming the utterance at fault, unless the batch fits the SCM's vocabulary and heads.
+    """Raise ValueError, naming the utterance at fault, unless the batch fits vocabulary and heads.
 
     utterances: B integer arrays (n_b,), n_b >= 0, of ids in 0 ... vocab_size - 1.
-    labels: integers (B, K), K = len(head_sizes), each in -1 ... head_sizes[k] - 1.
+    labels: integers (B, K), K = len(head_sizes), each in -1 ... head_sizes[k] - 1; without head_sizes, at least -1.
     """
-    expected = (len(utterances), len(head_sizes))
+    expected = (len(utterances), labels.shape[-1] if head_sizes is None else len(head_sizes))
     if labels.shape != expected:
         raise ValueError(f"action labels have shape {labels.shape}, not {expected} (utterances, heads)")
     for row, ids in enumerate(utterances):
@@ -28,14 +28,15 @@ def check_utterances(
             raise ValueError(f"utterance {row} has shape {ids.shape}: give a flat array of token ids")
         if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
             raise ValueError(
-                f"utterance {row} has token ids from {ids.min()} to {ids.max()}, but the SCM knows 0 to "
-                f"{vocab_size - 1}: make it with the policy's vocabulary size"
+                f"utterance {row} has token ids from {ids.min()} to {ids.max()}, but 0 to {vocab_size - 1} are known: "
+                "the SCM must have the policy's vocabulary size, and the tokenizer must be the policy's"
             )
-    wrong = (labels < -1) | (labels >= np.asarray(head_sizes))
+    limits = np.full(expected[1], np.iinfo(np.int32).max) if head_sizes is None else np.asarray(head_sizes)
+    wrong = (labels < -1) | (labels >= limits)
     if wrong.any():
         row, head = np.argwhere(wrong)[0]
         raise ValueError(
-            f"utterance {row} has label {labels[row, head]} for head {head}: it takes -1 to {head_sizes[head] - 1}"
+            f"utterance {row} has label {labels[row, head]} for head {head}: it takes -1 to {limits[head] - 1}"
         )
 
 

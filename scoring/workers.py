@@ -7,6 +7,7 @@ hands to any number of readers on a machine without a copy.
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,13 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from scoring.influence import influence
+from scoring.encoder import in_precision
+from scoring.estimators import WITHOUT_SCM, Estimator, make_estimator
+from scoring.parser_effects import ParserInterventions, ParserSource
 from scoring.scm import ScmSettings, StructuralCausalModel
+from scoring.tokens import TokenFacts
 from scoring.training import ScmTrainer, ScmTrainingReport, ScmTrainingSettings
 from scoring.utterances import flatten, split
-
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 Arrays = dict[str, NDArray]
 TrainerState = tuple[Arrays, dict[str, Any]]
@@ -28,28 +30,45 @@ TrainerAnswer = tuple[tuple[int, ScmTrainingReport | None], Arrays, TrainerState
 """((version, report of the training done), SCM weights, full state): three objects, fetched only by who needs them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScorerOptions:
+    """What every scorer of a pool is told once.
+
+    estimator: the one made at the start, so that what it lacks shows then; others are made when first asked for.
+    window: tokens nulled together. batch_tokens: see `scoring.encoder`. longest: see `scoring.estimators`.
+    precision: of the SCM, one of `PRECISIONS`. parser: None where there is none.
+    """
+
+    estimator: str
+    window: int
+    batch_tokens: int
+    longest: int
+    precision: str
+    device: str
+    parser: ParserSource | None = None
+
+
+ScorerAnswer = tuple[NDArray[np.float32], dict[str, float]]
+"""(influence of all tokens of a task end to end, (sum n_b,); counts of the task: `counterfactuals`, `approximated`,
+`seconds`)"""
+
+
 class Scorer:
     """Scores batches with the weights each batch names; holds one SCM on one device, on one thread."""
 
-    def __init__(
-        self,
-        scm: ScmSettings,
-        countable_by_id: NDArray[np.bool_],
-        *,
-        null_id: int,
-        window: int,
-        batch_tokens: int,
-        precision: str,
-        device: str,
-    ) -> None:
+    def __init__(self, scm: ScmSettings, tokens: TokenFacts, options: ScorerOptions) -> None:
         torch.set_num_threads(1)
-        self._scm = StructuralCausalModel(scm).to(device, PRECISIONS[precision]).eval()
-        self._countable_by_id = countable_by_id
-        self._how = {"window": window, "null_id": null_id, "batch_tokens": batch_tokens}
+        self._scm = in_precision(StructuralCausalModel(scm).to(options.device), options.precision)
+        self._scm.requires_grad_(False)
+        self._tokens = tokens
+        self._options = options
+        self._interventions: ParserInterventions | None = None
+        self._estimators: dict[str, Estimator] = {}
         self._weights_key = ""
         self._version = -1
         self._utterances = 0
         self._seconds = 0.0
+        self._estimator(options.estimator)
 
     def ping(self) -> dict[str, float]:
         """Say who answers and what it has done: `pid`, `version` (-1: no weights yet), `utterances`, `seconds`."""
@@ -62,33 +81,53 @@ class Scorer:
 
     def score(
         self,
+        estimator: str,
         version: int,
         weights: Sequence[ray.ObjectRef],
         deadline_s: float,
         ids: NDArray[np.int32],
         lengths: NDArray[np.int64],
         labels: NDArray[np.int32],
-    ) -> tuple[NDArray[np.float32], int, float]:
-        """Return (influence of all tokens end to end (sum n_b,), counterfactuals evaluated, seconds it took).
+    ) -> ScorerAnswer:
+        """Score a task.
 
-        weights: one reference to the arrays of SCM version `version`, in a list so that Ray leaves it
-        unfetched. It is fetched, within deadline_s, only where it is not what was used last.
-        ids, lengths: the utterances as by `flatten`. labels: (B, K).
+        estimator: one of `ESTIMATORS`. weights: one reference to the arrays of SCM version `version`, in a list so
+        that Ray leaves it unfetched. It is fetched, within deadline_s, only where it is not what was used last and
+        the estimator asks the SCM. ids, lengths: the utterances as by `flatten`. labels: (B, K).
         """
         started = time.monotonic()
-        key = weights[0].hex()
-        if key != self._weights_key:
+        scorer = self._estimator(estimator)
+        if estimator not in WITHOUT_SCM and (key := weights[0].hex()) != self._weights_key:
             arrays = ray.get(weights[0], timeout=deadline_s)
             self._scm.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
             self._weights_key, self._version = key, version
-        utterances = split(ids, lengths)
-        masks = [self._countable_by_id[row] for row in utterances]
-        scored = influence(self._scm, utterances, labels, masks, **self._how)
-        values, _ = flatten(scored.values)
+        scored = [scorer.score(row, action) for row, action in zip(split(ids, lengths), labels, strict=True)]
         seconds = time.monotonic() - started
-        self._utterances += len(utterances)
+        self._utterances += len(scored)
         self._seconds += seconds
-        return values, scored.counterfactuals, seconds
+        return flatten([each.values for each in scored])[0], {
+            "counterfactuals": sum(each.counterfactuals for each in scored),
+            "approximated": sum(each.approximated for each in scored),
+            "seconds": seconds,
+        }
+
+    def _estimator(self, name: str) -> Estimator:
+        if name not in self._estimators:
+            source = self._options.parser
+            if "parser" in name and self._interventions is None and source is not None:
+                self._interventions = ParserInterventions(
+                    source, window=self._options.window, null_id=self._tokens.null_id
+                )
+            self._estimators[name] = make_estimator(
+                name,
+                self._tokens,
+                window=self._options.window,
+                batch_tokens=self._options.batch_tokens,
+                longest=self._options.longest,
+                scm=self._scm,
+                interventions=self._interventions,
+            )
+        return self._estimators[name]
 
 
 class ScmTrainerActor:

@@ -78,8 +78,8 @@ class AdbPhone(Device):
         self._adb_keyboard = keyboard == "adbkeyboard" or (
             keyboard == "auto" and self.shell("settings get secure default_input_method").strip() == ADB_KEYBOARD
         )
-        height, width, _ = self.capture().shape
-        self._screen_size = (width, height)
+        self._screen_size = (0, 0)
+        self.capture()
 
     @property
     def serial(self) -> str:
@@ -106,7 +106,10 @@ class AdbPhone(Device):
         command = "screencap -p" if self._capture_how == "png" else "screencap"
         data = self._on_device(lambda: self._server.exec(self._serial, command, self._deadline_s))
         where = f"screencap on {self._serial}"
-        return decode_picture(data, where) if self._capture_how == "png" else _decode_raw(data, where)
+        picture = decode_picture(data, where) if self._capture_how == "png" else _decode_raw(data, where)
+        # A device can be turned, and taps go by what is shown.
+        self._screen_size = (picture.shape[1], picture.shape[0])
+        return picture
 
     def tap(self, at: Point) -> None:
         x, y = self._pixels(at)

@@ -32,7 +32,8 @@ _CREDENTIALS = struct.Struct("3i")
 #: Seconds without a phone after which the browser is closed.
 IDLE_S = 3.0
 _LAUNCH_DEADLINE_MS = 30_000
-_PAGE_DEADLINE_MS = 15_000
+#: Deadline of one call on a page, and of closing it. A page that hangs must not keep its phone, or the hub, for ever.
+_PAGE_DEADLINE_S = 15.0
 _LARGEST_MESSAGE = 8 << 20
 #: Nothing is fetched or reported; no sandbox inside containers and as root, where Chromium refuses it; drawing in
 #: software, the same picture on every machine.
@@ -87,7 +88,7 @@ class _Phone:
             locale="en-US",
             timezone_id="UTC",
         )
-        self._context.set_default_timeout(_PAGE_DEADLINE_MS)
+        self._context.set_default_timeout(1000 * _PAGE_DEADLINE_S)
         self._page = await self._context.new_page()
         self._cdp = await self._context.new_cdp_session(self._page)
 
@@ -181,8 +182,9 @@ class _Hub:
         finally:
             writer.close()
             # Where its browser is gone, the phone is gone with it.
-            with contextlib.suppress(Error):
-                await phone.close()
+            with contextlib.suppress(Error, TimeoutError):
+                async with asyncio.timeout(_PAGE_DEADLINE_S):
+                    await phone.close()
             self._connected -= 1
             self.idle_since = asyncio.get_running_loop().time()
 
@@ -192,7 +194,10 @@ async def _answer(phone: _Phone, message: bytes) -> bytes:
     try:
         if name not in CALLS:
             raise ValueError(f"no call {name!r}")
-        value = await getattr(phone, name)(*arguments)
+        async with asyncio.timeout(_PAGE_DEADLINE_S):
+            value = await getattr(phone, name)(*arguments)
+    except TimeoutError:
+        return b"e" + f"{name} was not done after {_PAGE_DEADLINE_S:g} s".encode()
     except Exception as error:
         return b"e" + f"{name}: {type(error).__name__}: {error}".encode("utf-8", "replace")
     return b"p" + value if isinstance(value, bytes) else b"j" + json.dumps(value).encode()

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from envs.android.actions import Point
 
@@ -80,7 +80,8 @@ class InspectableDevice(Device, Protocol):
 def decode_picture(data: bytes, where: str) -> NDArray[np.uint8]:
     """A PNG as uint8 (height, width, 3). Raises DeviceError where it is damaged or cut short."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        # PNG and nothing else: what a device sends is no reason to try every decoder there is.
+        with Image.open(io.BytesIO(data), formats=[PngImagePlugin.PngImageFile.format]) as picture:
             return np.array(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DeviceError(f"{where} sent {len(data)} bytes that are no whole picture: {error}") from None

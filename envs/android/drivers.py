@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Literal, get_args
+from typing import Any
 
 from envs.android.device import Device
 
-Driver = Literal["browser", "adb"]
-_CLASSES: dict[str, str] = {
+DRIVERS = {
     "browser": "envs.android.browser:BrowserPhone",
     "adb": "envs.android.adb:AdbPhone",
+    "appium": "envs.android.appium:AppiumPhone",
+    "emulator": "envs.android.fleet:FleetPhone",
 }
 
 
 def open_device(driver: str, options: dict[str, Any]) -> Device:
-    """A phone, with the keyword arguments of its driver's class. Raises ValueError for an unknown driver."""
-    if driver not in _CLASSES:
-        raise ValueError(f"driver must be one of {', '.join(get_args(Driver))}, not {driver!r}")
-    module, _, name = _CLASSES[driver].partition(":")
-    return getattr(importlib.import_module(module), name)(**options)
+    """A phone, with the keyword arguments of its driver's class; `module:Class` names a driver of one's own.
+
+    Raises ValueError for an unknown driver, or one that takes no such arguments.
+    """
+    return load(DRIVERS.get(driver, driver), "driver", DRIVERS)(**options)
+
+
+def load(place: str, what: str, known: dict[str, str]) -> Any:
+    """The class at `module:Class`. Raises ValueError, listing the names known, where there is none."""
+    module, colon, name = place.partition(":")
+    try:
+        if not colon:
+            raise ImportError("no such name")
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{what} must be one of {', '.join(known)}, or module:Class; {place!r}: {error}") from error

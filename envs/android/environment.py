@@ -8,12 +8,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from envs.android.actions import LABEL_SPACE, PhoneAction, tap
 from envs.android.device import Device, Start
-from envs.android.drivers import Driver, open_device
+from envs.android.drivers import open_device
 from envs.android.evaluators import Evaluator, Moment
-from envs.android.evaluators.choice import EvaluatorName, make_evaluator
+from envs.android.evaluators.choice import make_evaluator
 from envs.android.expert import next_action
 from envs.android.formats import (
     SWIPES,
@@ -22,6 +23,7 @@ from envs.android.formats import (
     PhoneParser,
     json_arguments,
     parse_autoui,
+    read_shorthand,
     write_autoui,
     write_cogagent,
 )
@@ -71,9 +73,9 @@ class AndroidEnv(TextActionEnv):
     def __init__(
         self,
         tasks: str = "general",
-        driver: Driver = "browser",
+        driver: str = "browser",
         device: dict[str, Any] | None = None,
-        evaluator: EvaluatorName | None = None,
+        evaluator: str | None = None,
         evaluator_options: dict[str, Any] | None = None,
         only: Sequence[str] = (),
         split: Literal["by_seed", "train", "test"] = "by_seed",
@@ -87,17 +89,17 @@ class AndroidEnv(TextActionEnv):
         """Open a phone.
 
         tasks: "general", "webshop", "miniwob", or a file of instructions; only: families or names of tasks to keep;
-        device: keyword arguments of the driver (`BrowserPhone`, `AdbPhone`, `AppiumPhone`); evaluator: None takes the
-        one that fits the tasks, evaluator_options its keyword arguments; shuffle_apps: icons of the embedded phone's
-        launcher in an order of the episode's own. Raises ValueError for arguments that do not fit together, DeviceError
-        where there is no such phone.
+        driver: "browser", "adb", "appium", "emulator" or a `module:Class` of your own, device: its keyword arguments;
+        evaluator: "state", "judge", "adb" or a `module:Class`, None for the one that fits the tasks, evaluator_options:
+        its keyword arguments; shuffle_apps: icons of the launcher in an order of the episode's own. Raises ValueError
+        for arguments that do not fit together, DeviceError where there is no such phone.
         """
         if answer_format not in get_args(AnswerFormat):
             raise ValueError(f"answer_format must be one of {', '.join(get_args(AnswerFormat))}, not {answer_format!r}")
         if split not in ("by_seed", "train", "test"):
             raise ValueError(f"split must be by_seed, train or test, not {split!r}")
         embedded = tasks in EMBEDDED or tasks == "miniwob"
-        if embedded and driver != "browser":
+        if embedded and driver in ("adb", "appium", "emulator"):
             raise ValueError(f"the tasks {tasks!r} are for the embedded phone (driver 'browser'), not for {driver!r}")
         self._tasks_of = load_tasks(tasks, only)
         self._task_set = tasks
@@ -156,8 +158,23 @@ class AndroidEnv(TextActionEnv):
     def label_space(self) -> LabelSpace:
         return LABEL_SPACE
 
+    @property
+    def shorthand_help(self) -> str:
+        return (
+            "tap X Y, swipe X Y X Y (thousandths of the screen), swipe up|down|left|right, type TEXT, back, home, "
+            "enter, done, impossible"
+        )
+
+    def from_shorthand(self, line: str) -> str | None:
+        action = read_shorthand(line, self._device.screen_size)
+        return None if action is None else self.write(action)
+
     def parse(self, utterance: str) -> ParsedAction:
         return self._parser.parse(utterance)
+
+    @property
+    def parser(self) -> PhoneParser:
+        return self._parser
 
     @property
     def state_label_sizes(self) -> tuple[int, ...]:
@@ -253,7 +270,12 @@ class AndroidEnv(TextActionEnv):
         return verdict.reward, verdict.over or given_up, verdict.success
 
     def _look(self) -> None:
-        self._screens.append(self._device.screenshot())
+        screen = self._device.screenshot()
+        if screen.shape != self.image_shape:
+            # The device was turned: what is shown keeps its place as a share of the screen, which is how taps name it.
+            height, width, _ = self.image_shape
+            screen = np.asarray(Image.fromarray(screen).resize((width, height), Image.Resampling.BILINEAR))
+        self._screens.append(screen)
         self._seen = self._device.inspect() if self._task_set in EMBEDDED else None  # type: ignore[attr-defined]
 
     def _picture(self) -> NDArray[np.uint8]:

@@ -239,3 +239,27 @@ def json_arguments(action: PhoneAction, scale: tuple[int, int] = (1000, 1000)) -
     if action.type.startswith("press_"):
         return {"action": "system_button", "button": action.type.removeprefix("press_").capitalize()}
     return {"action": "terminate", "status": "success" if action.type == "status_complete" else "failure"}
+
+
+def read_shorthand(line: str, screen: Screen) -> PhoneAction | None:
+    """What a person types for an action: `tap X Y`, `swipe X Y X Y` (in thousandths), `swipe up`, `type TEXT`, a key's
+    name, `done`, `impossible`; None for anything else."""
+    verb, _, rest = line.strip("\r\n").lstrip().partition(" ")
+    words = rest.split()
+    match verb.lower(), words:
+        case "type", [_, *_]:
+            return PhoneAction("type", text=rest)
+        case "swipe", [direction] if direction in SWIPES:
+            return PhoneAction("swipe", *SWIPES[direction])
+        case ("back" | "home" | "enter") as button, []:
+            return PhoneAction(_BUTTONS[button])
+        case "done", []:
+            return PhoneAction("status_complete")
+        case "impossible", []:
+            return PhoneAction("status_impossible")
+        case ("tap", [_, _]) | ("swipe", [_, _, _, _]):
+            if not all(re.fullmatch(_NUMBER, word) for word in words):
+                return None
+            shares = [float(word) / 1000 for word in words]
+            return _gesture((shares[0], shares[1]), (shares[-2], shares[-1]), screen)
+    return None

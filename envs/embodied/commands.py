@@ -90,6 +90,15 @@ def find_admissible(utterance: str, admissible: Sequence[str]) -> str:
     return next((command for command in admissible if command in found), "")
 
 
+class AnyCommandParser:
+    """Reads a command from an utterance without knowing which are admissible."""
+
+    def parse(self, utterance: str) -> ParsedAction:
+        """The first well-formed command of the part that `find_admissible` searches."""
+        command = find_any(utterance)
+        return parsed(command) if command else unparsed()
+
+
 def find_any(utterance: str) -> str:
     """The first well-formed command in the part of an utterance that `find_admissible` searches, or ""."""
     found = _COMMAND.search(_searched_part(utterance))

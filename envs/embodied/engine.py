@@ -3,9 +3,6 @@
 `textworld.envs.PddlEnv` parses a game's grammar anew for every command and every step, copies whole contexts for every
 symbol, and translates PDDL twice per load and twice per reset. Here each is done once and kept. The state machine is
 the engine's own (Fast Downward's library and TextWorld's `State`), and so are its parsers.
-
-One thing is made firm: the engine lists things in the order of a hash set, which differs from process to process; here
-they are listed in the order of their ids, so the same seed gives the same bytes everywhere.
 """
 
 from __future__ import annotations
@@ -35,6 +32,9 @@ Fact = tuple[str, ...]
 _STATIC_PREDICATES = frozenset({"receptacleatlocation"})
 #: The one rule of the task's symbol, where its text has none of the characters that mean something in a grammar.
 _TASK_SENTENCE = re.compile(r'"task": \[\s*\{\s*"rhs": ("Your task is to: [^"\\#\[\]{}<>|;]*")\s*\}\s*\]')
+#: Copies of Fast Downward's library whose engine was closed. Each holds one game, and unloading one that has played
+#: crashes the process at the next load, so they are kept for the next engine.
+_idle_libraries: list[Any] = []
 _MISSING = (
     "the ALFWorld engine is not installed ({}); it is an optional extra, which needs a C++ compiler and cmake: "
     "make setup EXTRAS=alfworld"
@@ -88,13 +88,13 @@ def shipped_text(name: str) -> str:
 
 
 class Engine:
-    """Plays one game at a time; `load` takes the next. Holds a copy of Fast Downward's library until `close`."""
+    """Plays one game at a time; `load` takes the next. Has a copy of Fast Downward's library until `close`."""
 
     def __init__(self) -> None:
         import_engine()
         import fast_downward
 
-        self._library = fast_downward.load_lib()
+        self._library = _idle_libraries.pop() if _idle_libraries else fast_downward.load_lib()
         self._game: _LoadedGame | None = None
         self._state: Any = None
 
@@ -141,11 +141,9 @@ class Engine:
         return [" ".join(command.split()) for command in plan]
 
     def close(self) -> None:
-        """Unload the library."""
-        import fast_downward
-
+        """Leave the library to the next engine."""
         if self._library is not None:
-            fast_downward.close_lib(self._library)
+            _idle_libraries.append(self._library)
             self._library = self._game = self._state = None
 
     def _loaded(self) -> _LoadedGame:
@@ -278,7 +276,7 @@ def _logic(domain: str, grammar: str) -> Any:
     return GameLogic(domain=domain, grammar=grammar)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _translate(domain: str, problem: str, optimize: bool) -> tuple[Any, str]:
     import fast_downward
 
@@ -292,20 +290,19 @@ def _translate(domain: str, problem: str, optimize: bool) -> tuple[Any, str]:
 
 @lru_cache(maxsize=1)
 def _state_class() -> type[Any]:
-    """`PddlState` that takes a translation made before, and lists facts in a fixed order."""
+    """`PddlState` that takes a translation made before."""
     from collections import Counter, defaultdict
 
     import fast_downward
     from textworld.envs.pddl.logic import Atom, PddlState
     from textworld.logic import Proposition, Type, Variable
 
-    class OrderedPddlState(PddlState):
+    class TranslatedPddlState(PddlState):
         def __init__(self, library: Any, task: Any, sas: str, logic: Any) -> None:
             self._facts: Any = defaultdict(set)
             self._vars_by_name: dict[str, Any] = {}
             self._vars_by_type: Any = defaultdict(set)
             self._var_counts: Any = Counter()
-            self._ordered: dict[Any, list[Any]] = {}
             self._logic = logic
             self.downward_lib = library
             self.task = task
@@ -326,11 +323,6 @@ def _state_class() -> type[Any]:
                 if not fact.is_negation:
                     self.add_fact(fact)
 
-        def facts_with_signature(self, sig: Any) -> Any:
-            if sig not in self._ordered:
-                self._ordered[sig] = sorted(super().facts_with_signature(sig), key=str)
-            return self._ordered[sig]
-
         def applicable_operators(self) -> Any:
             operators = (fast_downward.Operator * self.downward_lib.get_applicable_operators_count())()
             self.downward_lib.get_applicable_operators(operators)
@@ -343,7 +335,6 @@ def _state_class() -> type[Any]:
             for change in changes:
                 self.remove_fact(change.negate())
                 self.add_fact(change)
-            self._ordered.clear()
             return changes
 
-    return OrderedPddlState
+    return TranslatedPddlState

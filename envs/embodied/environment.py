@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.base import InvalidActionPolicy, TextActionEnv
-from envs.embodied.commands import COMMAND_LABELS, find_admissible, find_any, parsed, unparsed
+from envs.embodied.commands import COMMAND_LABELS, AnyCommandParser, find_admissible, parsed, unparsed
 from envs.embodied.engine import BadGame, Engine, EngineState
 from envs.embodied.expert import Expert, thought
 from envs.embodied.games import GameFile, GamePath, NoGames, games_folder, list_games, read_game
@@ -157,8 +157,14 @@ class ALFWorld(TextActionEnv):
 
     def parse(self, utterance: str) -> ParsedAction:
         """The admissible command that an utterance names; before the first reset, any well-formed one."""
-        command = find_admissible(utterance, self._state.admissible) if self._begun else find_any(utterance)
+        if not self._begun:
+            return self.parser.parse(utterance)
+        command = find_admissible(utterance, self._state.admissible)
         return parsed(command) if command else unparsed()
+
+    @property
+    def parser(self) -> AnyCommandParser:
+        return AnyCommandParser()
 
     def random_action(self, rng: np.random.Generator | None = None) -> str:
         """A uniformly random admissible command."""
@@ -179,7 +185,7 @@ class ALFWorld(TextActionEnv):
         )
 
     def close(self) -> None:
-        """Unload the engine's library."""
+        """Let the engine go."""
         self._engine.close()
 
     # One episode.

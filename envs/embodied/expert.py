@@ -96,7 +96,8 @@ def thought(command: str, scene: Scene, goal: Goal, feedback: str = "") -> str:
     if verb == "close":
         return f"i am done with the {' '.join(words[1:])}, so i close it"
     if verb == "take":
-        return f"i see the {' '.join(words[1:3])} that i need, so i take it"
+        need = " that i need" if words[1] == goal.target else ""
+        return f"i see the {' '.join(words[1:3])}{need}, so i take it"
     if verb == "move":
         return f"i hold the {' '.join(words[1:3])} and am at the {' '.join(words[-2:])}, so i put it there"
     if verb in ("heat", "cool", "clean"):

@@ -116,7 +116,8 @@ def _draw_grid(draw: ImageDraw.ImageDraw, things: tuple[Thing, ...], box: Box) -
     if not things:
         return
     left, top, right, bottom = box
-    columns = ceil(sqrt(len(things)))
+    # Tiles that are about as wide as they are high.
+    columns = min(max(1, round(sqrt(len(things) * (right - left) / (bottom - top)))), len(things))
     rows = ceil(len(things) / columns)
     width, height = (right - left) // columns, (bottom - top) // rows
     for index, thing in enumerate(things):

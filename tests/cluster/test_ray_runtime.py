@@ -109,3 +109,11 @@ def test_a_session_is_refused_before_ray_is_touched(
     with pytest.raises(CosoError) as error, ray_session(config(*asked)):
         raise AssertionError("it started")
     assert part in str(error.value)
+
+
+def test_environments_that_borrow_emulators_take_them_from_where_they_are() -> None:
+    borrowing = ("environment.kwargs={driver: emulator}", "rollout.workers=2", "rollout.envs_per_worker=3")
+    assert total_resources(config(*borrowing))["emulator"] == 6.0
+    assert "emulator" not in total_resources(config())
+    with pytest.raises(CosoError, match=r"6 emulators are needed .* but here has 4 .*coso fleet start"):
+        require_resources(config(*borrowing), {"CPU": 64.0, "emulator": 4.0}, "here")

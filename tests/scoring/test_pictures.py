@@ -3,12 +3,13 @@
 import io
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from scoring.pictures import shade_ansi, shade_html
+from scoring.pictures import SHADE, profile_line, shade_ansi, shade_html, shade_picture
 
 anything = st.text(st.characters(), max_size=12)
 tokens = st.lists(st.tuples(anything, st.floats(0, 1)), max_size=12)
@@ -74,3 +75,27 @@ def test_bad_input_is_refused(texts, values):
     for shade in (shade_html, shade_ansi):
         with pytest.raises(ValueError):
             shade(texts, values)
+
+
+def test_a_picture_shades_each_tokens_own_characters_and_wraps_at_its_width():
+    columns = 20
+    texts, values = ["none ", "x" * 10, " full\n", "\x1b[2J", "y" * 30], [0.0, 1.0, 1.0, 0.0, 0.5]
+    shaded = np.asarray(shade_picture([("title", texts, values)], columns=columns, font_px=16))
+    blank = np.asarray(shade_picture([("title", texts, [0.0] * 5)], columns=columns, font_px=16))
+    assert shaded.shape == blank.shape and shaded.dtype == np.uint8
+    full = (shaded == np.array(SHADE)).all(axis=2)
+    first = full[np.flatnonzero(full.any(axis=1))[0]]
+    cell = first.sum() / 10  # only "x" * 10 is shaded there: " full" would not fit on the line, and stays whole
+    assert 8 < cell < 12 and np.flatnonzero(first)[0] == pytest.approx(16 + 5 * cell, abs=2)
+    half = (np.abs(shaded.astype(int) - [255, 198, 128]) <= 1).all(axis=2)
+    lines = np.flatnonzero(np.diff(np.concatenate([[0], half.any(axis=1)]).astype(int)) == 1)
+    assert len(lines) == 2  # 30 characters do not fit on a line of 20
+    np.testing.assert_array_equal(shaded[:40], blank[:40])  # the title
+
+
+def test_no_answers_make_a_picture_all_the_same():
+    assert shade_picture([]).size[1] > 0
+
+
+def test_a_profile_line_has_a_bar_a_bin():
+    assert profile_line([0.0, 0.5, 1.0]) == " ▄█" and profile_line([0.0, 0.0]) == "  " and profile_line([]) == ""

@@ -11,15 +11,20 @@ import ray
 import torch
 
 from scoring.crew import ScorerCrew, ScoringError
-from scoring.influence import influence
+from scoring.effects import influence_statistics
+from scoring.estimators import make_estimator
+from scoring.parser_effects import ParserSource
 from scoring.pool import PoolSettings, ScoringPool
 from scoring.scm import ScmSettings
 from scoring.tokens import TokenFacts
 from scoring.training import ScmTrainer, ScmTrainingSettings
+from tests.scoring.languages import FiveBeforeSix, word_tokenizer
 
 SHAPE = ScmSettings(vocab_size=30, head_sizes=(3, 2), hidden=16, layers=1, heads=2, feedforward=32, max_tokens=32)
 TRAINING = ScmTrainingSettings(learning_rate=3e-3, rounds=2, round_utterances=40, minibatch=16, seed=1)
 COUNTABLE = np.array([i % 4 != 0 for i in range(30)])
+TOKENS = TokenFacts(vocab_size=30, countable_by_id=COUNTABLE, null_id=0)
+PARSER = ParserSource(tokenizer=word_tokenizer([f"w{i}" for i in range(1, 30)]), parser=FiveBeforeSix())
 SETTINGS = PoolSettings(
     workers=2,
     worker_cpus=0.1,
@@ -36,16 +41,13 @@ SETTINGS = PoolSettings(
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the trainer's process has, so that sums are taken in the same order
     yield
-    torch.set_num_threads(torch_threads)
     ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def pool(cluster):
-    pool = ScoringPool(SHAPE, TRAINING, SETTINGS, TokenFacts(vocab_size=30, countable_by_id=COUNTABLE, null_id=0))
+    pool = ScoringPool(SHAPE, TRAINING, SETTINGS, TOKENS, PARSER)
     pool.start()
     yield pool
     pool.close()
@@ -69,19 +71,22 @@ def twin_of(pool) -> ScmTrainer:
 
 
 def assert_scores_are_those_of(twin, utterances, labels, values):
-    expected = influence(
-        twin.scm.double().eval(),
-        utterances,
-        labels,
-        [COUNTABLE[ids] for ids in utterances],
+    scorer = make_estimator(
+        "scm",
+        TOKENS,
         window=SETTINGS.window,
-        null_id=0,
         batch_tokens=SETTINGS.batch_tokens,
+        longest=SETTINGS.longest,
+        scm=twin.scm.double().eval(),
     )
+    expected = [scorer.score(ids, row) for ids, row in zip(utterances, labels, strict=True)]
     assert len(values) == len(utterances)
-    for value, wanted in zip(values, expected.values, strict=True):
-        np.testing.assert_allclose(value, wanted, atol=1e-6)
-    return expected
+    for value, wanted in zip(values, expected, strict=True):
+        np.testing.assert_array_equal(value, wanted.values)
+    distinct = {
+        (ids.tobytes(), row.tobytes()): scored for ids, row, scored in zip(utterances, labels, expected, strict=True)
+    }
+    return sum(scored.counterfactuals for scored in distinct.values())
 
 
 def assert_states_equal(pool, twin):
@@ -110,9 +115,10 @@ def test_scores_and_training_are_those_of_one_process(pool):
     values, statistics = pool.score(utterances, labels)
     expected = assert_scores_are_those_of(twin, utterances, labels, values)
     assert max(np.abs(a - b).max() for a, b in zip(before, values, strict=True)) > 1e-3  # new weights were used
-    assert statistics["utterances"] == 40 and statistics["distinct"] == expected.distinct == 39
-    assert statistics["counterfactuals"] == expected.counterfactuals
-    assert statistics["influence_max"] == pytest.approx(max(v.max() for v in values))
+    assert statistics["utterances"] == 40 and statistics["distinct"] == 39
+    assert statistics["counterfactuals"] == expected and statistics["version"] == 1
+    assert statistics["cache_hits"] == 0 and statistics["hit_rate"] == pytest.approx(1 / 40)
+    assert influence_statistics(values).items() <= statistics.items()
     workers = pool.check()
     assert [worker["version"] for worker in workers] == [1, 1]
     assert sum(worker["utterances"] for worker in workers) == 2 * 39
@@ -146,12 +152,13 @@ def test_a_scorer_killed_in_the_middle_of_its_task_loses_nothing(pool):
     thread.join(timeout=60)
     values, statistics = results[0]
     expected = assert_scores_are_those_of(twin_of(pool), utterances, labels, values)
-    assert statistics["counterfactuals"] == expected.counterfactuals
+    assert statistics["counterfactuals"] == expected  # every utterance exactly once
     assert pool.recoveries["scorer"] == recovered + 1
     pids = [worker["pid"] for worker in pool.check()]
     assert len(set(pids)) == 2 and other["pid"] in pids and victim["pid"] not in pids
     # The replacement scores with the current weights.
-    assert_scores_are_those_of(twin_of(pool), utterances, labels, pool.score(utterances, labels)[0])
+    others, actions = make_batch(12)
+    assert_scores_are_those_of(twin_of(pool), others, actions, pool.score(others, actions)[0])
     assert [worker["version"] for worker in pool.check()] == [pool.version] * 2
 
 
@@ -194,6 +201,57 @@ def test_a_checkpoint_brings_weights_and_version_back(pool):
     assert pool.train(utterances, labels) == first
 
 
+def test_identical_answers_are_scored_once_a_version_and_what_asks_no_scm_once_for_all(pool):
+    utterances, labels = make_batch(6)
+    first, _ = pool.score(utterances, labels)
+    busy = sum(worker["utterances"] for worker in pool.check())
+    again, statistics = pool.score(utterances[::-1], labels[::-1])
+    assert statistics["cache_hits"] == 39 and statistics["hit_rate"] == 1 and statistics["counterfactuals"] == 0
+    assert sum(worker["utterances"] for worker in pool.check()) == busy
+    for value, same in zip(first, again[::-1], strict=True):
+        np.testing.assert_array_equal(value, same)
+    again[0][:] = -1  # a caller's array is its own
+    np.testing.assert_array_equal(pool.score(utterances, labels)[0][-1], first[-1])
+
+    pool.score(utterances, labels, "parser")
+    pool.train(utterances, labels)
+    assert pool.score(utterances, labels)[1]["cache_hits"] == 0
+    assert pool.score(utterances, labels, "parser")[1]["cache_hits"] == 39
+
+
+def test_scoring_goes_on_under_its_own_weights_while_new_ones_arrive(pool):
+    utterances, labels = make_batch(7)
+    before, weights = twin_of(pool), pool.weights
+    pids = [worker["pid"] for worker in pool.check()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # so that the tasks are certainly under way when the next version comes
+    results = []
+    thread = threading.Thread(target=lambda: results.append(pool.score(utterances, labels)))
+    thread.start()
+    time.sleep(0.5)
+    pool.train(utterances, labels)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    thread.join(timeout=60)
+    values, statistics = results[0]
+    assert statistics["version"] == weights[0] == pool.version - 1
+    assert_scores_are_those_of(before, utterances, labels, values)
+    later, statistics = pool.score(utterances, labels)
+    assert statistics["version"] == pool.version
+    assert_scores_are_those_of(twin_of(pool), utterances, labels, later)
+    # Asked for by name, the former version is still there; no process was replaced.
+    for value, same in zip(values, pool.score(utterances, labels, weights=weights)[0], strict=True):
+        np.testing.assert_array_equal(value, same)
+    assert [worker["pid"] for worker in pool.check()] == pids
+
+
+def test_the_pool_parses_in_its_workers(pool):
+    ids = np.array([8, 9, 5, 10, 6, 11], np.int32)  # the parser below wants 5 before 6
+    values, statistics = pool.score([ids], np.array([[1, -1]]), "parser")
+    assert values[0].tolist() == [0, 1, 1, 1, 1, 0]  # windows of two tokens, of which 8 does not count
+    assert statistics["counterfactuals"] == 5
+
+
 class Sleeper:
     """A scorer that falls silent on some tasks, for good or in its first process only."""
 
@@ -233,7 +291,7 @@ def test_a_silent_scorer_is_ended_and_a_task_that_silences_all_is_an_error():
 
 def test_workers_that_cannot_be_placed_are_an_error_that_says_so_and_leave_nothing():
     settings = PoolSettings(**{**SETTINGS.__dict__, "worker_cpus": 64.0, "start_deadline_s": 1.0})
-    pool = ScoringPool(SHAPE, TRAINING, settings, TokenFacts(vocab_size=30, countable_by_id=COUNTABLE, null_id=0))
+    pool = ScoringPool(SHAPE, TRAINING, settings, TOKENS)
     with pytest.raises(ScoringError, match="did not start within 1 s"):
         pool.start()
     with pytest.raises(ScoringError, match="not running"):

@@ -239,3 +239,35 @@ def test_a_blinking_caret_is_no_movement() -> None:
     frames[1][:10, 0] = 255  # 0.1% of the screen
     looks = iter(frames * 50)
     assert settled(lambda: next(looks), 5.0, 0.0) is frames[1]
+
+
+def test_a_device_that_is_turned_is_tapped_where_it_shows(serve: Serve, adb_port: int, tmp_path: Any) -> None:
+    from envs.android.environment import AndroidEnv
+
+    shell = Troubled()
+    pictures = [np.zeros((40, 20, 3), np.uint8), np.zeros((20, 40, 3), np.uint8)]
+    turned = [False]
+
+    def answer(command: str) -> tuple[int, bytes]:
+        return (0, _png(pictures[turned[0]])) if command.startswith("screencap") else shell(command)
+
+    tasks = tmp_path / "tasks.txt"
+    tasks.write_text("Turn the phone\n")
+    device = {"serial": serve(answer).serial, "server_port": adb_port, "settle_s": 0}
+    env = AndroidEnv(tasks=str(tasks), driver="adb", device=device, evaluator=f"{__name__}:Undecided")
+    env.reset(seed=1)
+    turned[0] = True
+    utterance = '{"action": "click", "coordinate": [900, 500]}'
+    observation = env.step(utterance)[0]
+    assert observation["image"].shape == (40, 20, 3) == env.observation_space["image"].shape
+    env.step(utterance)
+    assert [line for line in shell.log if "tap" in line] == ["input tap 18 20", "input tap 36 10"]
+
+
+class Undecided:
+    """An evaluator of one's own, named `module:Class`."""
+
+    def verdict(self, moment: Any) -> Any:
+        from envs.android.evaluators.base import NOT_YET
+
+        return NOT_YET

@@ -20,7 +20,14 @@ from envs.android.actions import (
     tap,
     text_bucket,
 )
-from envs.android.formats import PhoneParser, json_arguments, parse_autoui, write_autoui, write_cogagent
+from envs.android.formats import (
+    PhoneParser,
+    json_arguments,
+    parse_autoui,
+    read_shorthand,
+    write_autoui,
+    write_cogagent,
+)
 
 SCREEN = (360, 640)
 PARSER = PhoneParser(SCREEN)
@@ -182,3 +189,30 @@ def test_labels_tell_actions_apart() -> None:
     assert labels(PhoneAction("type", text="a"))[1:].tolist() == [-1, -1, text_bucket("a")]
     assert labels(PhoneAction("press_home"))[1:].tolist() == [-1, -1, -1]
     assert text_bucket("\ud800") >= 0  # a lone surrogate, as a model's bytes can decode to
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tap 500 250", tap(0.5, 0.25)),
+        (" SWIPE 500 800 500 200 ", PhoneAction("swipe", (0.5, 0.8), (0.5, 0.2))),
+        ("swipe up", PhoneAction("swipe", (0.5, 0.8), (0.5, 0.2))),
+        ("type  two words ", PhoneAction("type", text=" two words ")),
+        ("home", PhoneAction("press_home")),
+        ("done", PhoneAction("status_complete")),
+        ("tap 500", None),
+        ("tap a b", None),
+        ("tap 500 2000", None),
+        ("type", None),
+        ("swipe nowhere", None),
+        ("", None),
+    ],
+)
+def test_what_a_person_types(line: str, expected: PhoneAction | None) -> None:
+    assert read_shorthand(line, SCREEN) == expected
+
+
+@given(st.text())
+def test_any_line_is_read_without_an_exception(line: str) -> None:
+    read_shorthand(line, SCREEN)
+    read_shorthand("tap " + line, SCREEN)

@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -304,3 +306,31 @@ def test_it_runs_in_a_process_behind_a_deadline(games_folder: Path) -> None:
 def test_ai2_thor_says_what_it_needs(games_folder: Path) -> None:
     with pytest.raises(ImportError, match="AI2-THOR"):
         ALFWorld(games=str(games_folder), backend="thor")
+
+
+_WITHOUT_THE_EXTRA = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("alfworld", "textworld", "fast_downward", "jericho", "tatsu"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Absent())
+import envs.embodied.building
+from envs.embodied.environment import ALFWorld
+from envs.embodied.engine import EngineMissing
+assert not {"torch", "ray", "vllm"} & set(sys.modules)
+try:
+    ALFWorld(games=sys.argv[1])
+except EngineMissing as error:
+    print(error)
+"""
+
+
+def test_without_the_extra_everything_imports_and_says_how_to_get_it(games_folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_THE_EXTRA, str(games_folder)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "make setup EXTRAS=alfworld" in done.stdout

@@ -1,0 +1,483 @@
+"""Phones: how fast, how big, how they scale with slow devices, who solves what, and whether two thousand episodes leak.
+
+    python -m benchmarks.phones scaling adb latency agents soak [--out benchmarks/results/phones.json]
+
+Each part is measured by itself and laid into the result file beside what is there already. Needs Chromium; `adb` needs
+Debian's adb. The parts take about 2, 1, 2, 5 and 8 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from actors.environment_host import EnvironmentFailure, EnvironmentHost
+from envs.android.actions import Point
+from envs.android.browser import BrowserPhone
+from envs.android.device import Device, DeviceError, Key, Start
+from envs.android.evaluators import Evaluator, Moment, Verdict
+
+ENV_ID = "coso/Android-v0"
+PHONES = (1, 4, 16, 32)
+SCALING_S = 10.0
+SCREEN = (360, 640)
+SLOW_PHONES, SLOW_MEAN_S, SLOW_SIGMA = 256, 2.0, 0.5
+LATENCY_S, LOCK_STEP_ROUNDS = 40.0, 6
+SOAK_EPISODES, SOAK_PHONES, SOAK_FAILURES = 2000, 16, 0.01
+SOAK_DEADLINE_S = 5.0
+
+
+def tap_somewhere(rng: random.Random) -> str:
+    """An answer: a tap at a random point."""
+    return json.dumps({"action": "click", "coordinate": [rng.randrange(1001), rng.randrange(1001)]})
+
+
+def tree(root: int) -> list[psutil.Process]:
+    """A process and everything below it, the browser that its environments share included."""
+    found = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
+    # A hub whose first phone is gone has no parent of ours left; it still names its owner.
+    owners = {str(process.pid) for process in found}
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "envs.android.browser_hub" in words and owners & set(words) and process not in found:
+            found += [process, *process.children(recursive=True)]
+    return [process for process in found if _is_alive(process)]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def usage(root: int) -> tuple[float, float]:
+    """(CPU seconds so far, proportional memory in MB) of a process tree, without the root itself."""
+    seconds = bytes_ = 0.0
+    for process in tree(root)[1:]:
+        try:
+            times = process.cpu_times()
+            seconds += times.user + times.system
+            bytes_ += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return seconds, bytes_ / 1e6
+
+
+async def begin(count: int, kwargs: dict[str, Any], **options: Any) -> list[EnvironmentHost]:
+    hosts = [EnvironmentHost(ENV_ID, kwargs, deadline_s=120, start_deadline_s=300, **options) for _ in range(count)]
+    for start in range(0, count, 8):
+        await asyncio.gather(*(host.start() for host in hosts[start : start + 8]))
+    await asyncio.gather(*(host.reset(seed=number) for number, host in enumerate(hosts)))
+    return hosts
+
+
+async def end(hosts: list[EnvironmentHost]) -> None:
+    await asyncio.gather(*(host.close() for host in hosts))
+
+
+async def scaling() -> dict[str, Any]:
+    """Steps a second, CPU per step and memory for embedded phones that all step as fast as they can."""
+    rows = []
+    for count in PHONES:
+        hosts = await begin(count, {})
+        ends = time.monotonic() + SCALING_S
+
+        async def run(host: EnvironmentHost, number: int, ends: float) -> int:
+            rng, steps = random.Random(number), 0
+            while time.monotonic() < ends:
+                _, _, terminated, truncated, _ = await host.step(tap_somewhere(rng))
+                steps += 1
+                if terminated or truncated:
+                    await host.reset(seed=rng.randrange(2**20))
+            return steps
+
+        before, _ = usage(os.getpid())
+        started = time.monotonic()
+        steps = sum(await asyncio.gather(*(run(host, number, ends) for number, host in enumerate(hosts))))
+        seconds = time.monotonic() - started
+        after, megabytes = usage(os.getpid())
+        await end(hosts)
+        await asyncio.sleep(5)  # the browser goes when its last phone has been gone for a while
+        rows.append(
+            {
+                "phones": count,
+                "steps_per_s": round(steps / seconds, 1),
+                "cpu_ms_per_step": round(1000 * (after - before) / steps, 1),
+                "memory_mb": round(megabytes),
+            }
+        )
+        print(rows[-1], flush=True)
+    first = rows[0]["memory_mb"]
+    for row in rows[1:]:
+        row["mb_per_phone_beyond_the_first"] = round((row["memory_mb"] - first) / (row["phones"] - 1), 1)
+    return {"seconds_each": SCALING_S, "screen": SCREEN, "rows": rows}
+
+
+class StillShell:
+    """A device that shows one picture at once: what remains is adb and the driver."""
+
+    def __init__(self) -> None:
+        from envs.android.device_server import EmbeddedPhoneShell
+        from envs.android.phone.content import initial_state
+
+        phone = BrowserPhone()
+        shell = EmbeddedPhoneShell(phone)
+        phone.reset(Start(initial_state(3)))
+        self.screens = {"screencap -p": shell.screen(True), "screencap": shell.screen(False)}
+        phone.close()
+
+    def __call__(self, command: str) -> tuple[int, bytes]:
+        if command in self.screens:
+            return 0, self.screens[command]
+        return 0, b"1\n" if command.startswith("getprop") else b""
+
+
+def serve_still(port: int) -> None:
+    """A device server in a process of its own, as a device is."""
+    from envs.android.device_server import DeviceServer
+
+    async def run() -> None:
+        await DeviceServer(StillShell()).start(port)
+        await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
+def adb() -> dict[str, Any]:
+    """Capture + tap through Debian's adb server, over loopback."""
+    import multiprocessing
+    import socket
+
+    from envs.android.adb import AdbPhone
+    from envs.android.adb_server import AdbServer
+
+    program = shutil.which("adb")
+    if program is None:
+        raise SystemExit("adb is not installed (Debian: apt-get install adb)")
+    ports = []
+    for _ in range(2):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    device = multiprocessing.get_context("spawn").Process(target=serve_still, args=(ports[1],), daemon=True)
+    device.start()
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([program, "-P", str(ports[0]), "nodaemon", "server"], **quiet)
+    try:
+        serial = f"127.0.0.1:{ports[1]}"
+        ends = time.monotonic() + 60
+        while True:
+            try:
+                AdbServer(port=ports[0]).connect(serial, 5.0)
+                break
+            except DeviceError:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.2)
+        result: dict[str, Any] = {"screen": SCREEN}
+        for capture in ("png", "raw"):
+            phone = AdbPhone(serial, server_port=ports[0], capture=capture, settle_s=0)  # type: ignore[arg-type]
+            times = []
+            for _ in range(200):
+                started = time.perf_counter()
+                phone.screenshot()
+                phone.tap((0.5, 0.5))
+                times.append(1000 * (time.perf_counter() - started))
+            result[f"capture_and_tap_ms_{capture}"] = {
+                "median": round(statistics.median(times), 2),
+                "p95": round(statistics.quantiles(times, n=20)[-1], 2),
+            }
+        print(result, flush=True)
+        return result
+    finally:
+        server.kill()
+        server.wait()
+        device.kill()
+        device.join()
+
+
+class SlowDevice(Device):
+    """A device with one still screen whose every action takes a lognormal time, as an emulator's does."""
+
+    def __init__(self, mean_s: float, sigma: float) -> None:
+        self._screen = np.random.default_rng(0).integers(0, 255, (SCREEN[1], SCREEN[0], 3), np.uint8)
+        self._rng = random.Random(os.getpid())
+        self._mu, self._sigma = np.log(mean_s) - sigma**2 / 2, sigma
+        #: Seconds the last action took.
+        self.last_s = 0.0
+
+    @property
+    def screen_size(self) -> tuple[int, int]:
+        return SCREEN
+
+    def reset(self, start: Start) -> None:
+        self.last_s = 0.0
+
+    def screenshot(self) -> np.ndarray:
+        return self._screen.copy()
+
+    def tap(self, at: Point) -> None:
+        self.last_s = self._rng.lognormvariate(self._mu, self._sigma)
+        time.sleep(self.last_s)
+
+    def swipe(self, touch: Point, lift: Point, duration_s: float = 0.3) -> None:
+        self.tap(touch)
+
+    def text(self, text: str) -> None:
+        self.tap((0, 0))
+
+    def key(self, key: Key) -> None:
+        self.tap((0, 0))
+
+    def health(self) -> str:
+        return "slow"
+
+    def close(self) -> None:
+        pass
+
+
+class Never(Evaluator):
+    """Judges nothing to be done; tells how long the device took, as a negative reward in seconds."""
+
+    def verdict(self, moment: Moment) -> Verdict:
+        assert isinstance(moment.device, SlowDevice)
+        return Verdict(success=False, over=False, reward=-moment.device.last_s)
+
+
+async def latency() -> dict[str, Any]:
+    """The share of the ideal throughput that phones keep when each goes at its own pace, and in lock-step."""
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = Path(folder) / "tasks.txt"
+        tasks.write_text("Wait\n")
+        kwargs = {
+            "tasks": str(tasks),
+            "driver": "benchmarks.phones:SlowDevice",
+            "device": {"mean_s": SLOW_MEAN_S, "sigma": SLOW_SIGMA},
+            "evaluator": "benchmarks.phones:Never",
+            "horizon": 10**6,
+        }
+        hosts = await begin(SLOW_PHONES, kwargs)
+    rng = random.Random(0)
+
+    async def step(host: EnvironmentHost) -> float:
+        """Seconds the device itself took."""
+        return -(await host.step(tap_somewhere(rng)))[1]
+
+    async def own_pace(host: EnvironmentHost, ends: float) -> tuple[int, float]:
+        steps, device_s = 0, 0.0
+        while True:
+            took = await step(host)
+            now = time.monotonic()
+            if now >= ends:
+                # The action under way at the end counts for the part that lies within the time.
+                return steps, device_s + max(0.0, took - (now - ends))
+            steps, device_s = steps + 1, device_s + took
+
+    started = time.monotonic()
+    counts = await asyncio.gather(*(own_pace(host, started + LATENCY_S) for host in hosts))
+    steps, busy = (sum(column) for column in zip(*counts, strict=True))
+    started = time.monotonic()
+    locked = 0.0
+    for _ in range(LOCK_STEP_ROUNDS):
+        locked += sum(await asyncio.gather(*(step(host) for host in hosts)))
+    lock_seconds = time.monotonic() - started
+    await end(hosts)
+    result = {
+        "phones": SLOW_PHONES,
+        "action_mean_s": SLOW_MEAN_S,
+        "action_sigma": SLOW_SIGMA,
+        "ideal_steps_per_s": SLOW_PHONES / SLOW_MEAN_S,
+        "own_pace": {
+            "steps_per_s": round(steps / LATENCY_S, 1),
+            "share_of_ideal": round(busy / (SLOW_PHONES * LATENCY_S), 4),
+        },
+        "lock_step": {
+            "steps_per_s": round(SLOW_PHONES * LOCK_STEP_ROUNDS / lock_seconds, 1),
+            "share_of_ideal": round(locked / (SLOW_PHONES * lock_seconds), 4),
+        },
+        "share_of_ideal": "seconds in which devices were acting, of all seconds of all devices",
+    }
+    print(result, flush=True)
+    return result
+
+
+def agents() -> dict[str, Any]:
+    """Success of the expert on every task of both sets, of a random agent, and of one that does nothing."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    result: dict[str, Any] = {}
+    with ProcessPoolExecutor(2) as pool:
+        jobs = {
+            (tasks, split, agent): pool.submit(play_all, tasks, split, agent)
+            for tasks in ("general", "webshop")
+            for split in ("train", "test")
+            for agent in ("expert", "random", "nothing")
+        }
+        for (tasks, split, agent), job in jobs.items():
+            row = job.result()
+            result.setdefault(tasks, {}).setdefault(split, {})[agent] = row
+            print(tasks, split, agent, row, flush=True)
+    return result
+
+
+def play_all(tasks: str, split: str, agent: str) -> dict[str, Any]:
+    """One episode of every task of a half."""
+    from envs.android.environment import AndroidEnv
+
+    env = AndroidEnv(tasks=tasks)
+    rng = np.random.default_rng(1)
+    succeeded = steps = 0
+    every = env.tasks(split)  # type: ignore[arg-type]
+    for number, task in enumerate(every):
+        env.reset(seed=number, options={"state": {"task": task.name, "seed": number}})
+        over = False
+        while not over:
+            if agent == "expert":
+                utterance = env.expert_utterance(rng)
+            else:
+                utterance = env.random_action() if agent == "random" else "nothing"
+            _, _, terminated, truncated, info = env.step(utterance)
+            over = terminated or truncated
+            steps += 1
+        succeeded += info["success"]
+    env.close()
+    return {"tasks": len(every), "succeeded": succeeded, "steps_per_episode": round(steps / len(every), 2)}
+
+
+class FlakyPhone(BrowserPhone):
+    """An embedded phone of whose calls a share fails: raises, hangs past the deadline, or takes its process along."""
+
+    def __init__(self, log: str, share: float) -> None:
+        self._log, self._share = log, 0.0
+        self._rng = random.Random(os.getpid() * 1009 + time.time_ns() % 1000)
+        super().__init__()
+        self._share = share
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        if self._rng.random() < self._share:
+            kind = self._rng.choices(("error", "died", "timeout"), (8, 1, 1))[0]
+            # One write of a line is whole, however many processes write.
+            with open(self._log, "a", encoding="utf-8") as log:
+                log.write(f"{kind}\n")
+            if kind == "died":
+                os._exit(1)
+            if kind == "timeout":
+                time.sleep(3600)
+            raise DeviceError("failed on purpose")
+        return super()._call(name, *arguments)
+
+
+async def soak() -> dict[str, Any]:
+    """Thousands of short episodes with calls that fail at random: none may stall, leak or go uncounted."""
+    from actors.environment_restarts import RestartPolicy
+
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "failures.txt"
+        log.touch()
+        kwargs = {
+            "driver": "benchmarks.phones:FlakyPhone",
+            "device": {"log": str(log), "share": SOAK_FAILURES},
+            "horizon": 4,
+        }
+        policy = RestartPolicy()
+        hosts = [
+            EnvironmentHost(ENV_ID, kwargs, deadline_s=SOAK_DEADLINE_S, start_deadline_s=60, restart_policy=policy)
+            for _ in range(SOAK_PHONES)
+        ]
+        left = SOAK_EPISODES
+        counted: Counter[str] = Counter()
+        whole = cut_short = steps = 0
+        longest = 0.0
+        marks: list[dict[str, float]] = []
+
+        async def run(host: EnvironmentHost, number: int) -> None:
+            nonlocal left, whole, cut_short, steps, longest
+            rng = random.Random(number)
+            while left > 0:
+                left -= 1
+                if left % (SOAK_EPISODES // 8) == 0:
+                    descriptors = psutil.Process().num_fds()
+                    megabytes = usage(os.getpid())[1]
+                    marks.append(
+                        {
+                            "episodes": SOAK_EPISODES - left,
+                            "memory_mb": round(megabytes),
+                            "descriptors_of_the_driver": descriptors,
+                            "processes": len(tree(os.getpid())),
+                        }
+                    )
+                    print(marks[-1], dict(counted), flush=True)
+                started = time.monotonic()
+                try:
+                    await host.ensure_running()
+                    await host.reset(seed=rng.randrange(2**20))
+                    over = False
+                    while not over:
+                        _, _, terminated, truncated, _ = await host.step(tap_somewhere(rng))
+                        over = terminated or truncated
+                        steps += 1
+                    whole += 1
+                except EnvironmentFailure as failure:
+                    counted[failure.reason] += 1
+                    cut_short += 1
+                longest = max(longest, time.monotonic() - started)
+
+        started = time.monotonic()
+        await asyncio.gather(*(run(host, number) for number, host in enumerate(hosts)))
+        seconds = time.monotonic() - started
+        made = Counter(log.read_text().split())
+        await end(hosts)
+    await asyncio.sleep(6)
+    left_over = tree(os.getpid())[1:]
+    result = {
+        "episodes": whole + cut_short,
+        "whole": whole,
+        "ended_by_a_failure": cut_short,
+        "failures_made": dict(sorted(made.items())),
+        "failures_counted": dict(sorted(counted.items())),
+        "every_failure_counted": made == counted,
+        "steps": steps,
+        "seconds": round(seconds),
+        "longest_episode_s": round(longest, 1),
+        "marks": marks,
+        "processes_left_besides_the_nursery": len(left_over) - 1,
+    }
+    print(result, flush=True)
+    return result
+
+
+PARTS = {"scaling": scaling, "adb": adb, "latency": latency, "agents": agents, "soak": soak}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=PARTS, help="what to measure")
+    parser.add_argument("--out", type=Path, help="JSON file to lay the results into")
+    chosen = parser.parse_args()
+    for name in chosen.parts:
+        part = PARTS[name]
+        result = asyncio.run(part()) if asyncio.iscoroutinefunction(part) else part()
+        assert isinstance(result, dict)
+        if chosen.out is not None:
+            kept = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
+            measured = {"command": f"python -m benchmarks.phones {name}", "cores": psutil.cpu_count(), **result}
+            chosen.out.write_text(json.dumps({**kept, name: measured}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

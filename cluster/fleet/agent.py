@@ -1,0 +1,336 @@
+"""The agent of a node: keeps its emulators running and lends them, one to each connection.
+
+Run as `python -m cluster.fleet.agent OPTIONS.json`. An emulator boots from its snapshot, is probed every `health_s`,
+and is started again when it exits, does not boot in time or fails two probes in a row: after a wait that doubles, and
+after `quarantine_after` failures in a row only once in a long while. One that is given back is wound back to its
+snapshot before the next borrower has it. Everything ends with this process: the kernel sees to that.
+
+It listens on an abstract socket of its user. Requests and answers are JSON, one a line: `{"call": "status"}`,
+`{"call": "stop"}`, and, on a connection that borrows for as long as it lasts, `{"call": "lease", "wait_s": 60}` and
+`{"call": "reset"}`. An answer has either `error` or what was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from actors.environment_restarts import RestartPolicy, RestartSchedule
+from cluster.fleet.emulator import (
+    EmulatorError,
+    EmulatorOptions,
+    EmulatorProcess,
+    PortLease,
+    lease_port,
+    load_snapshot,
+)
+from envs.android.adb_server import AdbServer
+from envs.android.device import DeviceError
+from envs.android.fleet import socket_name
+
+logger = logging.getLogger(__name__)
+
+State = Literal["waiting", "booting", "ready", "lent", "resetting", "quarantined", "stopped"]
+_FAILED_PROBES = 2
+_BOOT_POLL_S = 0.5
+_CREDENTIALS = struct.Struct("3i")
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """What an agent is to run; times in seconds."""
+
+    emulator: EmulatorOptions
+    count: int
+    folder: str  # logs, and the locks on ports
+    fleet: str = "default"
+    boot_deadline_s: float = 300.0
+    reset_deadline_s: float = 60.0
+    probe_deadline_s: float = 10.0
+    health_s: float = 10.0
+    restart: RestartPolicy = RestartPolicy(initial_s=2.0, maximum_s=60.0, quarantine_after=5, quarantine_s=600.0)
+
+
+class Slot:
+    """One emulator, over all its restarts."""
+
+    def __init__(self, number: int, options: AgentOptions, changed: asyncio.Condition) -> None:
+        self.number = number
+        self.state: State = "waiting"
+        self.restarts = -1
+        self.trouble = ""
+        #: How often it has been lent: tells a borrower whose emulator was started again from the one who has it now.
+        self.lease = 0
+        self.port: PortLease | None = None
+        self.process: EmulatorProcess | None = None
+        self._options = options
+        self._adb = AdbServer(port=options.emulator.adb_port)
+        self._changed = changed
+        self._schedule = RestartSchedule(options.restart)
+        self._broken = asyncio.Event()
+
+    def status(self) -> dict[str, Any]:
+        """For `coso fleet status`."""
+        return {
+            "number": self.number,
+            "state": self.state,
+            "serial": self.port.serial if self.port else None,
+            "pid": self.process.pid if self.process else None,
+            "restarts": max(self.restarts, 0),
+            "trouble": self.trouble,
+        }
+
+    async def run(self) -> None:
+        """Keep the emulator running until cancelled."""
+        try:
+            while True:
+                await self._set("quarantined" if self._schedule.quarantined else "waiting")
+                await asyncio.sleep(self._schedule.wait_s())
+                try:
+                    await self._boot()
+                    await self._watch()
+                except (EmulatorError, DeviceError) as error:
+                    self.trouble = str(error)
+                    wait_s = self._schedule.failed()
+                    logger.warning("emulator %d: %s; started again in %.1f s", self.number, error, wait_s)
+                finally:
+                    await self._end()
+        finally:
+            self.state = "stopped"
+
+    async def reset(self) -> None:
+        """Wind back to the snapshot. Raises EmulatorError, and has the emulator started again, where that fails."""
+        assert self.port is not None
+        try:
+            options = self._options
+            await load_snapshot(self.port.port, options.emulator.snapshot, options.reset_deadline_s)
+            await self._until_booted(options.reset_deadline_s)
+        except EmulatorError as error:
+            self.give_up(str(error))
+            raise
+
+    def is_lent_as(self, lease: int) -> bool:
+        """Whether the borrower of that lease still has it: it has not been started again since."""
+        return self.state == "lent" and self.lease == lease
+
+    async def give_back(self, lease: int) -> None:
+        """Wind back what a borrower has left, and have it ready for the next."""
+        if not self.is_lent_as(lease):
+            return
+        await self._set("resetting")
+        with contextlib.suppress(EmulatorError):
+            await self.reset()
+            self._schedule.succeeded()
+            await self._set("ready")
+
+    def give_up(self, trouble: str) -> None:
+        """Have the emulator started again."""
+        self.trouble = trouble
+        self._broken.set()
+
+    async def _boot(self) -> None:
+        await self._set("booting")
+        self._broken.clear()
+        self.restarts += 1
+        folder = Path(self._options.folder)
+        self.port = lease_port(folder / "ports")
+        log = folder / f"emulator-{self.number}.log"
+        self.process = EmulatorProcess(self._options.emulator, self.port.port, log)
+        try:
+            await self._until_booted(self._options.boot_deadline_s)
+        except EmulatorError as error:
+            raise EmulatorError(f"{error}; see {log}") from None
+        self.trouble = ""
+        await self._set("ready")
+
+    async def _until_booted(self, deadline_s: float) -> None:
+        ends = time.monotonic() + deadline_s
+        last = "no answer yet"
+        while time.monotonic() < ends:
+            assert self.process is not None and self.port is not None
+            if self.process.exit_code is not None:
+                raise EmulatorError(f"{self.port.serial} exited with code {self.process.exit_code}")
+            try:
+                await self._probe()
+                return
+            except DeviceError as error:
+                last = str(error)
+            await asyncio.sleep(_BOOT_POLL_S)
+        raise EmulatorError(f"{self.port.serial if self.port else '?'} had not booted after {deadline_s:g} s: {last}")
+
+    async def _probe(self) -> None:
+        assert self.port is not None
+        command = (self.port.serial, "getprop sys.boot_completed", self._options.probe_deadline_s)
+        if (await asyncio.to_thread(self._adb.shell, *command)).strip() != b"1":
+            raise DeviceError(f"{self.port.serial} has not finished booting")
+
+    async def _watch(self) -> None:
+        """Return never; raise when the emulator is lost."""
+        assert self.process is not None and self.port is not None
+        failed = 0
+        next_probe = time.monotonic() + self._options.health_s
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(0.5, self._options.health_s)):
+                    await self._broken.wait()
+            if self._broken.is_set():
+                raise EmulatorError(self.trouble)
+            if self.process.exit_code is not None:
+                raise EmulatorError(f"{self.port.serial} exited with code {self.process.exit_code}")
+            if time.monotonic() >= next_probe and self.state != "resetting":
+                try:
+                    await self._probe()
+                    failed = 0
+                except DeviceError as error:
+                    failed += 1
+                    if failed >= _FAILED_PROBES:
+                        raise EmulatorError(f"{failed} probes in a row failed: {error}") from error
+                next_probe = time.monotonic() + self._options.health_s
+
+    async def _end(self) -> None:
+        if self.process is not None:
+            await self.process.end()
+            self.process = None
+        if self.port is not None:
+            self.port.release()
+            self.port = None
+
+    async def _set(self, state: State) -> None:
+        async with self._changed:
+            self.state = state
+            self._changed.notify_all()
+
+    def lend(self) -> int:
+        """Mark as lent, the caller holding the condition; returns the number of the lease."""
+        self.state = "lent"
+        self.lease += 1
+        return self.lease
+
+
+class Agent:
+    """All slots of a node, and who borrows them."""
+
+    def __init__(self, options: AgentOptions) -> None:
+        self._options = options
+        self._changed = asyncio.Condition()
+        self._slots = [Slot(number, options, self._changed) for number in range(options.count)]
+        self._stop = asyncio.Event()
+        self._givings: set[asyncio.Task[None]] = set()
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve on `listener` until told to stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        server = await asyncio.start_unix_server(self._serve, sock=listener)
+        tasks = [asyncio.create_task(slot.run()) for slot in self._slots]
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            # A slot ends by an error only if the agent itself is at fault.
+            await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*tasks, *self._givings, stop):
+                task.cancel()
+            results = await asyncio.gather(*tasks, *self._givings, return_exceptions=True)
+            server.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        held: tuple[Slot, int] | None = None
+        try:
+            while _CREDENTIALS.unpack(peer)[1] == os.getuid() and (line := await reader.readline()):
+                try:
+                    held, answer = await self._handle(json.loads(line), held)
+                except (EmulatorError, ValueError, KeyError, TypeError) as error:
+                    answer = {"error": f"{error}"}
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (ConnectionError, asyncio.LimitOverrunError, ValueError):
+            pass
+        finally:
+            writer.close()
+            if held is not None:
+                task = asyncio.create_task(held[0].give_back(held[1]))
+                self._givings.add(task)
+                task.add_done_callback(self._givings.discard)
+
+    async def _handle(
+        self, request: dict[str, Any], held: tuple[Slot, int] | None
+    ) -> tuple[tuple[Slot, int] | None, dict[str, Any]]:
+        """What is held after a request, and its answer."""
+        call = request["call"]
+        if call == "status":
+            slots = [slot.status() for slot in self._slots]
+            return held, {"fleet": self._options.fleet, "pid": os.getpid(), "emulators": slots}
+        if call == "stop":
+            self._stop.set()
+            return held, {"stopping": True}
+        if call == "lease":
+            if held is not None:
+                raise ValueError("this connection has borrowed an emulator already")
+            slot, lease = await self._lease(float(request["wait_s"]))
+            assert slot.port is not None
+            return (slot, lease), {"serial": slot.port.serial, "adb_port": self._options.emulator.adb_port}
+        if call == "reset":
+            if held is None or not held[0].is_lent_as(held[1]):
+                raise EmulatorError("the emulator that was borrowed is gone; borrow another")
+            await held[0].reset()
+            return held, {"reset": True}
+        raise ValueError(f"no call {call!r}")
+
+    async def _lease(self, deadline_s: float) -> tuple[Slot, int]:
+        try:
+            async with asyncio.timeout(deadline_s), self._changed:
+                while True:
+                    for slot in self._slots:
+                        if slot.state == "ready":
+                            return slot, slot.lend()
+                    await self._changed.wait()
+        except TimeoutError:
+            states = ", ".join(f"{slot.number} {slot.state}" for slot in self._slots)
+            raise EmulatorError(f"no emulator became free within {deadline_s:g} s ({states})") from None
+
+
+def listen(fleet: str) -> socket.socket:
+    """The fleet's socket. Raises OSError where an agent has it already."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(socket_name(fleet))
+    return listener
+
+
+def read_options(text: str) -> AgentOptions:
+    """Options as `cluster.fleet.command` writes them (the fields of AgentOptions, as JSON)."""
+    values = json.loads(text)
+    values["emulator"] = EmulatorOptions(**values["emulator"])
+    if "restart" in values:
+        values["restart"] = RestartPolicy(**values["restart"])
+    return AgentOptions(**values)
+
+
+def main() -> None:
+    """Run the agent of the options file named on the command line."""
+    options = read_options(Path(sys.argv[1]).read_text("utf-8"))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        listener = listen(options.fleet)
+    except OSError:
+        sys.exit(f"the fleet {options.fleet!r} has an agent on this node already")
+    asyncio.run(Agent(options).run(listener))
+
+
+if __name__ == "__main__":
+    main()
