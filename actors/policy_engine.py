@@ -117,8 +117,9 @@ def _engine_arguments(options: PolicyServerOptions) -> dict[str, Any]:
         "max_num_seqs": options.max_concurrent_requests,
         "limit_mm_per_prompt": {"image": 1},
         "mm_processor_cache_gb": IMAGE_CACHE_GIB,
-        # An answer must not depend on what was asked before. And vLLM 0.32 lets go of an image whose prompt it finds in
-        # this cache: when a weight swap then clears the cache under the running request, the engine dies of it.
+        # Prompts begin with the picture, so there is little to share, and an answer would depend on what was asked
+        # before. And vLLM 0.32 lets go of an image whose prompt it finds in this cache: when a weight swap then clears
+        # the cache under the running request, the engine dies ("Encoder cache miss").
         "enable_prefix_caching": False,
         "generation_config": "vllm",  # sampling is what the request says, not what the model's folder suggests
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: after temperature and bans
