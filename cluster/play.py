@@ -20,6 +20,8 @@ from rich.text import Text
 
 from cluster.environments import make_environment
 from cluster.errors import CosoError
+from envs.android.device import DeviceError
+from envs.android.evaluators import EvaluatorError
 from envs.base import TextActionEnv
 
 if TYPE_CHECKING:
@@ -84,6 +86,8 @@ def play(
             played.append(outcome)
             if not expert and player is None and not outcome.finished and outcome.steps != max_steps:
                 break
+    except (DeviceError, EvaluatorError) as error:
+        raise CosoError(f"{env_id} failed: {error}") from error
     except NotImplementedError as error:
         raise CosoError(f"{env_id} cannot be played by an expert: {error}") from error
     finally:

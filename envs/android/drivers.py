@@ -10,6 +10,7 @@ from envs.android.device import Device
 DRIVERS = {
     "browser": "envs.android.browser:BrowserPhone",
     "adb": "envs.android.adb:AdbPhone",
+    "appium": "envs.android.appium:AppiumPhone",
     "emulator": "envs.android.fleet:FleetPhone",
 }
 

@@ -89,7 +89,7 @@ class AndroidEnv(TextActionEnv):
         """Open a phone.
 
         tasks: "general", "webshop", "miniwob", or a file of instructions; only: families or names of tasks to keep;
-        driver: "browser", "adb", "emulator" or the `module:Class` of one's own, device: its keyword arguments;
+        driver: "browser", "adb", "appium", "emulator" or a `module:Class` of your own, device: its keyword arguments;
         evaluator: "state", "judge", "adb" or a `module:Class`, None for the one that fits the tasks, evaluator_options:
         its keyword arguments; shuffle_apps: icons of the launcher in an order of the episode's own. Raises ValueError
         for arguments that do not fit together, DeviceError where there is no such phone.
@@ -99,7 +99,7 @@ class AndroidEnv(TextActionEnv):
         if split not in ("by_seed", "train", "test"):
             raise ValueError(f"split must be by_seed, train or test, not {split!r}")
         embedded = tasks in EMBEDDED or tasks == "miniwob"
-        if embedded and driver in ("adb", "emulator"):
+        if embedded and driver in ("adb", "appium", "emulator"):
             raise ValueError(f"the tasks {tasks!r} are for the embedded phone (driver 'browser'), not for {driver!r}")
         self._tasks_of = load_tasks(tasks, only)
         self._task_set = tasks

@@ -112,3 +112,8 @@ def test_half_blocks_show_the_mean_colour_of_the_pixels_they_cover() -> None:
     assert right.style.bgcolor.triplet == (0, 0, 255)
     lines = list(half_blocks(np.zeros((300, 300, 3), np.uint8), 80).segments)
     assert len(lines) == 40 * 81
+
+
+def test_a_phone_that_cannot_be_had_is_said_in_one_line() -> None:
+    with pytest.raises(CosoError, match="none was found|there is no program at 'no-browser'"):
+        play("coso/Android-v0", {"device": {"browser": "no-browser"}}, console=console())

@@ -1,6 +1,6 @@
 """What every driver must do alike. With `--serial SERIAL` the same tests run on a real device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from envs.android.adb import AdbPhone
+from envs.android.appium import AppiumPhone
 from envs.android.browser import BrowserPhone
 from envs.android.device import Device, Start
 from envs.android.phone.content import initial_state
+from tests.envs.android.appium_stand_in import AppiumStandIn
 
 #: Quotes, shell syntax, `input text`'s own escape, every plane of Unicode, right-to-left, combining characters.
 TEXTS = [
@@ -45,26 +47,36 @@ class Driven:
         return self.inspect()["state"]
 
 
-@pytest.fixture(params=["browser", "adb-png", "adb-raw", "serial"])
-def driven(request: pytest.FixtureRequest) -> Driven:
+@pytest.fixture(params=["browser", "adb-png", "adb-raw", "appium", "serial"])
+def driven(request: pytest.FixtureRequest) -> Iterator[Driven]:
     if request.param == "serial":
         serial = request.config.getoption("--serial")
         if serial is None:
             pytest.skip("no real device: name one with --serial")
         phone = AdbPhone(serial)
         phone.reset(Start())
-        return Driven(phone, None)
+        yield Driven(phone, None)
+        return
     if request.param == "browser":
         inside: BrowserPhone = request.getfixturevalue("browser_phone")
         inside.reset(Start(initial_state(3)))
-        return Driven(inside, inside.inspect)
+        yield Driven(inside, inside.inspect)
+        return
+    if request.param == "appium":
+        inside = request.getfixturevalue("browser_phone")
+        stand_in = AppiumStandIn(inside, seed=3)
+        appium = AppiumPhone("device", stand_in.url, clear_packages=["org.coso.phone"], frame_s=0.02)
+        yield Driven(appium, inside.inspect)
+        appium.close()
+        stand_in.close()
+        return
     over = request.getfixturevalue("embedded_over_adb")
     if request.param == "adb-raw":
         port = request.getfixturevalue("adb_port")
         options = {"clear_packages": ["org.coso.phone"], "frame_s": 0.02}
         over.phone = AdbPhone(over.device.serial, server_port=port, capture="raw", **options)
     over.phone.reset(Start())
-    return Driven(over.phone, over.inside.inspect)
+    yield Driven(over.phone, over.inside.inspect)
 
 
 def test_a_screenshot_is_an_rgb_picture_of_the_screens_size(driven: Driven) -> None:

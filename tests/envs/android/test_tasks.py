@@ -167,3 +167,10 @@ def test_only_keeps_families_and_names() -> None:
         load_tasks("general", ["opn_app"])
     with pytest.raises(ValueError, match="no 'nowhere.txt'"):
         load_tasks("nowhere.txt")
+
+
+def test_the_errands_for_real_devices_can_be_read_and_share_nothing() -> None:
+    halves = load_tasks(str(Path(__file__).parents[3] / "configs" / "tasks" / "errands.yaml"))
+    train, test = ({task.instruction for task in half} for half in halves.values())
+    assert train and test and not train & test
+    assert all(task.device_checks for half in halves.values() for task in half)
