@@ -46,7 +46,7 @@ def metrics_markdown() -> str:
         "",
         "`runs/NAME/metrics.jsonl` holds one JSON object per update, TensorBoard (and W&B where configured) the same",
         "numbers. What was not measured in an update is left out; what is not finite is null. In `sync` mode two runs",
-        "of the same seed agree in every number but those of time, speed, memory, queues and bytes.",
+        "of the same seed agree in every number but those of time, speed, memory, queues, bytes and caches.",
         "",
     ]
     for title, metrics in SECTIONS.items():

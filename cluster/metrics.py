@@ -12,8 +12,8 @@ from cluster.config import RunConfig
 from cluster.run_folder import RunFolder
 
 #: Metrics under these prefixes are measurements of the machine, not of the run: two runs of the same seed differ in
-#: them and in nothing else.
-TIMING_PREFIXES = ("time/", "speed/", "memory/", "queue/", "bytes/", "mean_seconds/", "busy/")
+#: them and in nothing else. What scores are still remembered is of that kind: a resumed run begins with none.
+TIMING_PREFIXES = ("time/", "speed/", "memory/", "queue/", "bytes/", "mean_seconds/", "busy/", "cache/")
 
 
 class MetricsWriter:

@@ -48,11 +48,13 @@ class ScoringStage:
             influence, statistics = self._pool.score(utterances, labels, weights=weights)
             row |= self._fidelity(utterances, labels, weights)
             row |= training.result()
+        row["time/scorers_busy"] = statistics.pop("scorer_seconds")
+        row["cache/hits"] = statistics.pop("cache_hits")
+        row |= {f"cache/{name}": statistics.pop(name) for name in ("hit_rate", "counterfactuals")}
+        del statistics["seconds"]
         for name, value in statistics.items():
             group, separator, rest = name.partition("influence_")
             row[f"influence/{rest}" if separator and not group else f"scoring/{name}"] = value
-        row["time/scorers_busy"] = row.pop("scoring/scorer_seconds")
-        row.pop("scoring/seconds")
         return batch.with_influence(influence), row
 
     def _train(self, utterances: Utterances, labels: np.ndarray) -> Metrics:

@@ -32,6 +32,9 @@ Fact = tuple[str, ...]
 _STATIC_PREDICATES = frozenset({"receptacleatlocation"})
 #: The one rule of the task's symbol, where its text has none of the characters that mean something in a grammar.
 _TASK_SENTENCE = re.compile(r'"task": \[\s*\{\s*"rhs": ("Your task is to: [^"\\#\[\]{}<>|;]*")\s*\}\s*\]')
+#: Copies of Fast Downward's library whose engine was closed. Each holds one game, and unloading one that has played
+#: crashes the process at the next load, so they are kept for the next engine.
+_idle_libraries: list[Any] = []
 _MISSING = (
     "the ALFWorld engine is not installed ({}); it is an optional extra, which needs a C++ compiler and cmake: "
     "make setup EXTRAS=alfworld"
@@ -85,13 +88,13 @@ def shipped_text(name: str) -> str:
 
 
 class Engine:
-    """Plays one game at a time; `load` takes the next. Holds a copy of Fast Downward's library until `close`."""
+    """Plays one game at a time; `load` takes the next. Has a copy of Fast Downward's library until `close`."""
 
     def __init__(self) -> None:
         import_engine()
         import fast_downward
 
-        self._library = fast_downward.load_lib()
+        self._library = _idle_libraries.pop() if _idle_libraries else fast_downward.load_lib()
         self._game: _LoadedGame | None = None
         self._state: Any = None
 
@@ -138,11 +141,9 @@ class Engine:
         return [" ".join(command.split()) for command in plan]
 
     def close(self) -> None:
-        """Unload the library."""
-        import fast_downward
-
+        """Leave the library to the next engine."""
         if self._library is not None:
-            fast_downward.close_lib(self._library)
+            _idle_libraries.append(self._library)
             self._library = self._game = self._state = None
 
     def _loaded(self) -> _LoadedGame:

@@ -185,7 +185,7 @@ class ALFWorld(TextActionEnv):
         )
 
     def close(self) -> None:
-        """Unload the engine's library."""
+        """Let the engine go."""
         self._engine.close()
 
     # One episode.

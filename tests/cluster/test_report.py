@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +24,8 @@ from cluster.config import RunConfig
 from cluster.config_files import to_yaml, validate
 from cluster.report import evaluation, latest_model, write_report
 from cluster.report_figures import curve_figures, time_figure, time_totals, wilson_interval
-from cluster.report_samples import PICTURE_SIDE, choose_episode, picture_uri
+from cluster.report_samples import PICTURE_SIDE, choose_episode, influence_profiles, picture_uri
+from scoring.profiles import position_profile
 from tests.tiny_models import TEXTS, make_idefics3, picture
 
 HOSTILE = '<script>alert("x")</script>&{{ 7*7 }}\x00\x1b[31m'
@@ -181,6 +184,21 @@ def test_every_token_is_shaded_by_its_influence(run_folder: Path, chat: ChatProc
     assert titles == [f"influence {value:.3f}" for value in influence]
     assert TEXTS[1] in page.text
     assert "how much a token decided" in page.text
+
+
+def test_profiles_are_of_the_first_and_the_last_update_that_measured_influence(run_folder: Path) -> None:
+    folder = run_folder / "trajectories"
+    assert influence_profiles(folder) == {}
+    write_log(run_folder, 1, [step("a", 0, ""), step("a", 1, "", response_ids=[5, 6])])
+    write_log(run_folder, 2, [step("b", 0, "")])
+    write_log(run_folder, 3, [step("c", 0, "")], influence=False)
+    profiles = influence_profiles(folder)
+    expected, _ = position_profile(TrajectoryLog(folder).read(1).ragged("influence", np.float32))
+    assert list(profiles) == [1]
+    np.testing.assert_allclose(profiles[1], expected)
+    assert "Where influence lies" in Page(write_report(run_folder).read_text(encoding="utf-8")).text
+    pq.write_table(pa.table({"other": [1]}), folder / "batch_000001.parquet")
+    assert influence_profiles(folder) == {}
 
 
 def test_samples_are_a_success_and_a_failure_of_first_and_last_update(run_folder: Path) -> None:

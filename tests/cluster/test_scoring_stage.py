@@ -92,7 +92,7 @@ def test_each_mode_learns_and_scores_in_its_own_order(chat: ChatProcessor, token
         assert row["scm/version"] == row["scoring/version"] == 1  # there was nothing to score by before
         _, row = ScoringStage(config_of(mode="async"), pool, chat).score(batch)
         assert (row["scoring/version"], row["scm/version"], pool.version) == (1, 2, 2)
-        assert row["scoring/hit_rate"] == 1  # the batch and the SCM are those of before
+        assert row["cache/hit_rate"] == 1  # the batch and the SCM are those of before
         scored, row = ScoringStage(config_of(mode="sync"), pool, chat).score(batch)
         assert row["scoring/version"] == row["scm/version"] == 3
 

@@ -142,6 +142,25 @@ def test_a_game_without_its_parts_is_told_so(engine: Engine) -> None:
         engine.load({})
 
 
+def test_engines_come_and_go_beside_others(games: list[GameFile]) -> None:
+    """Unloading a library that has played crashes the process at the next load; two engines must not share one."""
+    engines = []
+    for number in range(6):
+        one = Engine()
+        one.load(games[number].game)
+        first = one.reset()
+        if number % 2:
+            one.close()
+            one.close()
+        else:
+            engines.append((number, one, first))
+    for number, one, first in engines:
+        assert one.step("look").admissible == first.admissible
+        one.load(games[number].game)
+        assert one.reset() == first
+        one.close()
+
+
 def test_the_planner_wins(engine: Engine, games: list[GameFile]) -> None:
     engine.load(games[0].game)
     state = engine.reset()
