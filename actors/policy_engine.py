@@ -39,7 +39,6 @@ class PolicyServerOptions:
     tensor_parallel: int = 1  # GPUs
     kv_cache_bytes: int = 32 << 20  # CPU only
     gpu_memory_utilization: float = 0.85  # GPU only
-    deterministic: bool = False  # no prefix caching, so that `generate_batch` repeats bit by bit
     seed: int = 0
     transport: Transport = "shared_memory"
     start_deadline_s: float = 300.0
@@ -118,7 +117,10 @@ def _engine_arguments(options: PolicyServerOptions) -> dict[str, Any]:
         "max_num_seqs": options.max_concurrent_requests,
         "limit_mm_per_prompt": {"image": 1},
         "mm_processor_cache_gb": IMAGE_CACHE_GIB,
-        "enable_prefix_caching": not options.deterministic,
+        # Prompts begin with the picture, so there is little to share, and an answer would depend on what was asked
+        # before. And vLLM 0.32 lets go of an image whose prompt it finds in this cache: when a weight swap then clears
+        # the cache under the running request, the engine dies ("Encoder cache miss").
+        "enable_prefix_caching": False,
         "generation_config": "vllm",  # sampling is what the request says, not what the model's folder suggests
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: after temperature and bans
         "tensor_parallel_size": options.tensor_parallel,

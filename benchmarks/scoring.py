@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +123,30 @@ def cpu_seconds(pool: ScoringPool) -> float:
     """CPU time of all scorers so far."""
     times = [psutil.Process(int(worker["pid"])).cpu_times() for worker in pool.check()]
     return sum(each.user + each.system for each in times)
+
+
+def matmul_rate(begin: float, seconds: float) -> float:
+    """FLOP/s of float32 matrix products on one thread of this process, from the time `begin` on."""
+    torch.set_num_threads(1)
+    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    time.sleep(max(0.0, begin - time.time()))
+    products, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        left @ right
+        products += 1
+    return products * 2 * 1024**3 / (time.perf_counter() - begun)
+
+
+def machine_scaling() -> float:
+    """What two processes get of the machine, over what one gets: no pool can scale better. The best of three."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+        list(processes.map(matmul_rate, [0.0] * 2, [0.1] * 2))  # both have imported torch
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(3):
+            for count in (1, 2):
+                begin = time.time() + 0.3
+                rates[count].append(sum(processes.map(matmul_rate, [begin] * count, [2.0] * count)))
+    return max(rates[2]) / max(rates[1])
 
 
 def matmul_peak() -> float:
@@ -413,6 +439,7 @@ def main() -> None:
         "cores": len(os.sched_getaffinity(0)),
         "scm": {"shape": "published (128 wide, 3 layers)", "accuracy": report.metrics["accuracy"], "window": WINDOW},
         "matmul_peak_gflops_one_thread": peak / 1e9,
+        "matmul_scaling_1_to_2_processes": machine_scaling(),
     }
     print("distinct utterances", flush=True)
     result["distinct"] = distinct_case(trainer, tokens, utterances, labels, peak)

@@ -41,7 +41,6 @@ def policy_server_options(config: RunConfig, temporary: Path, index: int, chosen
         tensor_parallel=server.tensor_parallel,
         kv_cache_bytes=server.kv_cache_bytes,
         gpu_memory_utilization=server.gpu_memory_utilization,
-        deterministic=config.mode == "sync",
         seed=config.seed,
         transport=chosen,
         start_deadline_s=server.start_deadline_s,

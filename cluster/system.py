@@ -30,7 +30,7 @@ from cluster.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
 from cluster.run_folder import RunFolder
 from cluster.scoring_stage import ScoringStage
 from cluster.supervision import Supervisor
-from cluster.waiting import answer, answers
+from cluster.waiting import answer, answer_of_restarted, answers
 from cluster.warm_start import read_demonstrations
 from envs.parsing import Parser
 from learner.checkpoint import CheckpointMismatch
@@ -152,8 +152,12 @@ class System:
         prompt, image, png = self._probe
         request = GenerationRequest(prompt, image, png, self.config.rollout.temperature, SYNC_CHECK_TOKENS, seed=1)
         name, server = list(self.servers.items())[version % len(self.servers)]
-        deadline = self.config.policy_server.generate_deadline_s
-        (made,) = await answer(server.generate_batch.remote([request]), deadline, f"the sync check of {name}")
+        serving = self.config.policy_server
+        (made,) = await answer_of_restarted(
+            lambda: server.generate_batch.remote([request]),
+            serving.start_deadline_s + serving.generate_deadline_s,
+            f"the sync check of {name}",
+        )
         probe = TrajectoryBatch.from_rows(
             [
                 {

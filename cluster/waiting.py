@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ray.exceptions import RayActorError, RayTaskError
+
 from cluster.errors import DeadlineExceeded
+
+#: Between two calls to an actor that Ray is restarting, seconds.
+RESTART_POLL_S = 0.5
 
 
 async def answer(reference: Any, deadline_s: float, what: str) -> Any:
     """The result of one Ray call. Raises `DeadlineExceeded` naming `what`, or what the call raised."""
     return (await answers([reference], deadline_s, what))[0]
+
+
+async def answer_of_restarted(call: Callable[[], Any], deadline_s: float, what: str) -> Any:
+    """`answer` of an actor that Ray restarts: where it dies, `call` asks its next process, within the same deadline."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        try:
+            return await answer(call(), max(0.1, deadline - time.monotonic()), what)
+        except RayActorError as error:
+            # One that is also a RayTaskError comes from a living actor, which could not get over another's death.
+            if isinstance(error, RayTaskError) or time.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(RESTART_POLL_S)
 
 
 async def answers(references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:

@@ -46,7 +46,6 @@ def policy_server(ray_cluster: Any, tiny_vlm: Path) -> Iterator[LiveServer]:
             temp_folder=temp_folder,
             max_model_len=512,
             max_concurrent_requests=16,
-            deterministic=True,
             generate_deadline_s=60.0,
         )
         board = ray_cluster.remote(WeightBoard).options(num_cpus=0).remote()

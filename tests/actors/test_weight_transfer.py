@@ -6,13 +6,14 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.actors.conftest import LiveServer, Reference, request, wait_until_gone
+from tests.actors.conftest import PROMPT, LiveServer, Reference, request, wait_until_gone
 
 
 class Learner:
@@ -86,7 +87,11 @@ def test_requests_in_flight_go_on_under_the_new_weights(
     old_version, new_version = policy_server.next_version(), policy_server.next_version()
     policy_server.sync(publisher.publish(old_version, old.weights()))
     update = publisher.publish(new_version, new.weights())
-    questions = [request(seed, temperature=1.0, max_new_tokens=400) for seed in range(12)]
+    # Asked before, and longer than a block of the engine's KV cache: what a cached prompt's image is needed for again.
+    long_prompt = " ".join([PROMPT] * 10)
+    questions = [request(seed, temperature=1.0, max_new_tokens=300, prompt=long_prompt) for seed in range(12)]
+    for question in questions:
+        policy_server.ask("generate", replace(question, max_new_tokens=1))
     pending = [policy_server.actor.generate.remote(question) for question in questions]
     deadline = time.monotonic() + 30
     while policy_server.ask("status")["running"] < len(questions) and time.monotonic() < deadline:
