@@ -43,6 +43,8 @@ def make(
     unseen: Annotated[int, typer.Option(min=0, help="Games per held-out floor plan and task type.")] = 3,
     task: Tasks = None,
     floor_plan: Plans = None,
+    target: Annotated[str, typer.Option("--object", help="Only games about this kind of object, as SoapBar.")] = "",
+    receptacle: Annotated[str, typer.Option(help="Only games whose goal is this kind of receptacle, as Toilet.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Fixes every game.")] = 1,
     horizon: Annotated[int, typer.Option(min=1, help="Steps within which the expert must win.")] = 50,
     workers: Workers = None,
@@ -58,7 +60,7 @@ def make(
     wanted = [
         request
         for split, count in (("train", train), ("seen", seen), ("unseen", unseen))
-        for request in requests(split, count, seed, task or (), floor_plan or ())
+        for request in requests(split, count, seed, task or (), floor_plan or (), target, receptacle)
     ]
     if not wanted:
         raise CosoError("there is no game to make: no floor plan of the split has a room for the task")

@@ -48,6 +48,8 @@ class GameRequest:
     task: str
     index: int
     seed: int
+    target: str = ""  # only this kind of object ("SoapBar"); any where empty
+    receptacle: str = ""  # only this kind of receptacle as its goal
     attempt: int = 0
 
     @property
@@ -70,7 +72,13 @@ class CannotBeMade(ValueError):
 
 
 def requests(
-    split: str, per_task: int, seed: int, tasks: Sequence[str] = (), floor_plans: Sequence[int] = ()
+    split: str,
+    per_task: int,
+    seed: int,
+    tasks: Sequence[str] = (),
+    floor_plans: Sequence[int] = (),
+    target: str = "",
+    receptacle: str = "",
 ) -> Iterator[GameRequest]:
     """`per_task` games for every floor plan of a split ("train", "seen", "unseen") and every task its room allows."""
     for plan in floor_plans or FLOOR_PLANS:
@@ -79,7 +87,7 @@ def requests(
         for task in tasks or TASKS:
             if room_of(plan) in TASK_ROOMS[task]:
                 for index in range(per_task):
-                    yield GameRequest(split, plan, task, index, seed)
+                    yield GameRequest(split, plan, task, index, seed, target, receptacle)
 
 
 def make_game(request: GameRequest) -> MadeGame:
@@ -181,7 +189,7 @@ def _choose(request: GameRequest, plan: _FloorPlan, tables: _Tables, rng: random
     places = sorted({_kind(name) for name in plan.receptacles})
     held = {place: {kind for kind in plan.kinds if kind in tables.fits.get(place, ())} for place in places}
     if request.task == "look_at_obj_in_light":
-        targets = sorted(set().union(*held.values()))
+        targets = sorted(kind for kind in set().union(*held.values()) if request.target in ("", kind))
         if not plan.lamps or not targets or not any(place in _LAMP_PLACES for place in places):
             raise CannotBeMade(f"FloorPlan{request.floor_plan} has no lamp, or no place for one")
         return rng.choice(targets), "", rng.choice(plan.lamps)
@@ -191,6 +199,8 @@ def _choose(request: GameRequest, plan: _FloorPlan, tables: _Tables, rng: random
         for place in places
         for kind in sorted(held[place])
         if place != changer
+        and request.target in ("", kind)
+        and request.receptacle in ("", place)
         and (not changer or (changer in places and kind in tables.properties[changeable]))
         # It has to be somewhere else at first.
         and any(kind in held[other] for other in places if other != place)

@@ -37,6 +37,14 @@ def test_a_request_is_always_the_same_game_and_others_are_others() -> None:
     assert len({make_game(each).game["pddl_problem"] for each in [request, *others]}) == 5
 
 
+def test_a_request_for_one_kind_of_object_and_receptacle_gets_it() -> None:
+    for request in requests("train", 2, 0, ["pick_and_place_simple"], [406, 412], "SoapBar", "Toilet"):
+        names = make_game(request).trajectory["pddl_params"]
+        assert (names["object_target"], names["parent_target"]) == ("SoapBar", "Toilet")
+    with pytest.raises(CannotBeMade):
+        make_game(GameRequest("train", 406, "pick_and_place_simple", 0, 0, target="Laptop"))
+
+
 def test_nearly_every_floor_plan_and_task_can_be_made() -> None:
     """A few rooms lack what a task needs (a lamp, something to clean); games of them are refused, not faulty."""
     outcomes = Counter[str]()
