@@ -96,7 +96,8 @@ def options(model_folder) -> LearnerOptions:
         minibatch=8,
         micro_batch=3,
         token_chunk=50,
-        engine=EngineOptions(gradient_clip=0.5),
+        # AdamW divides a gradient by its own size: with the usual epsilon, rounding in a tiny one is a whole step.
+        engine=EngineOptions(gradient_clip=0.5, epsilon=1e-5),
         schedule=ScheduleOptions(learning_rate=1e-3, final_learning_rate=1e-4, total_updates=3),
     )
 
