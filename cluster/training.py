@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ def evaluate(config: RunConfig) -> dict[str, float]:
         row["evaluation/environment_failures"] += result.failed
         return row
 
-    with Console(f"eval {config.model.path}", 0, config.logging.console) as console, ray_session(config) as temporary:
+    # Standard output is left to the figures, so that they can be redirected.
+    title = f"eval {config.model.path}"
+    with Console(title, 0, config.logging.console, sys.stderr) as console, ray_session(config) as temporary:
         console.stage(f"evaluating on {config.training.evaluation_episodes} held-out episodes")
         return asyncio.run(measure(temporary))
 

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -176,3 +177,14 @@ def test_interrupting_a_run_ends_everything_and_saves_what_was_saved(coso: Coso)
     assert process.returncode == 130, output
     assert_nothing_left(members, run, process.pid, before)
     assert read_metrics(run / "metrics.jsonl")
+
+
+def test_an_evaluation_prints_its_figures_and_nothing_else(coso: Coso) -> None:
+    words = [*coso.words, "--episodes", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "eval", *words], capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["evaluation/episodes"] == 4 and 0 <= figures["evaluation/success"] <= 1
+    assert "evaluating" in done.stderr
