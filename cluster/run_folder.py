@@ -111,6 +111,8 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def unlock(self) -> None:
+        """Let go of the folder. What an ending that was itself interrupted (a second Ctrl-C) left behind goes too."""
+        self._remove_leftovers(os.getpid())
         (self.path / "lock").unlink(missing_ok=True)
 
     def require_space(self) -> None:

@@ -11,11 +11,13 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.config import RunConfig
 from cluster.config_files import validate
 from cluster.errors import CosoError
 from cluster.run_folder import MINIMUM_FREE_BYTES, Progress, RunFolder
+from learner.publish import SharedMemoryPublisher
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,6 +39,15 @@ def test_a_new_run_folder_holds_its_config_and_is_locked(tmp_path: Path) -> None
     assert json.loads((run.path / "lock").read_text())["pid"] == os.getpid()
     run.unlock()
     assert not (run.path / "lock").exists()
+
+
+def test_letting_go_removes_what_an_interrupted_ending_left(tmp_path: Path) -> None:
+    """A second Ctrl-C breaks off the cleaning up of the first."""
+    run = create(tmp_path)
+    weights = SharedMemoryPublisher(run.weights_name(os.getpid()), run.path).publish(1, [("weight", torch.zeros(1))])
+    assert weights.path is not None and Path(weights.path).exists()
+    run.unlock()
+    assert not Path(weights.path).exists()
 
 
 def test_a_run_folder_that_exists_is_left_alone_and_the_error_says_what_to_do(tmp_path: Path) -> None:
