@@ -105,13 +105,15 @@ class Blackjack(TextActionEnv):
         return np.array([min(rank(self._dealer[0]), 10) - 1, total, int(soft), *ranks], np.int32)
 
     def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
-        action = self.with_noise(basic_strategy(self._player, self._dealer[0]), rng, noise, habit)
+        best = basic_strategy(self._player, self._dealer[0])
+        action = self.with_noise(best, rng, noise, habit)
         total, soft = points(self._player)
         dealer = rank_name(self._dealer[0])
+        hand = f"{'soft ' if soft else ''}{total}"
         fields = {
             "dealer": dealer,
             "player": " ".join(rank_name(code) for code in self._player),
-            "thoughts": f"I have {'soft ' if soft else ''}{total} and the dealer shows {dealer} so I should {action}",
+            "thoughts": f"I have {hand} and the dealer shows {dealer} the book says {best} so I should {action}",
         }
         return json_answer(fields, action)
 

@@ -100,16 +100,14 @@ class FormulaGame(TextActionEnv):
 
     def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
         way = self.solution()
-        best = EQUALS if not way else way[0]
-        action = self.with_noise(best, rng, noise, habit)
-        if way is None:
-            plan = f"nothing makes {self.target_points} from here"
-        else:
-            plan = f"{shown([*self._formula, *way])} makes {self.target_points}"
+        rest = (EQUALS,) if way is None else (*way, EQUALS)
+        action = self.with_noise(rest[0], rng, noise, habit)
+        # The plan goes on where the formula ends, so whoever can write it finds the next entry behind "then".
+        makes = f"makes {self.target_points}" if way is not None else f"since nothing makes {self.target_points}"
         fields = {
             "cards": " ".join(rank_name(code) for code in self._cards),
             "formula": shown(self._formula) or "empty",
-            "thoughts": f"{plan} so I should say {action}",
+            "thoughts": f"then {shown(rest)} {makes} so I should say {action}",
         }
         return json_answer(fields, action)
 

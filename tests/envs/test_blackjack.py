@@ -275,7 +275,7 @@ def test_the_expert_says_what_it_sees_and_does_the_best() -> None:
     assert said == {
         "dealer": "K",
         "player": "A 6",
-        "thoughts": "I have soft 17 and the dealer shows K so I should hit",
+        "thoughts": "I have soft 17 and the dealer shows K the book says hit so I should hit",
         "action": "hit",
     }
     answers = [json.loads(at("HT D9", "SK D5").expert_utterance(rng, 0.6, "hit")) for _ in range(1000)]

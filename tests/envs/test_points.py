@@ -219,7 +219,10 @@ def test_the_expert_solves_every_deal_that_can_be_solved(game: type[FormulaGame]
             assert list(said) == ["cards", "formula", "thoughts", "action"]
             assert said["cards"].split() == ["10" if code[1] == "T" else code[1] for code in env.state["cards"]]
             assert said["thoughts"].endswith(f"so I should say {said['action']}")
-            plans.add(said["thoughts"].split(" makes ")[0])
+            begun = "" if said["formula"] == "empty" else said["formula"] + " "
+            rest = said["thoughts"].removeprefix("then ").split(" makes ")[0]
+            assert rest.split()[0] == said["action"]
+            plans.add(begun + rest)
             _, reward, terminated, truncated, _ = env.step(say(said["action"]))
             if terminated or truncated:
                 break
