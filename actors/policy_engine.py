@@ -35,6 +35,7 @@ class PolicyServerOptions:
     dtype: str = "float32"
     max_model_len: int = 1024  # prompt and answer together, tokens
     max_concurrent_requests: int = 64
+    images_per_prompt: int = 1  # at most; a policy's prompts have one
     device: Literal["cpu", "cuda"] = "cpu"
     tensor_parallel: int = 1  # GPUs
     kv_cache_bytes: int = 32 << 20  # CPU only
@@ -115,7 +116,7 @@ def _engine_arguments(options: PolicyServerOptions) -> dict[str, Any]:
         "seed": options.seed,
         "max_model_len": options.max_model_len,
         "max_num_seqs": options.max_concurrent_requests,
-        "limit_mm_per_prompt": {"image": 1},
+        "limit_mm_per_prompt": {"image": options.images_per_prompt},
         "mm_processor_cache_gb": IMAGE_CACHE_GIB,
         # Prompts begin with the picture, so there is little to share, and an answer would depend on what was asked
         # before. And vLLM 0.32 lets go of an image whose prompt it finds in this cache: when a weight swap then clears

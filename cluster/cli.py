@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -14,11 +13,12 @@ import typer
 
 from cluster import alfworld_command
 from cluster.config import RunConfig
-from cluster.config_files import keyword_arguments, load_config, to_yaml, validate
+from cluster.config_files import config_of_words, keyword_arguments, to_yaml, validate
 from cluster.demos_command import demos
 from cluster.errors import CosoError
 from cluster.fleet.command import fleet_app
 from cluster.influence_command import influence
+from cluster.serve_command import serve
 
 #: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
 INTERRUPTED = 130
@@ -57,7 +57,7 @@ def train(
     overwrite: Overwrite = False,
 ) -> None:
     """Train a vision-language agent online, and end with its success before and after and a report to open."""
-    config = _config(words)
+    config = config_of_words(words)
     configs = _per_seed(config, seed)
     if dry_run:
         for each in configs:
@@ -72,7 +72,7 @@ def train(
 @app.command()
 def warmstart(words: Words, dry_run: DryRun = False, overwrite: Overwrite = False) -> None:
     """Make a small VLM (or take `model.path`) and teach it the answer format on an expert's demonstrations."""
-    config = _config(words)
+    config = config_of_words(words)
     if dry_run:
         _print_plan(config)
         return
@@ -118,7 +118,7 @@ def evaluate(
         }.items()
         if value is not None
     }
-    config = _config([*words, *(f"{key}={json.dumps(value)}" for key, value in changes.items())])
+    config = config_of_words([*words, *(f"{key}={json.dumps(value)}" for key, value in changes.items())])
     from cluster.training import evaluate as run_evaluation
 
     typer.echo(json.dumps(run_evaluation(config), indent=1))
@@ -134,6 +134,7 @@ def report(run: RunPath) -> None:
 
 
 app.command()(influence)
+app.command()(serve)
 
 
 @app.command()
@@ -181,12 +182,7 @@ def show_config(
 
         typer.echo(config_markdown(RunConfig), nl=False)
     else:
-        typer.echo(to_yaml(_config(words or [])), nl=False)
-
-
-def _config(words: list[str]) -> RunConfig:
-    files = [word for word in words if word.endswith((".yaml", ".yml")) and not re.match(r"[\w.]+=", word)]
-    return load_config(files, [word for word in words if word not in files])
+        typer.echo(to_yaml(config_of_words(words or [])), nl=False)
 
 
 def _per_seed(config: RunConfig, seed: str | None) -> list[RunConfig]:

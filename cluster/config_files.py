@@ -53,6 +53,12 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     return validate(merged, sources)
 
 
+def config_of_words(words: Sequence[str]) -> RunConfig:
+    """The config that a command line's words say: names of YAML files, and overrides. Raises `CosoError`."""
+    files = [word for word in words if word.endswith((".yaml", ".yml")) and not re.match(r"[\w.]+=", word)]
+    return load_config(files, [word for word in words if word not in files])
+
+
 def overlay(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
     """`layer` laid over `base`: mappings merge key by key, everything else replaces."""
     merged = dict(base)

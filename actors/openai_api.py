@@ -1,0 +1,57 @@
+"""An engine behind an OpenAI-compatible HTTP endpoint, for instance as the judge of phone tasks.
+
+The endpoint is vLLM's own; the engine is one that `start_engine` started, as in a run's policy servers.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one. Raises OSError."""
+    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+async def serve(
+    engine: AsyncLLM, model_path: str, name: str, bound: socket.socket, on_serving: Callable[[], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM; `on_serving` is called once requests are taken.
+
+    Endpoint: `/v1/chat/completions`, and what else vLLM offers for the model, which requests call `name`. Where
+    `VLLM_API_KEY` is in the environment, they have to bear that key.
+    """
+    import uvicorn
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(
+        ["--model", model_path, "--served-model-name", name, "--disable-fastapi-docs"]
+    )
+    tasks = await engine.get_supported_tasks()
+    app = build_app(arguments, tasks, engine.model_config)
+    await init_app_state(engine, app.state, arguments, tasks)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            on_serving()
+
+    # A request that is running when the end is asked for has five seconds.
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    await server.serve(sockets=[bound])
