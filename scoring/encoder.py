@@ -7,6 +7,7 @@ It computes what `StructuralCausalModel.forward` does for each of them, arranged
 * A counterfactual's first layer reads rows that are either the utterance's own or the null token's at that
   place. Embeddings, queries, keys and values of both are computed once, for 2 n rows; each counterfactual picks
   its rows from them. From there on every row of a counterfactual differs.
+* Linear layers have their weights laid out for the machine once per version (`scoring.linear`).
 * Rows go through the layers in runs of whole counterfactuals short enough to stay in a core's cache, where matrix
   multiplication runs at the machine's peak and the element-wise parts cost little.
 
@@ -14,12 +15,17 @@ How an utterance is cut into runs depends on its length alone, and nothing of an
 result is the same to the last bit whatever else is scored, in which order, and by which worker.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from scoring.linear import PackedLinear
 from scoring.scm import StructuralCausalModel, labels_log_probability
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
@@ -51,6 +57,8 @@ class CounterfactualEncoder:
         self.window = window
         self.null_id = null_id
         self.batch_tokens = batch_tokens
+        self._packed: list[_PackedLayer] = []
+        self._packed_version: list[tuple[int, int]] = []
 
     @torch.inference_mode()
     def probabilities_less_one(
@@ -92,13 +100,40 @@ class CounterfactualEncoder:
         projected: the first layer's queries, keys and values, (count * n, 3 * hidden).
         """
         settings = self.scm.settings
+        packed = self._packed_layers()
         shape = (count, len(rows) // count, settings.heads, settings.hidden // settings.heads)
-        for index, layer in enumerate(self.scm.encoder.layers):
-            attention = layer.self_attn
+        for index, (layer, of_layer) in enumerate(zip(self.scm.encoder.layers, packed, strict=True)):
             if index:
-                projected = functional.linear(rows, attention.in_proj_weight, attention.in_proj_bias)
+                projected = of_layer.projections(rows)
             query, key, value = (part.view(shape).transpose(1, 2) for part in projected.split(settings.hidden, dim=1))
             mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(rows.shape)
-            rows = layer.norm1(attention.out_proj(mixed).add_(rows))
-            rows = layer.norm2(layer.linear2(functional.gelu(layer.linear1(rows))).add_(rows))
+            rows = layer.norm1(of_layer.attention_output(mixed).add_(rows))
+            rows = layer.norm2(of_layer.second(of_layer.first.gelu(rows)).add_(rows))
         return rows.view(count, -1, settings.hidden).mean(dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
+
+    def _packed_layers(self) -> list[_PackedLayer]:
+        """The encoder's linear layers with the present weights."""
+        version = [(each.data_ptr(), each._version) for each in self.scm.encoder.parameters()]
+        if version != self._packed_version:
+            self._packed = [
+                _PackedLayer(
+                    projections=self._pack(layer.self_attn.in_proj_weight, layer.self_attn.in_proj_bias),
+                    attention_output=self._pack(layer.self_attn.out_proj.weight, layer.self_attn.out_proj.bias),
+                    first=self._pack(layer.linear1.weight, layer.linear1.bias),
+                    second=self._pack(layer.linear2.weight, layer.linear2.bias),
+                )
+                for layer in self.scm.encoder.layers
+            ]
+            self._packed_version = version
+        return self._packed
+
+    def _pack(self, weight: Tensor, bias: Tensor) -> PackedLinear:
+        return PackedLinear(weight, bias, self.batch_tokens)
+
+
+@dataclass(frozen=True)
+class _PackedLayer:
+    projections: PackedLinear
+    attention_output: PackedLinear
+    first: PackedLinear
+    second: PackedLinear
