@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest
-from actors.trajectory import (
-    END_TERMINATED,
-    END_TRUNCATED,
-    PngEncoder,
-    TrajectoryBatch,
-)
+from actors.trajectory import PngEncoder, TrajectoryBatch, outcome_columns
 
 #: Held-out evaluation seeds start here and training seeds stay below, so the two never meet.
 EVALUATION_SEED_BASE = 2**30
@@ -108,14 +103,7 @@ class EpisodeRecorder:
                 "policy_versions": [{"version": v, "start": s} for v, s in generation.version_spans],
                 "finish_reason": generation.finish_reason,
                 "utterance": generation.text,
-                "action": info["action"],
-                "action_labels": info["action_labels"],
-                "valid": info["valid"],
-                "reward": reward,
-                "terminated": terminated,
-                "truncated": truncated,
-                "success": info["success"],
-                "end_reason": (END_TERMINATED if terminated else END_TRUNCATED) if self.over else "",
+                **outcome_columns(reward, terminated, truncated, info),
                 "generate_seconds": generation.seconds,
                 "environment_seconds": environment_seconds,
             }

@@ -81,6 +81,18 @@ STEP_SCHEMA = pa.schema(
 IMAGE_SCHEMA = pa.schema([("hash", pa.string()), ("png", pa.binary())])
 
 
+def outcome_columns(reward: float, terminated: bool, truncated: bool, info: dict[str, Any]) -> dict[str, Any]:
+    """The columns, from `action` to `end_reason`, that tell what an environment's `step` returned."""
+    ended = END_TERMINATED if terminated else END_TRUNCATED if truncated else ""
+    return {
+        **{name: info[name] for name in ("action", "action_labels", "valid", "success")},
+        "reward": reward,
+        "terminated": terminated,
+        "truncated": truncated,
+        "end_reason": ended,
+    }
+
+
 class SchemaMismatch(ValueError):
     """A trajectory file was written under another schema than this program reads."""
 

@@ -19,14 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from actors.episode import training_seed
-from actors.trajectory import (
-    END_TERMINATED,
-    END_TRUNCATED,
-    PngEncoder,
-    SchemaMismatch,
-    TrajectoryBatch,
-    TrajectoryLog,
-)
+from actors.trajectory import PngEncoder, SchemaMismatch, TrajectoryBatch, TrajectoryLog, outcome_columns
 from cluster.environments import make_environment
 from cluster.errors import CosoError
 
@@ -108,14 +101,7 @@ def demonstrate(
                     "prompt": prompt,
                     "image": image,
                     "utterance": utterance,
-                    "action": info["action"],
-                    "action_labels": info["action_labels"],
-                    "valid": info["valid"],
-                    "reward": reward,
-                    "terminated": terminated,
-                    "truncated": truncated,
-                    "success": info["success"],
-                    "end_reason": (END_TERMINATED if terminated else END_TRUNCATED) if over else "",
+                    **outcome_columns(float(reward), terminated, truncated, info),
                 }
             )
             step += 1
