@@ -28,15 +28,12 @@ import numpy as np
 import psutil
 
 from actors.environment_host import EnvironmentFailure, EnvironmentHost
-from envs.android.actions import Point
-from envs.android.browser import BrowserPhone
-from envs.android.device import Device, DeviceError, Key, Start
-from envs.android.evaluators import Evaluator, Moment, Verdict
+from benchmarks.phone_devices import SCREEN, serve_still
+from envs.android.device import DeviceError
 
 ENV_ID = "coso/Android-v0"
 PHONES = (1, 4, 16, 32)
 SCALING_S = 10.0
-SCREEN = (360, 640)
 SLOW_PHONES, SLOW_MEAN_S, SLOW_SIGMA = 256, 2.0, 0.5
 LATENCY_S, LOCK_STEP_ROUNDS = 40.0, 6
 SOAK_EPISODES, SOAK_PHONES, SOAK_FAILURES = 2000, 16, 0.01
@@ -130,36 +127,6 @@ async def scaling() -> dict[str, Any]:
     return {"seconds_each": SCALING_S, "screen": SCREEN, "rows": rows}
 
 
-class StillShell:
-    """A device that shows one picture at once: what remains is adb and the driver."""
-
-    def __init__(self) -> None:
-        from envs.android.device_server import EmbeddedPhoneShell
-        from envs.android.phone.content import initial_state
-
-        phone = BrowserPhone()
-        shell = EmbeddedPhoneShell(phone)
-        phone.reset(Start(initial_state(3)))
-        self.screens = {"screencap -p": shell.screen(True), "screencap": shell.screen(False)}
-        phone.close()
-
-    def __call__(self, command: str) -> tuple[int, bytes]:
-        if command in self.screens:
-            return 0, self.screens[command]
-        return 0, b"1\n" if command.startswith("getprop") else b""
-
-
-def serve_still(port: int) -> None:
-    """A device server in a process of its own, as a device is."""
-    from envs.android.device_server import DeviceServer
-
-    async def run() -> None:
-        await DeviceServer(StillShell()).start(port)
-        await asyncio.Event().wait()
-
-    asyncio.run(run())
-
-
 def adb() -> dict[str, Any]:
     """Capture + tap through Debian's adb server, over loopback."""
     import multiprocessing
@@ -213,54 +180,6 @@ def adb() -> dict[str, Any]:
         device.join()
 
 
-class SlowDevice(Device):
-    """A device with one still screen whose every action takes a lognormal time, as an emulator's does."""
-
-    def __init__(self, mean_s: float, sigma: float) -> None:
-        self._screen = np.random.default_rng(0).integers(0, 255, (SCREEN[1], SCREEN[0], 3), np.uint8)
-        self._rng = random.Random(os.getpid())
-        self._mu, self._sigma = np.log(mean_s) - sigma**2 / 2, sigma
-        #: Seconds the last action took.
-        self.last_s = 0.0
-
-    @property
-    def screen_size(self) -> tuple[int, int]:
-        return SCREEN
-
-    def reset(self, start: Start) -> None:
-        self.last_s = 0.0
-
-    def screenshot(self) -> np.ndarray:
-        return self._screen.copy()
-
-    def tap(self, at: Point) -> None:
-        self.last_s = self._rng.lognormvariate(self._mu, self._sigma)
-        time.sleep(self.last_s)
-
-    def swipe(self, touch: Point, lift: Point, duration_s: float = 0.3) -> None:
-        self.tap(touch)
-
-    def text(self, text: str) -> None:
-        self.tap((0, 0))
-
-    def key(self, key: Key) -> None:
-        self.tap((0, 0))
-
-    def health(self) -> str:
-        return "slow"
-
-    def close(self) -> None:
-        pass
-
-
-class Never(Evaluator):
-    """Judges nothing to be done; tells how long the device took, as a negative reward in seconds."""
-
-    def verdict(self, moment: Moment) -> Verdict:
-        assert isinstance(moment.device, SlowDevice)
-        return Verdict(success=False, over=False, reward=-moment.device.last_s)
-
-
 async def latency() -> dict[str, Any]:
     """The share of the ideal throughput that phones keep when each goes at its own pace, and in lock-step."""
     with tempfile.TemporaryDirectory() as folder:
@@ -268,9 +187,9 @@ async def latency() -> dict[str, Any]:
         tasks.write_text("Wait\n")
         kwargs = {
             "tasks": str(tasks),
-            "driver": "benchmarks.phones:SlowDevice",
+            "driver": "benchmarks.phone_devices:SlowDevice",
             "device": {"mean_s": SLOW_MEAN_S, "sigma": SLOW_SIGMA},
-            "evaluator": "benchmarks.phones:Never",
+            "evaluator": "benchmarks.phone_devices:Never",
             "horizon": 10**6,
         }
         hosts = await begin(SLOW_PHONES, kwargs)
@@ -351,29 +270,6 @@ def play_all(tasks: str, split: str, agent: str) -> dict[str, Any]:
     return {"tasks": len(every), "succeeded": succeeded, "steps_per_episode": round(steps / len(every), 2)}
 
 
-class FlakyPhone(BrowserPhone):
-    """An embedded phone of whose calls a share fails: raises, hangs past the deadline, or takes its process along."""
-
-    def __init__(self, log: str, share: float) -> None:
-        self._log, self._share = log, 0.0
-        self._rng = random.Random(os.getpid() * 1009 + time.time_ns() % 1000)
-        super().__init__()
-        self._share = share
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        if self._rng.random() < self._share:
-            kind = self._rng.choices(("error", "died", "timeout"), (8, 1, 1))[0]
-            # One write of a line is whole, however many processes write.
-            with open(self._log, "a", encoding="utf-8") as log:
-                log.write(f"{kind}\n")
-            if kind == "died":
-                os._exit(1)
-            if kind == "timeout":
-                time.sleep(3600)
-            raise DeviceError("failed on purpose")
-        return super()._call(name, *arguments)
-
-
 async def soak() -> dict[str, Any]:
     """Thousands of short episodes with calls that fail at random: none may stall, leak or go uncounted."""
     from actors.environment_restarts import RestartPolicy
@@ -382,7 +278,7 @@ async def soak() -> dict[str, Any]:
         log = Path(folder) / "failures.txt"
         log.touch()
         kwargs = {
-            "driver": "benchmarks.phones:FlakyPhone",
+            "driver": "benchmarks.phone_devices:FlakyPhone",
             "device": {"log": str(log), "share": SOAK_FAILURES},
             "horizon": 4,
         }
