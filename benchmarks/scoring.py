@@ -20,6 +20,7 @@ Takes about eight minutes on two quiet cores.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -41,6 +42,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.published_scoring import POSITIONS_AT_ONCE, Ids, Published
+from scoring.encoder import in_precision
 from scoring.estimators import make_estimator
 from scoring.pool import PoolSettings, ScoringPool
 from scoring.scm import ScmSettings, StructuralCausalModel
@@ -56,6 +58,11 @@ PUBLISHED_REPEATS = 2
 WINDOW = 4
 #: Positions at which the published procedure is timed on an utterance of 1,000 tokens; the rest is extrapolated.
 SAMPLED_POSITIONS = 128
+
+def scoring_copy(trainer: ScmTrainer) -> StructuralCausalModel:
+    """The trainer's SCM as the pool's scorers have it in float32; the published procedure gets it too."""
+    return in_precision(copy.deepcopy(trainer.scm), "float32")
+
 
 def fast_effects(scm: StructuralCausalModel, tokens: TokenFacts, ids: NDArray, labels: NDArray) -> NDArray[np.float64]:
     """The pool's effects of an utterance, before they are made relative; 0 where nothing is evaluated."""
@@ -173,7 +180,7 @@ def distinct_case(
     trainer: ScmTrainer, tokens: TokenFacts, utterances: Ids, labels: NDArray[np.int32], peak: float
 ) -> dict[str, Any]:
     """Distinct utterances: both readings of the published procedure, the pool with one and two workers, agreement."""
-    scm = trainer.scm
+    scm = scoring_copy(trainer)
     shape = scm.settings
     work = sum(flops(shape, len(ids), len(ids) + 1) for ids in utterances)
     countable = float(np.mean([tokens.countable_by_id[ids].mean() for ids in utterances]))
@@ -237,7 +244,7 @@ def precision_case(
     double.scm.load_state_dict(trainer.scm.state_dict())
     exact, exact_effects = Published(double.scm.double(), tokens, WINDOW, "call").score(utterances, labels)
     result: dict[str, Any] = {}
-    for name, scm in (("float32", trainer.scm.eval()), ("float64", double.scm.eval())):
+    for name, scm in (("float32", scoring_copy(trainer)), ("float64", double.scm.eval())):
         estimator = make_estimator(
             "scm", tokens, window=WINDOW, batch_tokens=PoolSettings().batch_tokens, longest=1536, scm=scm
         )
@@ -278,7 +285,7 @@ def long_case(
     trainer: ScmTrainer, tokens: TokenFacts, ids: NDArray[np.int32], labels: NDArray[np.int32], peak: float
 ) -> dict[str, Any]:
     """One utterance of 1,000 tokens; the published procedure timed on some of its positions."""
-    scm = trainer.scm.eval()
+    scm = scoring_copy(trainer)
     rows = np.tile(ids.astype(np.int64), (SAMPLED_POSITIONS, 1))
     for row in range(SAMPLED_POSITIONS):
         rows[row, row : row + WINDOW] = tokens.null_id
@@ -325,7 +332,7 @@ def stream_case(
             for start in range(0, len(order), CALL):
                 rows = order[start : start + CALL]
                 calls[-1].append(([utterances[row] for row in rows], labels[rows]))
-    published = Published(trainer.scm, tokens, window, "call")
+    published = Published(scoring_copy(trainer), tokens, window, "call")
     seconds, expected = timed(lambda: [published.score(*call)[0] for of_update in calls for call in of_update])
     print(f"  published on the stream: {seconds:.1f} s", flush=True)
     result: dict[str, Any] = {

@@ -32,11 +32,10 @@ PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": to
 
 
 def in_precision(scm: StructuralCausalModel, precision: str) -> StructuralCausalModel:
-    """Bring the SCM, in place, into one of `PRECISIONS` for scoring. The heads of a bfloat16 one stay in float32, and
-    so does the mean over tokens that they read: an effect is a small difference of what they say."""
+    """Bring the SCM, in place, into one of `PRECISIONS` for scoring. Its heads are in float64 all the same, and so is
+    the mean over tokens that they read: an effect is a small difference of what they say, and they cost nothing."""
     scm.to(PRECISIONS[precision])
-    if precision == "bfloat16":
-        scm.outputs.float()
+    scm.outputs.double()
     return scm.eval()
 
 
@@ -109,7 +108,7 @@ class CounterfactualEncoder:
             mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(rows.shape)
             rows = layer.norm1(of_layer.attention_output(mixed).add_(rows))
             rows = layer.norm2(of_layer.second(of_layer.first.gelu(rows)).add_(rows))
-        return rows.view(count, -1, settings.hidden).mean(dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
+        return rows.view(count, -1, settings.hidden).mean(dim=1, dtype=self.scm.outputs[0].weight.dtype)
 
     def _packed_layers(self) -> list[_PackedLayer]:
         """The encoder's linear layers with the present weights."""

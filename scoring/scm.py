@@ -77,7 +77,7 @@ class StructuralCausalModel(nn.Module):
         self.outputs = nn.ModuleList(nn.Linear(settings.hidden, size) for size in settings.head_sizes)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Return the logits of each head, K tensors (B, size_k), in the parameters' dtype.
+        """Return the logits of each head, K tensors (B, size_k), in the heads' dtype.
 
         ids: (B, T) int64, each row's tokens first; what follows them is padding, of any valid id.
         lengths: (B,) int64, each in 1 ... T. Raises ValueError when a length is outside that range.
@@ -88,7 +88,8 @@ class StructuralCausalModel(nn.Module):
         padding = torch.arange(width, device=ids.device) >= lengths[:, None]
         encoded = self.encoder(self.embed(ids), src_key_padding_mask=padding)
         # masked_fill, not a product: whatever the encoder left at padded places must not reach the sum.
-        return self.read_pooled(encoded.masked_fill(padding[..., None], 0.0).sum(dim=1) / lengths[:, None])
+        kept = encoded.masked_fill(padding[..., None], 0.0)
+        return self.read_pooled(kept.sum(dim=1, dtype=self.outputs[0].weight.dtype) / lengths[:, None])
 
     def read(self, embedded: Tensor) -> list[Tensor]:
         """Return the logits of each head for embedded utterances without padding, (B, T, hidden)."""
