@@ -108,7 +108,7 @@ class CounterfactualEncoder:
             mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(rows.shape)
             rows = layer.norm1(of_layer.attention_output(mixed).add_(rows))
             rows = layer.norm2(of_layer.second(of_layer.first.gelu(rows)).add_(rows))
-        return rows.view(count, -1, settings.hidden).mean(dim=1, dtype=self.scm.outputs[0].weight.dtype)
+        return rows.view(count, -1, settings.hidden).mean(dim=1, dtype=next(self.scm.outputs.parameters()).dtype)
 
     def _packed_layers(self) -> list[_PackedLayer]:
         """The encoder's linear layers with the present weights."""
