@@ -1,0 +1,99 @@
+"""CPU seconds that scoring takes of an update, beside those of the whole machine in the recorded run.
+
+    coso train configs/numberline.yaml
+    python -m benchmarks.scoring_share runs/numberline [--out benchmarks/results/scoring_share.json]
+
+Where learner and engines keep every core busy, as on two cores they do, scoring adds what CPU it takes: wall times of
+whole runs (`benchmarks.loop --only-scoring`) scatter more than that. The run's own batches are scored again in its own
+stage and pool: SCM training, influence of every answer, fidelity. Takes half a minute on two quiet cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+WARM_UP = 4
+UPDATES = 10
+
+
+def cpu_seconds() -> dict[str, float]:
+    """So far, of this process, the scorers and the SCM's trainer."""
+    this = psutil.Process()
+    found = {"driver": sum(this.cpu_times()[:2]), "scorers": 0.0, "SCM training": 0.0}
+    for child in this.children(recursive=True):
+        title = " ".join(child.cmdline())
+        for name, start in (("scorers", "ray::Scorer"), ("SCM training", "ray::ScmTrainer")):
+            if title.startswith(start):
+                found[name] += sum(child.cpu_times()[:2])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder with recorded trajectories")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scoring_share.json"))
+    arguments = parser.parse_args()
+
+    import ray
+
+    from actors.chat import ChatProcessor
+    from actors.trajectory import TrajectoryLog
+    from cluster import mapping
+    from cluster.config_files import load_config
+    from cluster.environments import make_environment
+    from cluster.metrics import read_metrics
+    from cluster.report import latest_model
+    from cluster.scoring_stage import ScoringStage
+    from scoring.parser_effects import ParserSource
+    from scoring.pool import ScoringPool
+    from scoring.tokens import token_facts
+
+    config = load_config([arguments.run / "config.yaml"])
+    chat = ChatProcessor(latest_model(arguments.run, config.model_dump()) or "")
+    tokens = token_facts(chat.tokenizer)
+    environment: Any = make_environment(config.environment.id, config.environment.kwargs).unwrapped
+    log = TrajectoryLog(arguments.run / "trajectories")
+    batches = [log.read(update) for update in log.updates()[: WARM_UP + UPDATES]]
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="error")
+    pool = ScoringPool(
+        mapping.scm_settings(config, tokens.vocab_size, environment.label_space.sizes),
+        mapping.scm_training_settings(config),
+        mapping.pool_settings(config),
+        tokens,
+        ParserSource(tokenizer=chat.tokenizer, parser=environment.parser),
+    )
+    pool.start()
+    stage = ScoringStage(config, pool, chat)
+    before: dict[str, float] = {}
+    for number, batch in enumerate(batches):
+        if number == WARM_UP:
+            before = cpu_seconds()
+        stage.score(batch)
+    after = cpu_seconds()
+    pool.close()
+    ray.shutdown()
+    taken = {name: (after[name] - before[name]) / UPDATES for name in after}
+    update_s = statistics.median(row["time/total"] for row in read_metrics(arguments.run / "metrics.jsonl")[1:])
+    cores = len(os.sched_getaffinity(0))
+    result = {
+        "command": "python -m benchmarks.scoring_share " + " ".join(sys.argv[1:]),
+        "cores": cores,
+        "answers_per_update": statistics.mean(map(len, batches[WARM_UP:])),
+        "cpu_seconds_per_update": taken,
+        "median_seconds_of_the_runs_updates": update_s,
+        "share_of_the_machine": sum(taken.values()) / (update_s * cores),
+    }
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
