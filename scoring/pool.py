@@ -73,7 +73,7 @@ class PoolSettings:
     batch_tokens: int = 1536
     longest: int = 1024
     task_utterances: int = 16
-    task_tokens: int = 1 << 17
+    task_tokens: int = 1 << 15
     cache_bytes: int = 64 << 20
     start_deadline_s: float = 120.0
     score_deadline_s: float = 120.0
