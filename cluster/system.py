@@ -80,7 +80,6 @@ class System:
             .remote(config.rollout.stream_bytes, max(1, config.max_policy_lag) * config.training.steps_per_update)
         )
         self.workers = start_rollout_workers(config, list(self.servers.values()), self.stream)
-        self._met: list[int] = []
         self._learner: LearnerGroup | None = None
         self.pool: ScoringPool | None = None
         self._scoring: ScoringStage | None = None
@@ -103,7 +102,7 @@ class System:
                 system._start_pool(checkpoint if update else None),
             )
             if system.transport in COLLECTIVE_TRANSPORTS:
-                await system._meet()
+                await asyncio.to_thread(system._connect)
             system._watch()
         except BaseException:
             await system.close()
@@ -138,8 +137,6 @@ class System:
     async def publish(self, version: int) -> dict[str, float]:
         """The learner's weights, as `version`, into every live policy server. Nothing in flight is lost."""
         deadline = self.config.weight_sync.deadline_s
-        if self.transport in COLLECTIVE_TRANSPORTS and await self._server_pids() != self._met:
-            await self._meet()  # a collective's members are processes, and one of them is new
         update = await asyncio.to_thread(self.learner.publish, version)
         update = await answer(self.board.put.remote(update), deadline, "the weight board")
         reports = await asyncio.to_thread(self._sync, update, deadline)
@@ -207,7 +204,8 @@ class System:
     def restart_learner(self, checkpoint: Path | None) -> None:
         """End what is left of the ranks and start anew, from a checkpoint or from the model the run began with."""
         self.learner.restart(checkpoint)
-        self._met = []
+        if self.transport in COLLECTIVE_TRANSPORTS:
+            self._connect()
 
     async def close(self) -> None:
         """End every actor; by force where it does not end in good order."""
@@ -281,23 +279,13 @@ class System:
             labels = np.stack(shown.ragged("action_labels", np.int32))
             pool.train(utterances, labels, rounds=self.config.scoring.scm.pretrain_rounds)
 
-    async def _server_pids(self) -> list[int]:
-        """Of the policy servers, once they are up."""
-        deadline = self.config.policy_server.start_deadline_s
-        statuses = [
-            await answer_of_restarted(server.ready.remote, deadline, f"the start of {name}")
-            for name, server in self.servers.items()
-        ]
-        return [status["pid"] for status in statuses]
-
-    async def _meet(self) -> None:
-        """Let learner and policy servers meet for broadcasts."""
+    def _connect(self) -> None:
+        """Let learner and engines meet for broadcasts."""
         sync = self.config.weight_sync
-        self._met = await self._server_pids()
-        group, connecting = await asyncio.to_thread(
-            self.learner.open_sync, len(self.servers), self.config.policy_server.tensor_parallel, sync.deadline_s
+        group, connecting = self.learner.open_sync(
+            len(self.servers), self.config.policy_server.tensor_parallel, sync.deadline_s
         )
-        await asyncio.to_thread(connect_servers, list(self.servers.items()), group, connecting)
+        connect_servers(list(self.servers.items()), group, connecting)
 
     def _sync(self, update: Any, deadline: float) -> dict[str, Any]:
         sending = self.learner.send() if self.transport in COLLECTIVE_TRANSPORTS else None

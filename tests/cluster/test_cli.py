@@ -22,7 +22,7 @@ from cluster.config_files import load_config
 from cluster.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "warmstart", "demos", "resume", "eval", "report", "influence", "play", "config"]
+COMMANDS = ["train", "warmstart", "demos", "resume", "eval", "report", "influence", "serve", "play", "config"]
 
 
 @dataclass
