@@ -86,20 +86,20 @@ class CounterfactualEncoder:
         places = torch.arange(length, device=device)
         # A window that begins at the utterance's end nulls nothing: that is the utterance itself.
         begins = torch.from_numpy(np.concatenate([[length], positions]).astype(np.int64)).to(device)[:, None]
+        packed = self._packed_layers()
         pooled = []
         for run in begins.split(max(1, self.batch_tokens // length)):
             null = (places >= run) & (places < run + self.window)
             rows = shared.index_select(0, (places + length * null).view(-1))
-            pooled.append(self._encode(rows[:, :hidden], rows[:, hidden:], len(run)))
+            pooled.append(self._encode(rows[:, :hidden], rows[:, hidden:], len(run), packed))
         return torch.cat(pooled)
 
-    def _encode(self, rows: Tensor, projected: Tensor, count: int) -> Tensor:
+    def _encode(self, rows: Tensor, projected: Tensor, count: int, packed: list[_PackedLayer]) -> Tensor:
         """Run `count` sequences, end to end in rows (count * n, hidden), through the encoder; (count, hidden).
 
         projected: the first layer's queries, keys and values, (count * n, 3 * hidden).
         """
         settings = self.scm.settings
-        packed = self._packed_layers()
         shape = (count, len(rows) // count, settings.heads, settings.hidden // settings.heads)
         for index, (layer, of_layer) in enumerate(zip(self.scm.encoder.layers, packed, strict=True)):
             if index:
