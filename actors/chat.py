@@ -89,9 +89,7 @@ class ChatProcessor:
     def encode_prompt(self, prompt: str, image: Image.Image) -> dict[str, Any]:
         """Everything the model's forward pass needs for one prompt, batch dimension of 1: `input_ids` int64 (1, P)
         with image tokens expanded, `attention_mask`, and the image tensors of this model family."""
-        return dict(
-            self.processor(text=[self.prompt_text(prompt)], images=[[image]], return_tensors="pt")
-        )
+        return dict(self.processor(text=[self.prompt_text(prompt)], images=[[image]], return_tensors="pt"))
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """Text of a response, special tokens left out."""
@@ -131,9 +129,7 @@ class ChatProcessor:
         return low
 
     def _decode_raw(self, ids: np.ndarray | list[int]) -> str:
-        return self.tokenizer.decode(
-            list(map(int, ids)), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     @cached_property
     def eos_token_ids(self) -> list[int]:
@@ -156,9 +152,9 @@ class ChatProcessor:
             for name, value in vars(self.config).items()
             if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
         }
-        special = {
-            index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special
-        } | set(self.tokenizer.all_special_ids)
+        special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special} | set(
+            self.tokenizer.all_special_ids
+        )
         return sorted((special | named) - set(self.eos_token_ids))
 
 

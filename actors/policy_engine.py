@@ -17,13 +17,12 @@ if TYPE_CHECKING:
 
 #: Bound on processed images that vLLM keeps, GiB.
 IMAGE_CACHE_GIB = 0.25
+#: Tokens a CPU engine computes in one step: enough for many short prompts at once.
+MINIMUM_BATCHED_TOKENS = 4096
 
 
 class ModelNotServable(ValueError):
     """The named model is no vision-language model, or vLLM cannot serve it."""
-
-#: Tokens a CPU engine computes in one step: enough for many short prompts at once.
-MINIMUM_BATCHED_TOKENS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +45,6 @@ class PolicyServerOptions:
     generate_deadline_s: float = 120.0
 
     def __post_init__(self) -> None:
-        if self.device == "cpu" and self.tensor_parallel > 1:
-            raise ValueError("policy_server.tensor_parallel > 1 needs policy_server.device cuda")
-        if self.transport == "nccl" and self.device == "cpu":
-            raise ValueError("weight_sync.transport nccl needs policy_server.device cuda; use gloo on CPUs")
-        if self.transport == "gloo" and self.device == "cuda":
-            raise ValueError("weight_sync.transport gloo is for CPUs; use nccl with policy_server.device cuda")
         if len(self.temp_folder) > 60:
             raise ValueError(f"the temporary folder {self.temp_folder!r} is too long for sockets in it (60 at most)")
 

@@ -47,6 +47,7 @@ BAN_LOGIT_BIAS = -100.0
 #: Decoded images kept at hand, the oldest going first.
 REMEMBERED_IMAGES = 64
 
+
 class PolicyServer:
     """Serves one policy. An asynchronous Ray actor class: `ray.remote(PolicyServer)`.
 
@@ -344,7 +345,9 @@ class PolicyServer:
         if update.path is not None:
             return await self._swap(update.version, WeightTransferUpdateRequest(update_info={"path": update.path}))
         announcement = {
-            "names": list(update.names), "dtype_names": list(update.dtypes), "shapes": [list(s) for s in update.shapes]
+            "names": list(update.names),
+            "dtype_names": list(update.dtypes),
+            "shapes": [list(s) for s in update.shapes],
         }
         return await self._swap(update.version, WeightTransferUpdateRequest(update_info=announcement))
 

@@ -30,9 +30,7 @@ END_TRUNCATED = "truncated"
 END_ENVIRONMENT_DIED = "environment_died"
 END_ENVIRONMENT_TIMEOUT = "environment_timeout"
 END_ENVIRONMENT_ERROR = "environment_error"
-INFRASTRUCTURE_END_REASONS = frozenset(
-    {END_ENVIRONMENT_DIED, END_ENVIRONMENT_TIMEOUT, END_ENVIRONMENT_ERROR}
-)
+INFRASTRUCTURE_END_REASONS = frozenset({END_ENVIRONMENT_DIED, END_ENVIRONMENT_TIMEOUT, END_ENVIRONMENT_ERROR})
 
 VERSION_SPAN = pa.struct([("version", pa.int32()), ("start", pa.int32())])
 
@@ -184,8 +182,7 @@ class TrajectoryBatch:
         offsets = array.offsets.to_numpy()
         # A null row's offsets are equal, so its slice is empty, which is what is wanted.
         return [
-            np.asarray(values[start:stop], dtype=dtype)
-            for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
+            np.asarray(values[start:stop], dtype=dtype) for start, stop in zip(offsets[:-1], offsets[1:], strict=True)
         ]
 
     def column(self, name: str) -> np.ndarray:
@@ -215,9 +212,7 @@ class TrajectoryBatch:
         values = np.concatenate(influence).astype(np.float32) if influence else np.empty(0, np.float32)
         column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
         position = self.steps.schema.get_field_index("influence")
-        return TrajectoryBatch(
-            self.steps.set_column(position, STEP_SCHEMA.field("influence"), column), self.images
-        )
+        return TrajectoryBatch(self.steps.set_column(position, STEP_SCHEMA.field("influence"), column), self.images)
 
 
 class TrajectoryLog:

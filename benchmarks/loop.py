@@ -1,25 +1,30 @@
 """How busy the loop keeps the machine: sync and async, fast and slow environments, rollouts and bare vLLM.
 
     python -m benchmarks.loop MODEL [--updates N] [--out benchmarks/results/loop.json]
+    python -m benchmarks.loop MODEL --only-scoring --updates 168 --out benchmarks/results/scoring_overhead.json
 
 MODEL is a warm-started model folder (`coso warmstart configs/numberline.yaml`). All figures come from one invocation on
-one machine; read ratios, not absolute numbers. Takes about a quarter of an hour on two cores.
+one machine; read ratios, not absolute numbers. Each takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import numpy as np
 
 #: Updates left out at the beginning of a run, while pipes fill and caches warm.
 WARM_UP = 2
@@ -30,17 +35,14 @@ ENVIRONMENTS = {
         "environment.kwargs={invalid_action: penalty, mean_ms: 200, sigma: 0.5}",
     ],
 }
+#: Updates for which scoring stays on, or off, where what it adds is measured.
+BLOCK = 4
 STAGES = ("policy_servers", "learner", "scorers", "environments")
 
 
-def train(
-    model: str, folder: Path, mode: str, environment: str, updates: int, name: str = "", extra: Sequence[str] = ()
-) -> dict[str, Any]:
-    """One run through the command line; its throughput after the warm-up and the busy share of every stage."""
-    from cluster.metrics import read_metrics
-
-    name = name or f"{mode}-{list(ENVIRONMENTS).index(environment)}"
-    words = [
+def run_words(model: str, folder: Path, mode: str, environment: str, updates: int, name: str) -> list[str]:
+    """What `coso train` is given for a run: nothing but its updates, and an evaluation at the end."""
+    return [
         "configs/numberline.yaml",
         *ENVIRONMENTS[environment],
         f"model.path={model}",
@@ -52,8 +54,15 @@ def train(
         "training.evaluation_episodes=8",
         "training.checkpoint_every=1000",
         "logging.console=false",
-        *extra,
     ]
+
+
+def train(model: str, folder: Path, mode: str, environment: str, updates: int) -> dict[str, Any]:
+    """One run through the command line; its throughput after the warm-up and the busy share of every stage."""
+    from cluster.metrics import read_metrics
+
+    name = f"{mode}-{list(ENVIRONMENTS).index(environment)}"
+    words = run_words(model, folder, mode, environment, updates, name)
     command = [sys.executable, "-m", "cluster.cli", "train", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     # The last row holds the final evaluation and checkpoint, which are not what is measured here.
@@ -67,38 +76,64 @@ def train(
         "environment": environment,
         "updates": len(rows),
         "seconds_per_update": statistics.median(row["time/total"] for row in rows),
-        "wait_seconds_per_update": statistics.median(row["time/wait"] for row in rows),
-        "score_seconds_per_update": statistics.median(row.get("time/score", 0.0) for row in rows),
         "env_steps_per_s": steps / seconds,
         "tokens_per_s": tokens / seconds,
         "busy": busy,
     }
 
 
-def scoring_overhead(model: str, folder: Path, updates: int, repeats: int) -> dict[str, Any]:
-    """Async runs with influence measured and without (every token weighted alike), in turn: seconds per update.
+def scoring_overhead(model: str, folder: Path, updates: int) -> dict[str, Any]:
+    """One async run in which scoring is on and off by turns: what it adds to an update's time.
 
-    "scoring_share_of_wait" is the part of an update in which the loop stood still for a batch being scored, at most:
-    the time it waited for the batch, where scoring took at least as long.
+    Whole runs with and without it differ by more than scoring costs, since the machine drifts; neighbouring blocks of
+    updates do so less, and the order of on and off changes from pair to pair, which cancels a steady drift. Every token
+    of a batch that is not scored weighs the same, so the learner's work is the same in both.
     """
-    cases = {"scored": ["entropy.mode=counterfactual"], "not scored": ["entropy.mode=uniform"]}
-    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
-    for repeat in range(repeats):
-        for case, extra in cases.items():
-            name = f"{case.replace(' ', '-')}-{repeat}"
-            made = train(model, folder, "async", "as fast as it is", updates, name, [*extra, f"seed={repeat + 1}"])
-            print(json.dumps({"case": case, **made}), flush=True)
-            runs[case].append(made)
-    seconds = {case: statistics.median(run["seconds_per_update"] for run in made) for case, made in runs.items()}
-    stood_still = statistics.median(
-        min(run["wait_seconds_per_update"], run["score_seconds_per_update"]) / run["seconds_per_update"]
-        for run in runs["scored"]
-    )
+    from actors.trajectory import TrajectoryBatch
+    from cluster.config_files import load_config
+    from cluster.metrics import read_metrics
+    from cluster.system import System
+    from cluster.training import train as train_here
+
+    def is_scored(update: int) -> bool:
+        """Whether scoring is on during an update; what it scores then is the batch of the next."""
+        return update // BLOCK % 4 in (0, 3)
+
+    measured = System.score
+    batches = itertools.count()
+
+    def by_turns(system: System, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, dict[str, float]]:
+        if is_scored(next(batches)):
+            return measured(system, batch)
+        return batch.with_influence([np.ones(len(ids)) for ids in batch.ragged("response_ids", np.int32)]), {}
+
+    words = run_words(model, folder, "async", "as fast as it is", updates, "by-turns")
+    with mock.patch.object(System, "score", by_turns):
+        train_here(load_config(words[:1], words[1:]))
+    rows = [row for row in read_metrics(folder / "by-turns" / "metrics.jsonl") if 0 < row["update"] < updates]
+    blocks: dict[int, list[dict[str, float]]] = {}
+    for row in rows:
+        number, place = divmod(int(row["update"]), BLOCK)
+        # The first pair warms up; the first update of a block still has the queues that the block before it left.
+        if number >= 2 and place > 0:
+            blocks.setdefault(number, []).append(row)
+    seconds = {n: statistics.mean(row["time/total"] for row in made) for n, made in blocks.items()}
+    pairs = [
+        {"scored": seconds[n], "not scored": seconds[n + 1]}
+        if is_scored(n * BLOCK)
+        else {"scored": seconds[n + 1], "not scored": seconds[n]}
+        for n in range(2, max(seconds), 2)
+    ]
+    added = [pair["scored"] / pair["not scored"] - 1.0 for pair in pairs]
+    counted = [row for made in blocks.values() for row in made]
     return {
-        "runs": runs,
-        "seconds_per_update": seconds,
-        "scoring_adds": seconds["scored"] / seconds["not scored"] - 1.0,
-        "scoring_share_of_wait": stood_still,
+        "updates": updates,
+        "updates_in_a_block": BLOCK,
+        "seconds_per_update_in_pairs_of_blocks": pairs,
+        "scoring_adds": statistics.mean(added),
+        "standard_error": statistics.stdev(added) / math.sqrt(len(added)),
+        "wait_seconds_per_update": statistics.median(row["time/wait"] for row in counted),
+        "answers_per_update": statistics.mean(row["rollout/steps"] for row in counted),
     }
 
 
@@ -190,15 +225,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="length of each throughput measurement")
     parser.add_argument("--only-rollouts", action="store_true", help="leave out the runs; rollouts and bare vLLM only")
     parser.add_argument(
-        "--only-scoring", type=int, metavar="N", help="only what scoring adds to an update: N pairs of async runs"
+        "--only-scoring",
+        action="store_true",
+        help="only what scoring adds to an update, in one run where it is on and off by turns",
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loop.json"))
     arguments = parser.parse_args()
     if arguments.only_scoring:
+        if arguments.updates < 6 * BLOCK:
+            parser.error(f"--only-scoring compares blocks of {BLOCK} updates: give it --updates {6 * BLOCK} or more")
         with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
-            measured = scoring_overhead(arguments.model, Path(folder), arguments.updates, arguments.only_scoring)
+            measured = scoring_overhead(arguments.model, Path(folder), arguments.updates)
         _write(arguments.out, measured)
-        print(json.dumps({key: value for key, value in measured.items() if key != "runs"}, indent=1))
+        print(json.dumps(measured, indent=1))
         return
 
     runs = []

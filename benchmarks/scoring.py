@@ -59,6 +59,7 @@ WINDOW = 4
 #: Positions at which the published procedure is timed on an utterance of 1,000 tokens; the rest is extrapolated.
 SAMPLED_POSITIONS = 128
 
+
 def scoring_copy(trainer: ScmTrainer) -> StructuralCausalModel:
     """The trainer's SCM as the pool's scorers have it in float32; the published procedure gets it too."""
     return in_precision(copy.deepcopy(trainer.scm), "float32")

@@ -243,7 +243,7 @@ def main() -> None:
         typer.echo(f"coso: {error}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("coso: interrupted; everything of the run was ended", err=True)
+        typer.echo("coso: interrupted; everything it had started was ended", err=True)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own errors: usage, bad parameter

@@ -95,6 +95,12 @@ class PolicyServerConfig(Section):
     start_deadline_s: PositiveFloat = Field(300.0, description="Deadline for an engine to start, seconds.")
     generate_deadline_s: PositiveFloat = Field(120.0, description="Deadline of one answer, seconds.")
 
+    @model_validator(mode="after")
+    def _only_gpus_share_a_model(self) -> PolicyServerConfig:
+        if self.tensor_parallel > 1 and self.device == "cpu":
+            raise ValueError("policy_server.tensor_parallel > 1 needs policy_server.device cuda")
+        return self
+
 
 class WeightSyncConfig(Section):
     """How new weights reach the live engines."""
@@ -334,3 +340,14 @@ class RunConfig(Section):
     warm_start: WarmStartConfig = WarmStartConfig()
     logging: LoggingConfig = LoggingConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _transport_suits_devices(self) -> RunConfig:
+        transport = self.weight_sync.transport
+        if transport == "nccl" and "cpu" in (self.policy_server.device, self.learner.device):
+            raise ValueError(
+                "weight_sync.transport nccl needs policy_server.device and learner.device cuda; use gloo on CPUs"
+            )
+        if transport == "gloo" and self.policy_server.device == "cuda":
+            raise ValueError("weight_sync.transport gloo is for CPUs; use nccl with policy_server.device cuda")
+        return self

@@ -68,8 +68,10 @@ class Controller:
             row["time/wait"] = time.monotonic() - started
             if self._system.collector.overlaps:
                 upcoming = self._prepare_ahead(update + 1)
-            row |= await self._learn(update, batch)
-            row |= await self._publish(update)
+            async with self._system.between_versions:
+                row |= await self._learn(update, batch)
+                row |= await self._publish(update)
+            row |= await self._check_sync(update)
             if not self._system.collector.overlaps:
                 upcoming = self._prepare_ahead(update + 1)
             self._progress.update = update
@@ -88,8 +90,10 @@ class Controller:
     async def _begin(self) -> None:
         """Bring the servers to the weights that the run stands at, and measure success before the first update."""
         await self._system.start_rollouts(self._progress.update)
-        if self._progress.update > 0:
-            await self._publish(self._progress.update)
+        if (version := self._progress.update) > 0:
+            async with self._system.between_versions:
+                await self._publish(version)
+            await self._check_sync(version)
             return
         row = await self.evaluate()
         self._progress.success_before = row["evaluation/success"]
@@ -138,11 +142,16 @@ class Controller:
         return row
 
     async def _publish(self, version: int) -> Metrics:
-        """Version `version` into every live policy server, then a check of one of them against the learner."""
+        """Version `version` into every live policy server."""
         row: Metrics = {}
         self._stage(f"publishing weights, version {version}")
         with _timed(row, "time/publish"):
             row |= await self._with_learner_async(lambda: self._system.publish(version), version)
+        return row
+
+    async def _check_sync(self, version: int) -> Metrics:
+        """Where it is due, hold a live engine's log-probabilities against the learner's."""
+        row: Metrics = {}
         every = self._config.weight_sync.check_every
         if every and version % every == 0:
             with _timed(row, "time/sync_check"):

@@ -50,10 +50,8 @@ def serve(
         raise CosoError(f"cannot listen at {host}:{port}: {error}; choose another --host or --port") from None
     address = f"http://{host}:{bound.getsockname()[1]}/v1"
     temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(os.getpid()), dir=short_temporary_folder()))
-    options = replace(policy_server_options(config, temporary, 0, "shared_memory"), images_per_prompt=images)
     # What vLLM warns of are choices made in `policy_engine`; a person who waits for an address need not read them.
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
-    os.environ.update(policy_server_environment(options) | quiet)
     starting = ExitStack()
 
     def on_serving() -> None:
@@ -61,6 +59,8 @@ def serve(
         typer.echo(f"serving {name!r} at {address} (Ctrl-C ends it)")
 
     try:
+        options = replace(policy_server_options(config, temporary, 0, "shared_memory"), images_per_prompt=images)
+        os.environ.update(policy_server_environment(options) | quiet)
         with starting:
             starting.enter_context(spinner(f"starting an engine for {config.model.path}"))
             _, engine = start_engine(options)

@@ -80,6 +80,10 @@ class System:
             .remote(config.rollout.stream_bytes, max(1, config.max_policy_lag) * config.training.steps_per_update)
         )
         self.workers = start_rollout_workers(config, list(self.servers.values()), self.stream)
+        #: Held while the learner's weights are between two versions: from an update's beginning until it is published.
+        self.between_versions = asyncio.Lock()
+        self._published = 0  # version
+        self._met: list[int] = []  # process ids of the servers that the learner can broadcast to
         self._learner: LearnerGroup | None = None
         self.pool: ScoringPool | None = None
         self._scoring: ScoringStage | None = None
@@ -102,7 +106,7 @@ class System:
                 system._start_pool(checkpoint if update else None),
             )
             if system.transport in COLLECTIVE_TRANSPORTS:
-                await asyncio.to_thread(system._connect)
+                await system._meet()
             system._watch()
         except BaseException:
             await system.close()
@@ -135,11 +139,15 @@ class System:
         return self._scoring.score(batch)
 
     async def publish(self, version: int) -> dict[str, float]:
-        """The learner's weights, as `version`, into every live policy server. Nothing in flight is lost."""
+        """The learner's weights, as `version`, into every live policy server. Nothing in flight is lost. To be called
+        with `between_versions` held."""
         deadline = self.config.weight_sync.deadline_s
+        if self.transport in COLLECTIVE_TRANSPORTS and await self._server_pids() != self._met:
+            await self._meet()  # a collective's members are processes, and one of them is new
         update = await asyncio.to_thread(self.learner.publish, version)
         update = await answer(self.board.put.remote(update), deadline, "the weight board")
         reports = await asyncio.to_thread(self._sync, update, deadline)
+        self._published = version
         return {"time/swap": max(report.seconds for report in reports.values())}
 
     async def check_sync(self, version: int) -> dict[str, float]:
@@ -204,8 +212,7 @@ class System:
     def restart_learner(self, checkpoint: Path | None) -> None:
         """End what is left of the ranks and start anew, from a checkpoint or from the model the run began with."""
         self.learner.restart(checkpoint)
-        if self.transport in COLLECTIVE_TRANSPORTS:
-            self._connect()
+        self._met = []
 
     async def close(self) -> None:
         """End every actor; by force where it does not end in good order."""
@@ -279,13 +286,32 @@ class System:
             labels = np.stack(shown.ragged("action_labels", np.int32))
             pool.train(utterances, labels, rounds=self.config.scoring.scm.pretrain_rounds)
 
-    def _connect(self) -> None:
-        """Let learner and engines meet for broadcasts."""
+    async def _server_pids(self) -> list[int]:
+        """Of the policy servers, once they are up."""
+        deadline = self.config.policy_server.start_deadline_s
+        statuses = [
+            await answer_of_restarted(server.ready.remote, deadline, f"the start of {name}")
+            for name, server in self.servers.items()
+        ]
+        return [status["pid"] for status in statuses]
+
+    async def _meet(self) -> None:
+        """Let learner and policy servers meet for broadcasts."""
         sync = self.config.weight_sync
-        group, connecting = self.learner.open_sync(
-            len(self.servers), self.config.policy_server.tensor_parallel, sync.deadline_s
+        pids = await self._server_pids()
+        group, connecting = await asyncio.to_thread(
+            self.learner.open_sync, len(self.servers), self.config.policy_server.tensor_parallel, sync.deadline_s
         )
-        connect_servers(list(self.servers.items()), group, connecting)
+        await asyncio.to_thread(connect_servers, list(self.servers.items()), group, connecting)
+        self._met = pids
+
+    async def _restart_server(self) -> None:
+        """A broadcast is not for those who come later: a server that restarted is met and sent the weights again."""
+        if self.transport not in COLLECTIVE_TRANSPORTS:
+            return  # it took them from the board
+        async with self.between_versions:
+            if self._published > 0 and await self._server_pids() != self._met:
+                await self.publish(self._published)
 
     def _sync(self, update: Any, deadline: float) -> dict[str, Any]:
         sending = self.learner.send() if self.transport in COLLECTIVE_TRANSPORTS else None
@@ -293,7 +319,13 @@ class System:
 
     def _watch(self) -> None:
         for index, server in enumerate(self.servers.values()):
-            self.supervisor.watch("policy server", index, server, self.config.policy_server.start_deadline_s)
+            self.supervisor.watch(
+                "policy server",
+                index,
+                server,
+                self.config.policy_server.start_deadline_s,
+                on_restart=self._restart_server,
+            )
         for index, worker in enumerate(self.workers):
             self.supervisor.watch(
                 "rollout worker",

@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def gae(
-    rewards: np.ndarray, values: np.ndarray, bootstrap: float, discount: float, gae_lambda: float
-) -> np.ndarray:
+def gae(rewards: np.ndarray, values: np.ndarray, bootstrap: float, discount: float, gae_lambda: float) -> np.ndarray:
     """Advantages float64 (T,) of an episode's T steps, in units of reward.
 
     rewards (T,); values (T,): V of the state before each step; bootstrap: V of the state after the last step, 0 where

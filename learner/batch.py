@@ -72,9 +72,7 @@ class BatchBuilder:
         steps = _rows(
             trajectories, indices, "prompt", "image", "prompt_ids", "response_ids", "behaviour_logprobs", "influence"
         )
-        prompts = [
-            self._encode(trajectories, row["prompt"], row["image"], row["prompt_ids"]) for row in steps
-        ]
+        prompts = [self._encode(trajectories, row["prompt"], row["image"], row["prompt_ids"]) for row in steps]
         responses = [np.asarray(row["response_ids"], np.int64) for row in steps]
         action_masks = []
         for ids in responses:

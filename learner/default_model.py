@@ -156,9 +156,7 @@ def _tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast
     )
 
 
-def _processor(
-    tokenizer: PreTrainedTokenizerFast, images: Sequence[np.ndarray], options: DefaultModelOptions
-) -> Any:
+def _processor(tokenizer: PreTrainedTokenizerFast, images: Sequence[np.ndarray], options: DefaultModelOptions) -> Any:
     from transformers import Idefics3Processor
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class RankResources:
 
 
 class LearnerGroup:
-    """R ranks. Methods block until all ranks have answered; trajectories are put into the object store once.
+    """R ranks. Methods block until all ranks have answered; trajectories are put into the object store once. Calls may
+    come from several threads.
 
     Failures of ranks are raised as `LearnerFailed`; what a rank has to say about its input (`CheckpointMismatch`,
     `CheckpointWriteFailed`, `NotAVisionLanguageModel`, other `ValueError`s) is raised as it is.
@@ -50,6 +52,8 @@ class LearnerGroup:
         self.ranks = ranks
         self.resources = resources
         self._actors: list[Any] = []
+        # Ranks meet inside a call, so calls of two threads must reach all of them in the same order.
+        self._calling = threading.Lock()
         self._start()
 
     # --- life and death
@@ -137,9 +141,7 @@ class LearnerGroup:
                 placing["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                     self.resources.placement_group, placement_group_bundle_index=rank
                 )
-            options = actor_class.options(
-                num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, **placing
-            )
+            options = actor_class.options(num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, **placing)
             self._actors.append(options.remote(self.options, rank, self.ranks))
         started = time.monotonic()
         deadline_s = self.resources.start_deadline_s
@@ -159,7 +161,8 @@ class LearnerGroup:
         return ray.put(trajectories)
 
     def _on_all(self, method: str, *arguments: Any) -> list[Any]:
-        references = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+        with self._calling:
+            references = [getattr(actor, method).remote(*arguments) for actor in self._actors]
         return self._wait(references, method.replace("_", " "), self.resources.update_deadline_s)
 
     def _wait(self, references: Sequence[Any], operation: str, deadline_s: float) -> list[Any]:

@@ -53,9 +53,7 @@ class Ppo:
     def __init__(self, options: PpoOptions) -> None:
         self.options = options
 
-    def targets(
-        self, trajectories: TrajectoryBatch, values: np.ndarray, final_values: np.ndarray
-    ) -> StepTargets:
+    def targets(self, trajectories: TrajectoryBatch, values: np.ndarray, final_values: np.ndarray) -> StepTargets:
         """Advantages and returns of whole episodes.
 
         values (N,): V of every step's state; final_values (N,): V of the observation after a step, NaN where the
@@ -79,9 +77,7 @@ class Ppo:
                 end, bootstrap = last, float(values[last])
                 known[last] = False
             steps = slice(episode.start, end)
-            advantages[steps] = gae(
-                rewards[steps], values[steps], bootstrap, options.discount, options.gae_lambda
-            )
+            advantages[steps] = gae(rewards[steps], values[steps], bootstrap, options.discount, options.gae_lambda)
         returns = advantages + values
         if options.normalize_advantages and known.any():
             spread = advantages[known].std()

@@ -151,9 +151,7 @@ class CollectivePublisher:
             return
         from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 
-        self._group = stateless_init_process_group(
-            meeting.address, meeting.port, 0, meeting.world_size, device="cuda"
-        )
+        self._group = stateless_init_process_group(meeting.address, meeting.port, 0, meeting.world_size, device="cuda")
 
     def publish(self, version: int, named_tensors: Iterable[tuple[str, Tensor]]) -> WeightUpdate:
         """Announce what the next `send` will broadcast."""
@@ -180,7 +178,9 @@ class CollectivePublisher:
         from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
 
         packed_nccl_broadcast_producer(
-            iterator=iter([("", tensor) for tensor in outgoing]), group=self._group, src=0,
+            iterator=iter([("", tensor) for tensor in outgoing]),
+            group=self._group,
+            src=0,
             post_iter_func=lambda item: item[1],
         )
         torch.cuda.synchronize()

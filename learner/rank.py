@@ -50,9 +50,7 @@ class LearnerRank:
         from learner.engine import DeepSpeedEngine, RankPlace
 
         # First of all: DeepSpeed reads the environment when it is imported.
-        self.engine = DeepSpeedEngine(
-            self.options.engine, RankPlace(self.rank, self.world_size, address, port)
-        )
+        self.engine = DeepSpeedEngine(self.options.engine, RankPlace(self.rank, self.world_size, address, port))
         import torch
 
         from actors.chat import ChatProcessor

@@ -18,9 +18,7 @@ UNCERTAIN_NATS = 0.1
 class Sft:
     """The algorithm: the loss of some demonstrations."""
 
-    def loss(
-        self, output: PolicyOutput, batch: TokenBatch, token_weights: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, output: PolicyOutput, batch: TokenBatch, token_weights: Tensor) -> tuple[Tensor, dict[str, float]]:
         """(loss, metrics): sums over the batch's steps, each times its `sample_weight`; the caller divides.
 
         A step's loss is the mean of its tokens' negative log-probabilities, in nats, weighted by `token_weights`
@@ -54,8 +52,7 @@ def informative_token_weights(
             following[before][int(token)] += 1
     uncertain = {before for before, counts in following.items() if _entropy(counts) > UNCERTAIN_NATS}
     return [
-        np.array([weight if before in uncertain else 1.0 for before in befores], np.float32)
-        for befores in contexts
+        np.array([weight if before in uncertain else 1.0 for before in befores], np.float32) for befores in contexts
     ]
 
 

@@ -96,9 +96,7 @@ class LearnerStorage:
         self._on_writer("making the model folder", lambda: folder.mkdir(exist_ok=True))
         self._engine.together(
             "writing the model's weights",
-            lambda: save_weights(
-                folder if on_writer else None, self._model.checkpoint_weights(self._engine.gather)
-            ),
+            lambda: save_weights(folder if on_writer else None, self._model.checkpoint_weights(self._engine.gather)),
         )
         self._on_writer(
             "writing the model's description",
@@ -108,9 +106,7 @@ class LearnerStorage:
     def _write_small_parts(self, folder: Path) -> None:
         """Value head, and adapters where there are any: small enough to be gathered whole."""
         head = self._whole(dict(self._model.value_head.named_parameters()))
-        adapters = self._whole(
-            {name: p for name, p in self._model.vlm.named_parameters() if ".lora_" in name}
-        )
+        adapters = self._whole({name: p for name, p in self._model.vlm.named_parameters() if ".lora_" in name})
 
         def write() -> None:
             save_tensors(folder / "value_head.safetensors", head)

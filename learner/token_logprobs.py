@@ -75,9 +75,7 @@ class TokenHead(nn.Linear):
             logits = self.transform(output.float()) / distribution.temperature
             return _logprob_and_entropy(logits, targets, banned, distribution.with_entropy)
 
-        chunks = zip(
-            hidden.split(distribution.token_chunk), targets.split(distribution.token_chunk), strict=True
-        )
+        chunks = zip(hidden.split(distribution.token_chunk), targets.split(distribution.token_chunk), strict=True)
         results = [
             checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
             if torch.is_grad_enabled()
@@ -88,9 +86,7 @@ class TokenHead(nn.Linear):
         return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _logprob_and_entropy(
-    logits: Tensor, targets: Tensor, banned: Tensor, with_entropy: bool
-) -> tuple[Tensor, Tensor]:
+def _logprob_and_entropy(logits: Tensor, targets: Tensor, banned: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
     """logits float32 (n, V), targets (n,), banned bool (V,) -> float32 (n,), float32 (n,)."""
     logprobs = logits.masked_fill(banned, -torch.inf).log_softmax(-1)
     chosen = logprobs.gather(-1, targets[:, None])[:, 0]

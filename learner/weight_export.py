@@ -92,9 +92,7 @@ def _names_on_disk(model: Any, weights: dict[str, _Weight]) -> tuple[dict[str, s
     }
     name_of = {id(tensor): name for name, tensor in stand_ins.items()}
     converted = revert_weight_conversion(model, dict(stand_ins))
-    renamed = {
-        name_of[id(tensor)]: disk_name for disk_name, tensor in converted.items() if id(tensor) in name_of
-    }
+    renamed = {name_of[id(tensor)]: disk_name for disk_name, tensor in converted.items() if id(tensor) in name_of}
     groups: dict[str, list[str]] = {}
     for name in weights:
         if name not in renamed:

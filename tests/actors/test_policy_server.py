@@ -153,17 +153,8 @@ def test_a_start_past_its_deadline_names_the_server(
     ray_cluster.kill(server)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tensor_parallel": 2}, "cuda"),
-        ({"transport": "nccl"}, "gloo"),
-        ({"device": "cuda", "transport": "gloo"}, "nccl"),
-        ({"temp_folder": "/" + "long" * 30}, "too long"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_a_folder_too_long_for_sockets_is_refused() -> None:
     from actors.policy_server import PolicyServerOptions
 
-    with pytest.raises(ValueError, match=message):
-        PolicyServerOptions(**{"model_path": "m", "temp_folder": "/tmp/coso-x", **changes})
+    with pytest.raises(ValueError, match="too long"):
+        PolicyServerOptions(model_path="m", temp_folder="/" + "long" * 30)

@@ -106,6 +106,23 @@ def test_a_minibatch_must_accumulate_a_whole_number_of_times(tmp_path: Path) -> 
     assert str(path) in message and "learner.minibatch (10)" in message and "2 × 3" in message
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["policy_server.tensor_parallel=2"], ("tensor_parallel > 1", "policy_server.device cuda")),
+        (["weight_sync.transport=nccl"], ("nccl needs", "use gloo on CPUs")),
+        (["weight_sync.transport=nccl", "policy_server.device=cuda"], ("nccl needs", "learner.device cuda")),
+        (["weight_sync.transport=gloo", "policy_server.device=cuda"], ("gloo is for CPUs",)),
+    ],
+)
+def test_settings_that_cannot_work_on_the_devices_are_refused_before_anything_starts(
+    overrides: list[str], parts: tuple[str, ...]
+) -> None:
+    message = complaint([], *overrides)
+    for part in parts:
+        assert part in message
+
+
 @pytest.mark.parametrize("word", ["training.updates", "=3", " =3", "--dry"])
 def test_a_word_that_is_no_override_says_how_one_looks(word: str) -> None:
     assert "key.sub=value" in complaint([], word)

@@ -165,6 +165,27 @@ def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) ->
     assert_nothing_left(list(everyone.values()), run, process.pid, before)
 
 
+def test_a_policy_server_that_restarts_is_met_and_sent_the_weights_again_where_they_are_broadcast(coso: Coso) -> None:
+    run = coso.folder / f"broadcast-{OURS}"
+    words = [
+        *coso.words,
+        f"name={run.name}",
+        "weight_sync.transport=gloo",
+        "entropy.mode=none",
+        "training.updates=4",
+        "training.evaluate_every=0",
+    ]
+    process = coso.start("train", *words)
+    wait_until(lambda: last_update(run) >= 1, 280, "the first update", process)
+    # The only server: without the weights there is no batch, and without a batch no update that would publish them.
+    victim = wait_until(lambda: member(process, r"^ray::PolicyServer"), 60, "a policy server", process)
+    os.kill(victim.pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["updates"] == 4 and summary["recoveries_by_kind"] == {"policy server": 1}
+
+
 def test_interrupting_a_run_ends_everything_and_saves_what_was_saved(coso: Coso) -> None:
     before = semaphores()
     run = coso.folder / f"stopped-{OURS}"

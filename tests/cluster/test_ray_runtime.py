@@ -43,7 +43,7 @@ def test_every_kind_of_actor_takes_its_share() -> None:
 
 
 def test_a_machine_without_gpus_is_asked_for_none() -> None:
-    overrides = ("policy_server.tensor_parallel=4", "policy_server.replicas=2", "learner.ranks=4")
+    overrides = ("policy_server.replicas=2", "learner.ranks=4")
     assert total_resources(config(*overrides))["GPU"] == 0.0
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from scoring import linear
 from scoring.encoder import CounterfactualEncoder, in_precision
 from scoring.linear import PackedLinear
 from scoring.scm import ScmSettings, StructuralCausalModel
@@ -14,7 +15,11 @@ from scoring.scm import ScmSettings, StructuralCausalModel
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 3, 700])
-def test_a_packed_layer_says_what_torch_says(dtype: torch.dtype, rows: int) -> None:
+@pytest.mark.parametrize("has_onednn", [linear._HAS_ONEDNN, False])
+def test_a_packed_layer_says_what_torch_says(
+    dtype: torch.dtype, rows: int, has_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "_HAS_ONEDNN", has_onednn)
     torch.manual_seed(rows)
     weight, bias, x = torch.randn(24, 40, dtype=dtype), torch.randn(24, dtype=dtype), torch.randn(rows, 40, dtype=dtype)
     layer = PackedLinear(weight, bias, rows=512)
