@@ -171,7 +171,7 @@ class ScoringConfig(Section):
     )
     cache_bytes: Count = Field(64 << 20, description="Scores remembered, bytes; identical answers are scored once.")
     fidelity_utterances: Count = Field(
-        32, description="Answers of every batch on which the estimate is compared with the parser; 0: none."
+        16, description="Answers of every batch on which the estimate is compared with the parser; 0: none."
     )
     deadline_s: PositiveFloat = Field(300.0, description="Deadline for a batch of trajectories, seconds.")
     scm: ScmConfig = ScmConfig()

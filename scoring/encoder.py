@@ -56,6 +56,7 @@ class CounterfactualEncoder:
         self.window = window
         self.null_id = null_id
         self.batch_tokens = batch_tokens
+        self._parameters = list(scm.encoder.parameters())  # what holds the weights stays, whatever is loaded
         self._packed: list[_PackedLayer] = []
         self._packed_version: list[tuple[int, int]] = []
 
@@ -112,7 +113,7 @@ class CounterfactualEncoder:
 
     def _packed_layers(self) -> list[_PackedLayer]:
         """The encoder's linear layers with the present weights."""
-        version = [(each.data_ptr(), each._version) for each in self.scm.encoder.parameters()]
+        version = [(each.data_ptr(), each._version) for each in self._parameters]
         if version != self._packed_version:
             self._packed = [
                 _PackedLayer(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scoring.calibration import CalibrationBin, expected_calibration_error
 from scoring.scm import ScmSettings, StructuralCausalModel, labels_loss
-from scoring.utterances import check_utterances, flatten, padded, split
+from scoring.utterances import check_utterances, distinct_pairs, flatten, padded, split
 
 Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
 """One utterance's ids (n,) and its action labels (K,)."""
@@ -183,8 +183,9 @@ class ScmTrainer:
             for chosen in order[: self.training.round_utterances].split(self.training.minibatch):
                 if not len(chosen):
                     continue
-                ids, lengths, labels = self._tensors([self._buffer[i] for i in chosen.tolist()])
-                losses = labels_loss(self.scm(ids, lengths), labels)
+                distinct, which = self._distinct([self._buffer[i] for i in chosen.tolist()])
+                ids, lengths, labels = self._tensors(distinct)
+                losses = labels_loss(self.scm(ids, lengths), labels)[which]
                 self._optimiser.zero_grad()
                 losses.mean().backward()
                 self._optimiser.step()
@@ -201,8 +202,9 @@ class ScmTrainer:
             return {}, []
         self.scm.eval()
         losses, confidences, corrects = [], [], []
-        for start in range(0, len(pairs), self.training.minibatch):
-            ids, lengths, labels = self._tensors(pairs[start : start + self.training.minibatch])
+        distinct, which = self._distinct(pairs)
+        for start in range(0, len(distinct), self.training.minibatch):
+            ids, lengths, labels = self._tensors(distinct[start : start + self.training.minibatch])
             logits = self.scm(ids, lengths)
             losses.append(labels_loss(logits, labels))
             confidence = torch.ones(len(labels), device=self.device)
@@ -215,11 +217,11 @@ class ScmTrainer:
             confidences.append(confidence)
             corrects.append(correct)
         # A float32 softmax may exceed 1 by a rounding.
-        confidence_all = torch.cat(confidences).clamp(max=1.0).cpu().numpy()
-        correct_all = torch.cat(corrects).cpu().numpy()
+        confidence_all = torch.cat(confidences)[which].clamp(max=1.0).cpu().numpy()
+        correct_all = torch.cat(corrects)[which].cpu().numpy()
         error, curve = expected_calibration_error(confidence_all, correct_all)
         metrics = {
-            "new_loss": float(torch.cat(losses).mean()),
+            "new_loss": float(torch.cat(losses)[which].mean()),
             "accuracy": float(correct_all.mean()),
             "confidence": float(confidence_all.mean(dtype=np.float64)),
             "ece": error,
@@ -229,6 +231,12 @@ class ScmTrainer:
             metrics["unseen_accuracy"] = float(correct_all[unseen].mean())
             metrics["unseen_ece"] = expected_calibration_error(confidence_all[unseen], correct_all[unseen])[0]
         return metrics, curve
+
+    def _distinct(self, pairs: Sequence[Pair]) -> tuple[list[Pair], Tensor]:
+        """Return the distinct pairs, and which of them each pair is, (B,) int64: agents repeat themselves, and what is
+        the same is computed once."""
+        first, which = distinct_pairs([ids for ids, _ in pairs], np.array([row for _, row in pairs]))
+        return [pairs[row] for row in first], torch.from_numpy(which).to(self.device)
 
     def _tensors(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
         """Return (ids (B, T), lengths (B,), labels (B, K)), all int64, on the trainer's device."""

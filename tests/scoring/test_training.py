@@ -62,6 +62,40 @@ def test_after_training_the_token_that_decides_ranks_first():
     assert np.mean([1 / rank for rank in ranks]) >= 0.95
 
 
+def test_repeated_utterances_count_as_often_as_they_come():
+    """Distinct ones are computed once: held against training that computes every one of them."""
+    utterances, labels, _ = make_language(3, 8)
+    chosen = np.random.default_rng(0).integers(0, 8, 90)
+    labels[chosen[0], 1] = 1  # the same tokens with another action are another pair
+    utterances, labels = [utterances[i] for i in chosen], labels[chosen]
+    labels[1:, 1] = -1
+    trainer, plain = ScmTrainer(SHAPE, TRAINING), ScmTrainer(SHAPE, TRAINING)
+    # Adam makes whole steps of what is rounding in a gradient that is 0 by nature, as that of the keys' bias: in
+    # float64 it is too small for that.
+    trainer.scm.double(), plain.scm.double()
+    report = trainer.train(utterances, labels)
+
+    scm, order = plain.scm, torch.Generator().manual_seed(TRAINING.seed)
+    optimiser = torch.optim.Adam(scm.parameters(), lr=TRAINING.learning_rate)
+
+    def loss_of(row: int) -> torch.Tensor:
+        logits = scm(torch.from_numpy(utterances[row])[None].long(), torch.tensor([len(utterances[row])]))
+        # A head that does not apply gets gradients of 0, not none at all: Adam tells these apart.
+        pairs = zip(logits, labels[row], strict=True)
+        return sum(-each.log_softmax(-1)[0, label] if label >= 0 else each.sum() * 0.0 for each, label in pairs)
+
+    before = [loss_of(row).item() for row in range(90)]
+    assert report.metrics["new_loss"] == pytest.approx(np.mean(before), rel=1e-5)
+    for _ in range(TRAINING.rounds):
+        rows = torch.randperm(90, generator=order)[: TRAINING.round_utterances]
+        for minibatch in rows.split(TRAINING.minibatch):
+            optimiser.zero_grad()
+            torch.stack([loss_of(row) for row in minibatch.tolist()]).mean().backward()
+            optimiser.step()
+    for name, value in scm.state_dict().items():
+        torch.testing.assert_close(trainer.scm.state_dict()[name], value, rtol=1e-6, atol=1e-8)
+
+
 def test_a_saved_and_loaded_trainer_goes_on_exactly():
     straight, stopped = ScmTrainer(SHAPE, TRAINING), ScmTrainer(SHAPE, TRAINING)
     for trainer in (straight, stopped):
