@@ -84,7 +84,7 @@ class RolloutWorker:
         self._failures: Counter[str] = Counter()
         self._evaluations: deque[tuple[EpisodeSpec, asyncio.Future[TrajectoryBatch | None]]] = deque()
         self._evaluation_called = asyncio.Event()
-        self._deliveries: set[asyncio.Task[float]] = set()
+        self._stream_calls: set[asyncio.Task[float]] = set()
         self._slot_tasks: list[asyncio.Task[None]] = []
         self._steps = 0
         self._generate_seconds = 0.0
@@ -223,37 +223,40 @@ class RolloutWorker:
             count += 1
 
     async def _run_slot(self, slot: int, training: Iterator[EpisodeSpec]) -> None:
-        """Episode after episode. A finished one is delivered to the stream before the next begins; while a full stream
-        keeps it waiting, the environment is still there for evaluation (which would otherwise wait for a learner that
-        waits for it)."""
-        delivery: asyncio.Task[float] | None = None
+        """Episode after episode, each begun when the stream lets it. While it does not, the environment is still there
+        for evaluation (which would otherwise wait for a learner that waits for it)."""
+        assert self._stream is not None
+        environment = f"{self._worker}-{slot}"
+        leave = self._ask_stream(self._stream.begin, environment)
         while True:
             if self._evaluations:
                 await self._run_evaluation(slot)
-            elif delivery is not None and not delivery.done():
+            elif not leave.done():
                 self._evaluation_called.clear()
                 call: asyncio.Future[Any] = asyncio.ensure_future(self._evaluation_called.wait())
-                waiting: set[asyncio.Future[Any]] = {delivery, call}
+                waiting: set[asyncio.Future[Any]] = {leave, call}
                 try:
                     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     call.cancel()
             else:
-                if delivery is not None:
-                    self._stream_wait_seconds += delivery.result()
+                self._stream_wait_seconds += leave.result()
                 recorder = await self._run_episode(next(training), slot)
-                delivery = self._start_delivery(recorder.batch()) if len(recorder) else None
+                if len(recorder):
+                    leave = self._ask_stream(self._stream.put, environment, recorder.batch())
+                else:
+                    leave = self._ask_stream(self._stream.begin, environment)
 
-    def _start_delivery(self, episode: TrajectoryBatch) -> asyncio.Task[float]:
-        delivery = asyncio.create_task(self._deliver(episode))
-        self._deliveries.add(delivery)
-        delivery.add_done_callback(self._deliveries.discard)
-        return delivery
+    def _ask_stream(self, method: Any, *arguments: Any) -> asyncio.Task[float]:
+        """A call of the stream under way; its result is the seconds waited until the next episode may begin."""
 
-    async def _deliver(self, episode: TrajectoryBatch) -> float:
-        """Put an episode into the stream; returns the seconds waited there."""
-        assert self._stream is not None
-        return await self._stream.put.remote(episode)
+        async def call() -> float:
+            return await method.remote(*arguments)
+
+        asked = asyncio.create_task(call())
+        self._stream_calls.add(asked)
+        asked.add_done_callback(self._stream_calls.discard)
+        return asked
 
     async def _run_evaluation(self, slot: int) -> None:
         """The next evaluation episode, tried again where its environment fails."""
@@ -379,7 +382,7 @@ class RolloutWorker:
 
     async def stop(self) -> None:
         """Stop the free-running loops and end the environment processes."""
-        ending = [*self._slot_tasks, *self._deliveries]
+        ending = [*self._slot_tasks, *self._stream_calls]
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)

@@ -1,6 +1,8 @@
 """The bounded stream of finished episodes between rollout workers and the learner (asynchronous mode).
 
-A full stream makes `put` wait, so a slow learner slows the rollouts and memory stays flat. Run as a Ray actor.
+Environments ask before they begin an episode, and wait while those that are finished or under way are as many as the
+learner can still use. So rollouts neither run out of memory nor compute what would be too old when its turn comes. Run
+as a Ray actor.
 """
 
 from __future__ import annotations
@@ -13,39 +15,63 @@ import psutil
 
 from actors.trajectory import TrajectoryBatch
 
+#: Episodes whose mean length and duration say what those under way will be.
+RECENT_EPISODES = 100
+#: An episode that takes this many times the mean duration is not counted on any more: its environment may be stuck.
+OVERDUE = 4.0
+#: The same before any episode has ended, seconds.
+FIRST_EPISODE_S = 30.0
+
 
 class TrajectoryStream:
     """First in, first out; bounded in bytes and in steps.
 
-    `capacity_bytes` bounds memory. `capacity_steps` bounds how far rollouts run ahead of the learner, which is what
-    keeps data within the allowed policy lag. While a `take` is short of what it asked for, episodes are let in even
-    past the bounds, since otherwise an ask larger than the capacity could never be met.
+    `capacity_bytes` bounds memory: episodes begin while less is held, so it is exceeded by what is then under way.
+    `ahead_steps` bounds how many steps are made beyond what a `take` is asking for; see `allow`.
     """
 
-    def __init__(self, capacity_bytes: int, capacity_steps: int) -> None:
+    def __init__(self, capacity_bytes: int, ahead_steps: int) -> None:
         self._capacity_bytes = capacity_bytes
-        self._capacity_steps = capacity_steps
+        self._ahead_steps = ahead_steps
         self._episodes: deque[tuple[TrajectoryBatch, int]] = deque()
         self._bytes = 0
         self._steps = 0
         self._wanted = 0
         self._bytes_in = 0
         self._last_put = time.monotonic()
+        self._begun: dict[str, float] = {}  # environments with an episode under way: since when
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_EPISODES)  # steps, seconds
         self._changed = asyncio.Condition()
 
-    async def put(self, episode: TrajectoryBatch) -> float:
-        """Add one finished episode; waits while the stream is full. Returns the seconds waited."""
-        size = episode.nbytes
+    async def begin(self, environment: str) -> float:
+        """Wait until this environment may begin an episode; returns the seconds waited."""
         started = time.monotonic()
         async with self._changed:
+            self._begun.pop(environment, None)
             await self._changed.wait_for(self._has_room)
+            self._begun[environment] = time.monotonic()
+        return time.monotonic() - started
+
+    async def put(self, environment: str, episode: TrajectoryBatch) -> float:
+        """Add the episode that this environment has finished, at once, and wait as `begin` does for its next."""
+        size = episode.nbytes
+        async with self._changed:
+            now = time.monotonic()
+            if (begun := self._begun.pop(environment, None)) is not None:
+                self._recent.append((len(episode), now - begun))
             self._episodes.append((episode, size))
             self._bytes += size
             self._bytes_in += size
             self._steps += len(episode)
-            self._last_put = time.monotonic()
+            self._last_put = now
             self._changed.notify_all()
-        return time.monotonic() - started
+        return await self.begin(environment)
+
+    async def allow(self, ahead_steps: int) -> None:
+        """From now on, let this many steps be made beyond what a `take` is asking for (below 0: so many fewer)."""
+        async with self._changed:
+            self._ahead_steps = ahead_steps
+            self._changed.notify_all()
 
     async def take(self, steps: int, wait_s: float) -> TrajectoryBatch | None:
         """Whole episodes of at least `steps` steps together, oldest first; None if they did not come in `wait_s`.
@@ -84,6 +110,18 @@ class TrajectoryStream:
         }
 
     def _has_room(self) -> bool:
-        if self._steps < self._wanted:
-            return True
-        return self._bytes < self._capacity_bytes and self._steps < self._capacity_steps
+        expected = self._steps + self._steps_under_way()
+        if expected >= self._wanted + self._ahead_steps:
+            return False
+        # An ask is met whatever it takes; only what goes beyond it is bounded in bytes.
+        return expected < self._wanted or self._bytes < self._capacity_bytes
+
+    def _steps_under_way(self) -> float:
+        """Steps that the episodes under way will have, by the mean of recent ones."""
+        if not self._recent:
+            overdue, length = FIRST_EPISODE_S, 1.0
+        else:
+            lengths, seconds = zip(*self._recent, strict=True)
+            overdue, length = OVERDUE * sum(seconds) / len(seconds), sum(lengths) / len(lengths)
+        now = time.monotonic()
+        return length * sum(now - begun <= overdue for begun in self._begun.values())

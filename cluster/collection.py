@@ -32,6 +32,10 @@ class Collector(Protocol):
         metrics of how they came."""
         ...
 
+    async def published(self, version: int) -> None:
+        """To be told of every version that the policy servers have come to serve."""
+        ...
+
     async def evaluate(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
         """One held-out episode per seed, in the order of the seeds."""
         ...
@@ -56,6 +60,9 @@ class SynchronousCollector:
         )
         return TrajectoryBatch.concatenate(batches), {}
 
+    async def published(self, version: int) -> None:
+        pass  # lock-step: the next `collect` finds it
+
     async def evaluate(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
         results = await _from_workers(
             self._workers,
@@ -67,7 +74,12 @@ class SynchronousCollector:
 
 
 class StreamCollector:
-    """Takes finished episodes from the stream that free-running workers fill."""
+    """Takes finished episodes from the stream that free-running workers fill.
+
+    What is made under version v may be trained on up to update v + 1 + `max_policy_lag`. So while the batch of update u
+    is collected, steps are made for that one and those of v + 1 + `max_policy_lag` - u updates more; what went beyond
+    would be dropped.
+    """
 
     overlaps = True
 
@@ -75,8 +87,12 @@ class StreamCollector:
         self._config = config
         self._workers = workers
         self._stream = stream
+        self._update = 0  # whose batch was collected, or is being
+        self._version = 0
 
     async def collect(self, update: int) -> tuple[TrajectoryBatch, dict[str, float]]:
+        self._update = update
+        await self._allow()
         wanted = self._config.training.steps_per_update
         oldest = update - 1 - self._config.max_policy_lag
         kept: list[TrajectoryBatch] = []
@@ -108,6 +124,16 @@ class StreamCollector:
             "evaluation (rollout.stall_deadline_s)",
         )
         return _merge(results, seeds)
+
+    async def published(self, version: int) -> None:
+        self._version = version
+        await self._allow()
+
+    async def _allow(self) -> None:
+        # Of a resumed run, which begins with publishing, the batches up to `version` were collected before.
+        updates = self._version + 1 + self._config.max_policy_lag - max(self._update, self._version)
+        ahead = updates * self._config.training.steps_per_update
+        await answer(self._stream.allow.remote(ahead), 60.0, "the stream")
 
     async def _stall_message(self, missing: int) -> str:
         status = await answer(self._stream.status.remote(), 60.0, "the stream's status")

@@ -45,6 +45,8 @@ from scoring.tokens import token_facts
 SYNC_CHECK_TOKENS = 16
 #: How long an actor may take to end in good order before it is killed, seconds.
 STOP_DEADLINE_S = 10.0
+#: Calls that the stream holds at once: every environment may be waiting there, and the learner has to get through.
+STREAM_CONCURRENCY = 1_000_000
 
 
 def require_model(config: RunConfig) -> ChatProcessor:
@@ -76,8 +78,8 @@ class System:
         self.servers = start_policy_servers(config, temporary, self.transport, self.board)
         self.stream = (
             ray.remote(TrajectoryStream)
-            .options(num_cpus=0, max_concurrency=1000)
-            .remote(config.rollout.stream_bytes, max(1, config.max_policy_lag) * config.training.steps_per_update)
+            .options(num_cpus=0, max_concurrency=STREAM_CONCURRENCY)
+            .remote(config.rollout.stream_bytes, (1 + config.max_policy_lag) * config.training.steps_per_update)
         )
         self.workers = start_rollout_workers(config, list(self.servers.values()), self.stream)
         #: Held while the learner's weights are between two versions: from an update's beginning until it is published.
@@ -148,6 +150,7 @@ class System:
         update = await answer(self.board.put.remote(update), deadline, "the weight board")
         reports = await asyncio.to_thread(self._sync, update, deadline)
         self._published = version
+        await self.collector.published(version)
         return {"time/swap": max(report.seconds for report in reports.values())}
 
     async def check_sync(self, version: int) -> dict[str, float]:

@@ -64,6 +64,7 @@ def stream_collector(stream: TrajectoryStream, workers: list[Any], **settings_: 
     )
 
     class Handle:
+        allow = Remote(stream.allow)
         take = Remote(stream.take)
         status = Remote(stream.status)
 
@@ -75,7 +76,7 @@ def test_the_stream_is_asked_for_more_until_enough_is_fresh_and_what_was_dropped
         stream = TrajectoryStream(1 << 20, 100)
         # Update 5 makes version 5 out of data made by version 3 or later, where the lag may be 1.
         for name, version in [("old", 2), ("fresh", 3), ("older", 1), ("new", 4), ("next", 4)]:
-            await stream.put(episode(name, [0.0, 0.0], versions=[[version], [version]]))
+            await stream.put(name, episode(name, [0.0, 0.0], versions=[[version], [version]]))
         batch, row = await stream_collector(stream, []).collect(5)
         assert list(batch.column("episode")) == ["fresh", "fresh", "new", "new"]
         assert row["lag/dropped_steps"] == 4
@@ -96,11 +97,60 @@ def test_a_stream_that_stays_dry_ends_with_what_is_missing_and_what_failed(monke
 
     async def scenario() -> None:
         stream = TrajectoryStream(1 << 20, 100)
-        await stream.put(episode("only", [0.0]))
+        await stream.put("0-0", episode("only", [0.0]))
         with pytest.raises(DeadlineExceeded) as error:
             await stream_collector(stream, [Worker()], stall_deadline_s=0.2).collect(1)
         for part in ("rollout.stall_deadline_s", "4 steps missing", "1 waiting", "'died': 3"):
             assert part in str(error.value)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+@settings(max_examples=60, deadline=None)
+@given(lag=st.integers(0, 4), updates=st.integers(1, 6), resumed_at=st.integers(0, 5))
+def test_steps_are_made_only_for_updates_that_may_use_them(lag: int, updates: int, resumed_at: int) -> None:
+    """Held against the rule itself: what version v makes is trained on by update u, from weights u - 1, if that is at
+    most `max_policy_lag` later."""
+    allowed: list[int] = []
+
+    class Handle:
+        @staticmethod
+        async def _allow(ahead_steps: int) -> None:
+            allowed.append(ahead_steps)
+
+        @staticmethod
+        async def _take(steps: int, wait_s: float) -> TrajectoryBatch:
+            return episode("e", [0.0] * steps, versions=[[99]] * steps)
+
+        @staticmethod
+        async def _status() -> dict[str, float]:
+            return dict.fromkeys(("steps", "episodes", "bytes", "rss_bytes"), 0.0)
+
+        allow, take, status = Remote(_allow), Remote(_take), Remote(_status)
+
+    config = validate({"training": {"steps_per_update": 4}, "max_policy_lag": lag})
+
+    def usable_after(update: int, version: int) -> int:
+        """Updates after `update` that may train on what `version` makes."""
+        return sum(later - 1 - version <= lag for later in range(update + 1, 99))
+
+    async def scenario() -> None:
+        collector = StreamCollector(config, [], Handle())
+        if resumed_at:
+            await collector.published(resumed_at)
+            assert allowed[-1] == 4 * usable_after(resumed_at, resumed_at)
+        for update in range(resumed_at + 1, resumed_at + updates + 1):
+            # Batch `update` is collected while the learner makes version `update - 1` of the one before.
+            if update > resumed_at + 1:
+                await collector.collect(update)
+                if lag > 0:
+                    assert allowed[-1] == 4 * usable_after(update, update - 2)
+                else:
+                    assert allowed[-1] == -4  # nothing: not even this batch may be made before the next version
+                await collector.published(update - 1)
+            else:
+                await collector.collect(update)
+            assert allowed[-1] == 4 * usable_after(update, update - 1)
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
