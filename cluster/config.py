@@ -325,7 +325,9 @@ class RunConfig(Section):
         "async", description="sync: lock-step and deterministic; async: all stages overlap."
     )
     max_policy_lag: Count = Field(
-        1, description="async: data made by weights older than this many versions is not trained on."
+        1,
+        description="async: data made by weights older than this many versions is not trained on; rollouts wait rather "
+        "than make it.",
     )
     environment: EnvironmentConfig = EnvironmentConfig()
     model: ModelConfig = ModelConfig()
