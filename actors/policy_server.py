@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 #: Added to the logits of tokens an answer must not contain. vLLM allows no more; after exp() nothing is left of it.
 BAN_LOGIT_BIAS = -100.0
 
+#: Niceness of an engine on CPUs. Where it shares cores with the learner, that goes first: the loop waits for it, and
+#: for answers only when it trains on them.
+LOWEST_PRIORITY = 19
+
 #: Decoded images kept at hand, the oldest going first.
 REMEMBERED_IMAGES = 64
 
@@ -57,6 +61,8 @@ class PolicyServer:
     def __init__(self, options: PolicyServerOptions, name: str, board: Any | None = None) -> None:
         """name: for error messages. board: handle of a `WeightBoard` actor, from which current weights are taken at a
         start; None: serve the model's own. Starts the engine in the background of the running event loop."""
+        if options.device == "cpu":
+            os.nice(LOWEST_PRIORITY)
         self._options = options
         self._name = name
         self._board = board

@@ -23,6 +23,10 @@ from scoring.tokens import TokenFacts
 from scoring.training import ScmTrainer, ScmTrainingReport, ScmTrainingSettings
 from scoring.utterances import flatten, split
 
+#: Niceness on CPUs. Where they share cores with the policy's learner, that goes first: the loop waits for it, and for
+#: scores only when it trains on them.
+LOWEST_PRIORITY = 19
+
 Arrays = dict[str, NDArray]
 TrainerState = tuple[Arrays, dict[str, Any]]
 """`ScmTrainer.state_dict` with arrays for tensors."""
@@ -58,6 +62,8 @@ class Scorer:
 
     def __init__(self, scm: ScmSettings, tokens: TokenFacts, options: ScorerOptions) -> None:
         torch.set_num_threads(1)
+        if options.device == "cpu":
+            os.nice(LOWEST_PRIORITY)
         self._scm = in_precision(StructuralCausalModel(scm).to(options.device), options.precision)
         self._scm.requires_grad_(False)
         self._tokens = tokens
@@ -135,6 +141,8 @@ class ScmTrainerActor:
 
     def __init__(self, scm: ScmSettings, training: ScmTrainingSettings, device: str) -> None:
         torch.set_num_threads(1)
+        if device == "cpu":
+            os.nice(LOWEST_PRIORITY)
         self._trainer = ScmTrainer(scm, training, device)
 
     def pid(self) -> int:

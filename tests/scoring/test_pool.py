@@ -6,6 +6,7 @@ import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -122,6 +123,11 @@ def test_scores_and_training_are_those_of_one_process(pool):
     workers = pool.check()
     assert [worker["version"] for worker in workers] == [1, 1]
     assert sum(worker["utterances"] for worker in workers) == 2 * 39
+
+
+def test_workers_leave_the_cores_they_share_to_the_learner(pool):
+    for pid in (pool.trainer_pid(), *(int(answer["pid"]) for answer in pool.check())):
+        assert psutil.Process(pid).nice() == 19
 
 
 def test_nothing_to_score_is_no_error_and_bad_input_is_named_and_harmless(pool):
