@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from itertools import takewhile
 
 import psutil
 
@@ -39,8 +40,9 @@ class TrajectoryStream:
         self._wanted = 0
         self._bytes_in = 0
         self._last_put = time.monotonic()
-        self._begun: dict[str, float] = {}  # environments with an episode under way: since when
+        self._begun: dict[str, float] = {}  # environments with an episode under way: since when, the oldest first
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_EPISODES)  # steps, seconds
+        self._mean_steps, self._mean_seconds = 1.0, 0.0  # of these
         self._changed = asyncio.Condition()
 
     async def begin(self, environment: str) -> float:
@@ -59,6 +61,8 @@ class TrajectoryStream:
             now = time.monotonic()
             if (begun := self._begun.pop(environment, None)) is not None:
                 self._recent.append((len(episode), now - begun))
+                lengths, seconds = zip(*self._recent, strict=True)
+                self._mean_steps, self._mean_seconds = sum(lengths) / len(lengths), sum(seconds) / len(seconds)
             self._episodes.append((episode, size))
             self._bytes += size
             self._bytes_in += size
@@ -118,10 +122,8 @@ class TrajectoryStream:
 
     def _steps_under_way(self) -> float:
         """Steps that the episodes under way will have, by the mean of recent ones."""
-        if not self._recent:
-            overdue, length = FIRST_EPISODE_S, 1.0
-        else:
-            lengths, seconds = zip(*self._recent, strict=True)
-            overdue, length = OVERDUE * sum(seconds) / len(seconds), sum(lengths) / len(lengths)
-        now = time.monotonic()
-        return length * sum(now - begun <= overdue for begun in self._begun.values())
+        overdue = OVERDUE * self._mean_seconds if self._recent else FIRST_EPISODE_S
+        # Every environment that waits asks this whenever anything changes, so only those at the front are looked at.
+        latest = time.monotonic() - overdue
+        stuck = sum(1 for _ in takewhile(lambda begun: begun < latest, self._begun.values()))
+        return self._mean_steps * (len(self._begun) - stuck)
