@@ -43,63 +43,64 @@ class TrajectoryStream:
         self._begun: dict[str, float] = {}  # environments with an episode under way: since when, the oldest first
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_EPISODES)  # steps, seconds
         self._mean_steps, self._mean_seconds = 1.0, 0.0  # of these
-        self._changed = asyncio.Condition()
+        self._waiting: dict[str, asyncio.Future[None]] = {}  # environments that may not begin yet, the first first
+        self._arrived = asyncio.Event()
 
     async def begin(self, environment: str) -> float:
-        """Wait until this environment may begin an episode; returns the seconds waited."""
+        """Wait until this environment may begin an episode; returns the seconds waited. First come, first served."""
         started = time.monotonic()
-        async with self._changed:
-            self._begun.pop(environment, None)
-            await self._changed.wait_for(self._has_room)
-            self._begun[environment] = time.monotonic()
+        self._begun.pop(environment, None)
+        if (forgotten := self._waiting.pop(environment, None)) is not None:
+            forgotten.cancel()  # its worker died, and the one in its place asks anew
+        self._waiting[environment] = leave = asyncio.get_running_loop().create_future()
+        self._let_in()
+        await leave
         return time.monotonic() - started
 
     async def put(self, environment: str, episode: TrajectoryBatch) -> float:
         """Add the episode that this environment has finished, at once, and wait as `begin` does for its next."""
-        size = episode.nbytes
-        async with self._changed:
-            now = time.monotonic()
-            if (begun := self._begun.pop(environment, None)) is not None:
-                self._recent.append((len(episode), now - begun))
-                lengths, seconds = zip(*self._recent, strict=True)
-                self._mean_steps, self._mean_seconds = sum(lengths) / len(lengths), sum(seconds) / len(seconds)
-            self._episodes.append((episode, size))
-            self._bytes += size
-            self._bytes_in += size
-            self._steps += len(episode)
-            self._last_put = now
-            self._changed.notify_all()
+        size, now = episode.nbytes, time.monotonic()
+        if (begun := self._begun.pop(environment, None)) is not None:
+            self._recent.append((len(episode), now - begun))
+            lengths, seconds = zip(*self._recent, strict=True)
+            self._mean_steps, self._mean_seconds = sum(lengths) / len(lengths), sum(seconds) / len(seconds)
+        self._episodes.append((episode, size))
+        self._bytes += size
+        self._bytes_in += size
+        self._steps += len(episode)
+        self._last_put = now
+        self._arrived.set()
         return await self.begin(environment)
 
     async def allow(self, ahead_steps: int) -> None:
         """From now on, let this many steps be made beyond what a `take` is asking for (below 0: so many fewer)."""
-        async with self._changed:
-            self._ahead_steps = ahead_steps
-            self._changed.notify_all()
+        self._ahead_steps = ahead_steps
+        self._let_in()
 
     async def take(self, steps: int, wait_s: float) -> TrajectoryBatch | None:
         """Whole episodes of at least `steps` steps together, oldest first; None if they did not come in `wait_s`.
 
         One taker at a time. Nothing is taken out when None is returned.
         """
-        async with self._changed:
-            self._wanted = steps
-            self._changed.notify_all()
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._changed.wait_for(lambda: self._steps >= steps)
-            except TimeoutError:
-                return None
-            taken = []
-            count = 0
-            while count < steps:
-                episode, size = self._episodes.popleft()
-                taken.append(episode)
-                count += len(episode)
-                self._bytes -= size
-                self._steps -= len(episode)
-            self._wanted = 0
-            self._changed.notify_all()
+        self._wanted = steps
+        self._let_in()
+        try:
+            async with asyncio.timeout(wait_s):
+                while self._steps < steps:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        except TimeoutError:
+            return None
+        taken = []
+        count = 0
+        while count < steps:
+            episode, size = self._episodes.popleft()
+            taken.append(episode)
+            count += len(episode)
+            self._bytes -= size
+            self._steps -= len(episode)
+        self._wanted = 0
+        self._let_in()
         return TrajectoryBatch.concatenate(taken)
 
     async def status(self) -> dict[str, float]:
@@ -113,6 +114,15 @@ class TrajectoryStream:
             "rss_bytes": psutil.Process().memory_info().rss,
         }
 
+    def _let_in(self) -> None:
+        """Let those that wait begin, one by one, while there is room. To be called after every change."""
+        while self._waiting and self._has_room():
+            environment, leave = next(iter(self._waiting.items()))
+            del self._waiting[environment]
+            if not leave.done():  # else the one who asked gave up
+                self._begun[environment] = time.monotonic()
+                leave.set_result(None)
+
     def _has_room(self) -> bool:
         expected = self._steps + self._steps_under_way()
         if expected >= self._wanted + self._ahead_steps:
@@ -123,7 +133,7 @@ class TrajectoryStream:
     def _steps_under_way(self) -> float:
         """Steps that the episodes under way will have, by the mean of recent ones."""
         overdue = OVERDUE * self._mean_seconds if self._recent else FIRST_EPISODE_S
-        # Every environment that waits asks this whenever anything changes, so only those at the front are looked at.
+        # Asked for every environment that is let in, so only those at the front are looked at.
         latest = time.monotonic() - overdue
         stuck = sum(1 for _ in takewhile(lambda begun: begun < latest, self._begun.values()))
         return self._mean_steps * (len(self._begun) - stuck)

@@ -2,8 +2,8 @@
 
 It computes what `StructuralCausalModel.forward` does for each of them, arranged for speed:
 
-* All of an utterance's counterfactuals have its length, so there is no padding and no mask, and attention is the
-  fused kernel without one.
+* All of an utterance's counterfactuals have its length, so no linear layer computes padding (see `scoring.attention`
+  for attention).
 * A counterfactual's first layer reads rows that are either the utterance's own or the null token's at that
   place. Embeddings, queries, keys and values of both are computed once, for 2 n rows; each counterfactual picks
   its rows from them. From there on every row of a counterfactual differs.
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from scoring.attention import self_attention
 from scoring.linear import PackedLinear
 from scoring.scm import StructuralCausalModel, labels_log_probability
 
@@ -101,12 +102,10 @@ class CounterfactualEncoder:
         projected: the first layer's queries, keys and values, (count * n, 3 * hidden).
         """
         settings = self.scm.settings
-        shape = (count, len(rows) // count, settings.heads, settings.hidden // settings.heads)
         for index, (layer, of_layer) in enumerate(zip(self.scm.encoder.layers, packed, strict=True)):
             if index:
                 projected = of_layer.projections(rows)
-            query, key, value = (part.view(shape).transpose(1, 2) for part in projected.split(settings.hidden, dim=1))
-            mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(rows.shape)
+            mixed = self_attention(projected, count, settings.heads)
             rows = layer.norm1(of_layer.attention_output(mixed).add_(rows))
             rows = layer.norm2(of_layer.second(of_layer.first.gelu(rows)).add_(rows))
         return rows.view(count, -1, settings.hidden).mean(dim=1, dtype=next(self.scm.outputs.parameters()).dtype)

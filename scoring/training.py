@@ -79,7 +79,7 @@ class ScmTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(training.seed)
             self.scm = StructuralCausalModel(scm).to(self.device)
-        self._optimiser = torch.optim.Adam(self.scm.parameters(), lr=training.learning_rate)
+        self._optimiser = torch.optim.Adam(self.scm.parameters(), lr=training.learning_rate, fused=True)
         self._generator = torch.Generator().manual_seed(training.seed)
         self._buffer: deque[Pair] = deque(maxlen=training.buffer_utterances)
 

@@ -23,10 +23,6 @@ from scoring.tokens import TokenFacts
 from scoring.training import ScmTrainer, ScmTrainingReport, ScmTrainingSettings
 from scoring.utterances import flatten, split
 
-#: Niceness on CPUs. Where they share cores with the policy's learner, that goes first: the loop waits for it, and for
-#: scores only when it trains on them.
-LOWEST_PRIORITY = 19
-
 Arrays = dict[str, NDArray]
 TrainerState = tuple[Arrays, dict[str, Any]]
 """`ScmTrainer.state_dict` with arrays for tensors."""
@@ -62,8 +58,7 @@ class Scorer:
 
     def __init__(self, scm: ScmSettings, tokens: TokenFacts, options: ScorerOptions) -> None:
         torch.set_num_threads(1)
-        if options.device == "cpu":
-            os.nice(LOWEST_PRIORITY)
+        yield_to_others(options.device)
         self._scm = in_precision(StructuralCausalModel(scm).to(options.device), options.precision)
         self._scm.requires_grad_(False)
         self._tokens = tokens
@@ -141,8 +136,7 @@ class ScmTrainerActor:
 
     def __init__(self, scm: ScmSettings, training: ScmTrainingSettings, device: str) -> None:
         torch.set_num_threads(1)
-        if device == "cpu":
-            os.nice(LOWEST_PRIORITY)
+        yield_to_others(device)
         self._trainer = ScmTrainer(scm, training, device)
 
     def pid(self) -> int:
@@ -171,6 +165,17 @@ class ScmTrainerActor:
     def _answer(self, report: ScmTrainingReport | None) -> TrainerAnswer:
         tensors, facts = self._trainer.state_dict()
         return (self._trainer.version, report), to_arrays(self._trainer.weights()), (to_arrays(tensors), facts)
+
+
+def yield_to_others(device: str) -> None:
+    """Let this thread compute where cores are idle, which on a CPU they now and then are, and hardly elsewhere.
+
+    The loop always waits for its learner, and for scores only if they are late; then the learner leaves its cores idle.
+    Linux's idle policy still gives a thread 3 shares beside the 36 of Ray's other workers and the 1,024 of a process of
+    normal priority, so scoring is slow on a machine that is full, and does not stand still.
+    """
+    if device == "cpu":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def to_arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:

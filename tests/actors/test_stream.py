@@ -271,3 +271,31 @@ def test_status_tells_what_is_held_and_what_ever_came() -> None:
         assert status["bytes"] == b.nbytes and status["bytes_in"] == a.nbytes + b.nbytes
 
     run(scenario())
+
+
+def test_the_first_to_ask_is_the_first_to_begin_and_one_at_a_time_where_there_is_room_for_one() -> None:
+    async def scenario() -> None:
+        stream = TrajectoryStream(PLENTY, 0)
+        asking = [asyncio.create_task(stream.begin(name)) for name in "abc"]
+        await settled()
+        for begun in range(3):
+            assert [task.done() for task in asking] == [number < begun for number in range(3)]
+            await stream.allow(begun + 1)  # an episode is a step, as long as none has come in
+            await settled()
+        assert all(task.done() for task in asking)
+
+    run(scenario())
+
+
+def test_an_environment_whose_worker_was_replaced_waits_in_one_place_only() -> None:
+    async def scenario() -> None:
+        stream = TrajectoryStream(PLENTY, 0)
+        of_the_dead, other = asyncio.create_task(stream.begin("a")), asyncio.create_task(stream.begin("b"))
+        await settled()
+        again = asyncio.create_task(stream.begin("a"))
+        await settled()
+        assert of_the_dead.cancelled()
+        await stream.allow(2)  # room for two: b, which came before a asked again, and a
+        await asyncio.wait_for(asyncio.gather(other, again), 5)
+
+    run(scenario())

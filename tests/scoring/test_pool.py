@@ -6,7 +6,6 @@ import threading
 import time
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
@@ -127,7 +126,7 @@ def test_scores_and_training_are_those_of_one_process(pool):
 
 def test_workers_leave_the_cores_they_share_to_the_learner(pool):
     for pid in (pool.trainer_pid(), *(int(answer["pid"]) for answer in pool.check())):
-        assert psutil.Process(pid).nice() == 19
+        assert os.sched_getscheduler(pid) == os.SCHED_IDLE
 
 
 def test_nothing_to_score_is_no_error_and_bad_input_is_named_and_harmless(pool):
