@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from benchmarks.record import record
 
 MODES = ("counterfactual", "uniform", "none")
 
@@ -73,14 +74,7 @@ def main() -> None:
             for mode in MODES:
                 runs.append(trained(arguments.config, arguments.model, mode, seed, arguments.words, Path(folder)))
                 print(json.dumps(runs[-1]), flush=True)
-                result = {
-                    "command": "python -m benchmarks.entropy_modes " + " ".join(sys.argv[1:]),
-                    "cores": len(os.sched_getaffinity(0)),
-                    "by_mode": summary(runs),
-                    "runs": runs,
-                }
-                arguments.out.parent.mkdir(parents=True, exist_ok=True)
-                arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                result = record(arguments.out, {"by_mode": summary(runs), "runs": runs})
     print(json.dumps(result["by_mode"], indent=1))
 
 

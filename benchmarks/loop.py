@@ -26,6 +26,8 @@ from unittest import mock
 
 import numpy as np
 
+from benchmarks.record import record
+
 #: Updates left out at the beginning of a run, while pipes fill and caches warm.
 WARM_UP = 2
 ENVIRONMENTS = {
@@ -236,7 +238,7 @@ def main() -> None:
             parser.error(f"--only-scoring compares blocks of {BLOCK} updates: give it --updates {6 * BLOCK} or more")
         with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
             measured = scoring_overhead(arguments.model, Path(folder), arguments.updates)
-        _write(arguments.out, measured)
+        record(arguments.out, measured)
         print(json.dumps(measured, indent=1))
         return
 
@@ -262,18 +264,8 @@ def main() -> None:
         "rollout_over_bare_vllm": rate / bare,
         "concurrent_requests": concurrent,
     }
-    _write(arguments.out, result)
+    record(arguments.out, result)
     print(json.dumps({key: result[key] for key in ("async_over_sync", "rollout_over_bare_vllm")}, indent=1))
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    made = {
-        "command": "python -m benchmarks.loop " + " ".join(sys.argv[1:]),
-        "cores": len(os.sched_getaffinity(0)),
-        **result,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

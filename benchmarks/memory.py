@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.record import record
+
 TOLERANCE = 0.10
 
 
@@ -70,16 +72,13 @@ def main() -> None:
             "flat": max(max(values) / median - 1, 1 - min(values) / median) <= TOLERANCE,
         }
     result = {
-        "command": "python -m benchmarks.memory " + " ".join(sys.argv[1:]),
         "minutes": total / 60,
         "updates": len(rows),
         "env_steps": rows[-1]["environment_steps"],
         "queue_bytes_largest": max(row["queue/bytes"] for row in late),
         "memory_over_the_last_three_quarters": series,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    print(json.dumps(record(arguments.out, result), indent=1))
     sys.exit(0 if all(entry["flat"] for entry in series.values()) else 1)
 
 

@@ -24,7 +24,6 @@ import copy
 import json
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -42,6 +41,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.published_scoring import POSITIONS_AT_ONCE, Ids, Published
+from benchmarks.record import record
 from scoring.encoder import in_precision
 from scoring.estimators import make_estimator
 from scoring.pool import PoolSettings, ScoringPool
@@ -408,8 +408,6 @@ def main() -> None:
         address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20, logging_level="error"
     )
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.scoring " + " ".join(sys.argv[1:]),
-        "cores": len(os.sched_getaffinity(0)),
         "scm": {"shape": "published (128 wide, 3 layers)", "accuracy": report.metrics["accuracy"], "window": WINDOW},
         "matmul_peak_gflops_one_thread": peak / 1e9,
         "matmul_scaling_1_to_2_processes": machine_scaling(),
@@ -427,9 +425,7 @@ def main() -> None:
     (long,) = joined_answers(answers, [1000], seed=3)
     result["thousand_tokens"] = long_case(trainer, tokens, long, labels[0], peak)
     ray.shutdown()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    print(json.dumps(record(arguments.out, result), indent=1))
 
 
 if __name__ == "__main__":

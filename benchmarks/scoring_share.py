@@ -14,11 +14,12 @@ import argparse
 import json
 import os
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from benchmarks.record import record
 
 WARM_UP = 4
 UPDATES = 10
@@ -84,15 +85,12 @@ def main() -> None:
     update_s = statistics.median(row["time/total"] for row in read_metrics(arguments.run / "metrics.jsonl")[1:])
     cores = len(os.sched_getaffinity(0))
     result = {
-        "command": "python -m benchmarks.scoring_share " + " ".join(sys.argv[1:]),
-        "cores": cores,
         "answers_per_update": statistics.mean(map(len, batches[WARM_UP:])),
         "cpu_seconds_per_update": taken,
         "median_seconds_of_the_runs_updates": update_s,
         "share_of_the_machine": sum(taken.values()) / (update_s * cores),
     }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    print(json.dumps(record(arguments.out, result), indent=1))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.record import record
 
 SIZES = {"small": {"hidden": 128, "layers": 2}, "large": {"hidden": 1024, "layers": 8}}
 TRANSPORTS = ("shared_memory", "object_store", "gloo")
@@ -120,13 +120,7 @@ def main() -> None:
                 }
                 results.append(row)
                 print(json.dumps(row), flush=True)
-    result = {
-        "command": "python -m benchmarks.sync " + " ".join(sys.argv[1:]),
-        "cores": len(os.sched_getaffinity(0)),
-        "rows": results,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    record(arguments.out, {"rows": results})
 
 
 if __name__ == "__main__":

@@ -174,8 +174,12 @@ def yield_to_others(device: str) -> None:
     Linux's idle policy still gives a thread 3 shares beside the 36 of Ray's other workers and the 1,024 of a process of
     normal priority, so scoring is slow on a machine that is full, and does not stand still.
     """
-    if device == "cpu":
+    if device != "cpu":
+        return
+    try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # sandboxes there are refuse it; niceness they know
+        os.nice(19)
 
 
 def to_arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:

@@ -18,6 +18,7 @@ from scoring.pool import PoolSettings, ScoringPool
 from scoring.scm import ScmSettings
 from scoring.tokens import TokenFacts
 from scoring.training import ScmTrainer, ScmTrainingSettings
+from scoring.workers import yield_to_others
 from tests.scoring.languages import FiveBeforeSix, word_tokenizer
 
 SHAPE = ScmSettings(vocab_size=30, head_sizes=(3, 2), hidden=16, layers=1, heads=2, feedforward=32, max_tokens=32)
@@ -310,3 +311,16 @@ def test_workers_that_cannot_be_placed_are_an_error_that_says_so_and_leave_nothi
 def test_impossible_settings_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         PoolSettings(**change)
+
+
+def test_a_sandbox_that_refuses_the_idle_policy_gets_the_highest_niceness(monkeypatch):
+    def refused(*_):
+        raise PermissionError("not here")
+
+    asked = []
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    monkeypatch.setattr(os, "nice", asked.append)
+    yield_to_others("cuda")
+    assert asked == []
+    yield_to_others("cpu")
+    assert asked == [19]
