@@ -29,7 +29,7 @@ from scoring.parser_effects import ParserSource
 from scoring.scm import ScmSettings
 from scoring.tokens import TokenFacts
 from scoring.training import ScmTrainingReport, ScmTrainingSettings
-from scoring.utterances import check_utterances, distinct_pairs, flatten, split
+from scoring.utterances import check_utterances, distinct_pairs, flatten, shared_out, split
 from scoring.workers import ScmTrainerActor, Scorer, ScorerOptions, to_arrays
 
 logger = logging.getLogger(__name__)
@@ -185,7 +185,13 @@ class ScoringPool:
         asked = "" if estimator in WITHOUT_SCM or reference is None else reference.hex()
         keys = {row: score_key(estimator, asked, utterances[row], labels[row]) for row in first}
         known = {row: values for row in first if (values := self._cache.get(keys[row])) is not None}
-        tasks = self._tasks([row for row in first if row not in known], utterances)
+        unknown = [row for row in first if row not in known]
+        tasks = shared_out(
+            {row: len(utterances[row]) ** 2 for row in unknown},
+            workers=self.settings.workers,
+            most=self.settings.task_utterances,
+            most_cost=self.settings.task_tokens,
+        )
         common = (estimator, version, [reference], self.settings.start_deadline_s)
         results = self._crew.run(
             [(*common, *flatten([utterances[row] for row in rows]), labels[rows]) for rows in tasks]
@@ -213,20 +219,6 @@ class ScoringPool:
             **influence_statistics(influence),
         }
         return influence, statistics
-
-    def _tasks(self, rows: Sequence[int], utterances: Sequence[NDArray[np.integer]]) -> list[list[int]]:
-        """Cut rows into tasks of utterances of about one length, the longest first, so that no scorer ends late."""
-        tasks: list[list[int]] = []
-        cost = 0
-        for row in sorted(rows, key=lambda row: -len(utterances[row])):
-            tokens = len(utterances[row]) ** 2
-            full = tasks and len(tasks[-1]) >= self.settings.task_utterances
-            if not tasks or full or cost + tokens > self.settings.task_tokens:
-                tasks.append([])
-                cost = 0
-            tasks[-1].append(row)
-            cost += tokens
-        return tasks
 
     def train(
         self, utterances: Sequence[NDArray[np.integer]], labels: NDArray[np.integer], rounds: int | None = None

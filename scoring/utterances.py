@@ -1,6 +1,6 @@
-"""Utterances as arrays: what is accepted, what makes two the same, and how they become padded tensors."""
+"""Utterances as arrays: what is accepted, what makes two the same, how they are shared out and become tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -57,6 +57,25 @@ def distinct_pairs(
         if which[row] == len(first):
             first.append(row)
     return first, which
+
+
+def shared_out(costs: Mapping[int, int], *, workers: int, most: int, most_cost: int) -> list[list[int]]:
+    """Cut rows into tasks for workers that pull them, the most costly rows first.
+
+    costs: of every row. most, most_cost: rows of a task, and what they cost together. No task costs more than one
+    worker's share of what was left before it, so tasks are small in the end and all workers end at about the same time
+    (guided self-scheduling, Polychronopoulos & Kuck 1987). A row that costs more than any of this is a task by itself.
+    """
+    tasks: list[list[int]] = []
+    left, room = sum(costs.values()), 0.0
+    for row in sorted(costs, key=lambda row: -costs[row]):
+        if not tasks or len(tasks[-1]) >= most or costs[row] > room:
+            tasks.append([])
+            room = min(most_cost, left / workers)
+        tasks[-1].append(row)
+        room -= costs[row]
+        left -= costs[row]
+    return tasks
 
 
 def flatten(arrays: Sequence[NDArray]) -> tuple[NDArray, NDArray[np.int64]]:
