@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import platform
 import time
 import tracemalloc
@@ -24,6 +23,7 @@ import numpy as np
 import psutil
 
 import envs
+from benchmarks.record import record
 from envs.card_art import card_picture
 from envs.cards import ALL_CARDS
 
@@ -41,8 +41,7 @@ def main() -> None:
     started = time.process_time()
     art_bytes = sum(card_picture(code, width).nbytes for code in ALL_CARDS for width in CARD_WIDTHS)
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.envs --out benchmarks/results/envs.json",
-        "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+        "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "shared_art": {"bytes": art_bytes, "seconds_to_draw": round(time.process_time() - started, 2)},
         "games": {},
@@ -56,8 +55,7 @@ def main() -> None:
         )
         result["games"][game] = measured
         print(game, measured, flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    record(arguments.out, result)
 
 
 def measure(env_id: str, steps: int) -> dict[str, Any]:

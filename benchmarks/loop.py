@@ -238,8 +238,7 @@ def main() -> None:
             parser.error(f"--only-scoring compares blocks of {BLOCK} updates: give it --updates {6 * BLOCK} or more")
         with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
             measured = scoring_overhead(arguments.model, Path(folder), arguments.updates)
-        record(arguments.out, measured)
-        print(json.dumps(measured, indent=1))
+        print(json.dumps(record(arguments.out, measured), indent=1))
         return
 
     runs = []

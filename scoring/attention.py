@@ -29,7 +29,9 @@ def self_attention(projected: Tensor, sequences: int, heads: int) -> Tensor:
         filled = others.new_zeros(sequences, whole, *others.shape[2:])
         filled[:, :length] = others
         others = filled
-        mask = projected.new_zeros(whole).masked_fill_(torch.arange(whole) >= length, -torch.inf).expand(length, whole)
+        mask = projected.new_zeros(whole)
+        mask[length:] = -torch.inf
+        mask = mask.expand(length, whole)
     key, value = others.unbind(2)
     mixed = functional.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask

@@ -185,9 +185,8 @@ class ScoringPool:
         asked = "" if estimator in WITHOUT_SCM or reference is None else reference.hex()
         keys = {row: score_key(estimator, asked, utterances[row], labels[row]) for row in first}
         known = {row: values for row in first if (values := self._cache.get(keys[row])) is not None}
-        unknown = [row for row in first if row not in known]
         tasks = shared_out(
-            {row: len(utterances[row]) ** 2 for row in unknown},
+            {row: len(utterances[row]) ** 2 for row in first if row not in known},
             workers=self.settings.workers,
             most=self.settings.task_utterances,
             most_cost=self.settings.task_tokens,
