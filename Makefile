@@ -18,7 +18,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 setup:
-	@$(PYTHON) cluster/setup_machine.py $(if $(PROFILE),--profile $(PROFILE)) $(if $(EXTRAS),--extras $(EXTRAS))
+	@$(PYTHON) tools/setup_machine.py $(if $(PROFILE),--profile $(PROFILE)) $(if $(EXTRAS),--extras $(EXTRAS))
 
 demo: setup
 	@test -e models/numberline || $(BIN)/coso warmstart configs/numberline.yaml
@@ -33,7 +33,7 @@ lint: setup
 	@$(BIN)/mypy
 
 docs: setup
-	@$(BIN)/python -m cluster.docs
+	@$(BIN)/python -m tools.docs
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

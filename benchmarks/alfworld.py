@@ -25,9 +25,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from envs.embodied.engine import Engine
-from envs.embodied.games import DATA_FOLDER, GAME_FILE, GamePath, NoGames, list_games, read_game
-from envs.embodied.names import ROOMS, SPLITS, TASKS
+from envs.alfworld.engine import Engine
+from envs.alfworld.games import DATA_FOLDER, GAME_FILE, GamePath, NoGames, list_games, read_game
+from envs.alfworld.names import ROOMS, SPLITS, TASKS
 
 RESULTS = Path(__file__).parent / "results"
 #: Steps of random play per game; every fifth command is one that is not admissible.
@@ -159,7 +159,7 @@ def expert(folder: Path, count: int) -> dict[str, Any]:
 
     Games that are kept are those that ours wins, so this says what the verb `move` costs, not who is better.
     """
-    from envs.embodied.engine import import_engine
+    from envs.alfworld.engine import import_engine
 
     import_engine()
     import textworld
@@ -187,7 +187,7 @@ def expert(folder: Path, count: int) -> dict[str, Any]:
 
 
 def _environment_steps(folder: Path, path: GamePath) -> Any:
-    from envs.embodied.environment import ALFWorld
+    from envs.alfworld.environment import ALFWorld
 
     split = next(split for split, below in SPLITS.items() if path.name.startswith(f"{below}/"))
     env = ALFWorld(games=str(folder), split=split)
@@ -202,7 +202,7 @@ def _environment_steps(folder: Path, path: GamePath) -> Any:
 
 async def parallel(folder: Path, count: int) -> dict[str, Any]:
     """`count` environments in processes of their own behind deadlines: start, throughput and memory of each."""
-    from actors.environment_host import EnvironmentHost
+    from actors.rollouts.environment_host import EnvironmentHost
 
     begun = time.perf_counter()
     hosts = [EnvironmentHost("coso/ALFWorld-v0", {"games": str(folder)}, DEADLINE_S, DEADLINE_S) for _ in range(count)]

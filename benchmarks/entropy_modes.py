@@ -26,11 +26,11 @@ MODES = ("counterfactual", "uniform", "none")
 
 def trained(config: str, model: str, mode: str, seed: int, extra: list[str], folder: Path) -> dict[str, Any]:
     """One run through the command line, and what it reached."""
-    from cluster.metrics import read_metrics
+    from cluster.telemetry.metrics import read_metrics
 
     name = f"{mode}-{seed}"
     words = [config, f"model.path={model}", f"folder={folder}", f"name={name}", f"entropy.mode={mode}", f"seed={seed}"]
-    command = [sys.executable, "-m", "cluster.cli", "train", *words, "logging.console=false", *extra]
+    command = [sys.executable, "-m", "cluster.cli.main", "train", *words, "logging.console=false", *extra]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = read_metrics(folder / name / "metrics.jsonl")
     return {

@@ -24,8 +24,8 @@ import psutil
 
 import envs
 from benchmarks.record import record
-from envs.card_art import card_picture
-from envs.cards import ALL_CARDS
+from envs.cards.art import card_picture
+from envs.cards.deck import ALL_CARDS
 
 #: (steps/s, resets/s) that each game has to reach on one core.
 FLOORS = {"NumberLine": (8000, 2000), "Blackjack": (4000, 2000), "EZPoints": (8000, 2000), "Points24": (8000, 2000)}

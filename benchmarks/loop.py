@@ -61,11 +61,11 @@ def run_words(model: str, folder: Path, mode: str, environment: str, updates: in
 
 def train(model: str, folder: Path, mode: str, environment: str, updates: int) -> dict[str, Any]:
     """One run through the command line; its throughput after the warm-up and the busy share of every stage."""
-    from cluster.metrics import read_metrics
+    from cluster.telemetry.metrics import read_metrics
 
     name = f"{mode}-{list(ENVIRONMENTS).index(environment)}"
     words = run_words(model, folder, mode, environment, updates, name)
-    command = [sys.executable, "-m", "cluster.cli", "train", *words]
+    command = [sys.executable, "-m", "cluster.cli.main", "train", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     # The last row holds the final evaluation and checkpoint, which are not what is measured here.
     rows = [row for row in read_metrics(folder / name / "metrics.jsonl") if WARM_UP < row["update"] < updates]
@@ -92,9 +92,9 @@ def scoring_overhead(model: str, folder: Path, updates: int) -> dict[str, Any]:
     of a batch that is not scored weighs the same, so the learner's work is the same in both.
     """
     from actors.trajectory import TrajectoryBatch
-    from cluster.config_files import load_config
-    from cluster.metrics import read_metrics
-    from cluster.system import System
+    from cluster.config.files import load_config
+    from cluster.run.system import System
+    from cluster.telemetry.metrics import read_metrics
     from cluster.training import train as train_here
 
     def is_scored(update: int) -> bool:
@@ -143,10 +143,10 @@ async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, An
     """Rollout workers and a policy server alone: (tokens/s, the steps made, environments)."""
     import ray
 
-    from actors.stream import TrajectoryStream
-    from cluster.config_files import load_config
-    from cluster.ray_runtime import ray_session
-    from cluster.system import start_policy_servers, start_rollout_workers, wait_for_servers
+    from actors.rollouts.stream import TrajectoryStream
+    from cluster.config.files import load_config
+    from cluster.launch.ray_runtime import ray_session
+    from cluster.run.system import start_policy_servers, start_rollout_workers, wait_for_servers
 
     config = load_config(["configs/numberline.yaml"], [f"model.path={model}"])
     with ray_session(config) as temporary:
@@ -170,7 +170,7 @@ async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, An
 
 def bare_engine(model: str, steps: list[dict[str, Any]], concurrent: int, temporary: str, seconds: float) -> float:
     """Tokens/s of vLLM's AsyncLLM alone, in this process, on the same prompts with answers of the same lengths."""
-    from actors.policy_engine import PolicyServerOptions, policy_server_environment, start_engine
+    from actors.serving.policy_engine import PolicyServerOptions, policy_server_environment, start_engine
     from actors.trajectory import decode_png
 
     options = PolicyServerOptions(

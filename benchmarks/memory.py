@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/memory.json"))
     arguments = parser.parse_args()
 
-    from cluster.metrics import read_metrics
+    from cluster.telemetry.metrics import read_metrics
 
     with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
         words = [
@@ -47,7 +47,9 @@ def main() -> None:
             "logging.console=false",
             *arguments.overrides,
         ]
-        process = subprocess.Popen([sys.executable, "-m", "cluster.cli", "train", *words], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli.main", "train", *words], stdout=subprocess.DEVNULL
+        )
         try:
             deadline = time.monotonic() + arguments.minutes * 60
             while time.monotonic() < deadline and process.poll() is None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from actors.environment_host import EnvironmentFailure, EnvironmentHost
+from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
 from benchmarks.phone_devices import SCREEN, serve_still
 from envs.android.device import DeviceError
 
@@ -272,7 +272,7 @@ def play_all(tasks: str, split: str, agent: str) -> dict[str, Any]:
 
 async def soak() -> dict[str, Any]:
     """Thousands of short episodes with calls that fail at random: none may stall, leak or go uncounted."""
-    from actors.environment_restarts import RestartPolicy
+    from actors.rollouts.environment_restarts import RestartPolicy
 
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "failures.txt"
@@ -343,7 +343,7 @@ async def soak() -> dict[str, Any]:
         "seconds": round(seconds),
         "longest_episode_s": round(longest, 1),
         "marks": marks,
-        "processes_left_besides_the_nursery": len(left_over) - 1,
+        "processes_left_besides_the_fork_server": len(left_over) - 1,
     }
     print(result, flush=True)
     return result

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scoring.effects import normalised
-from scoring.scm import StructuralCausalModel
-from scoring.tokens import TokenFacts
+from scoring.effects.effects import normalised
+from scoring.effects.tokens import TokenFacts
+from scoring.scm.model import StructuralCausalModel
 
 POSITIONS_AT_ONCE = 64
 

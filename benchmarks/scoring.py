@@ -42,12 +42,12 @@ from numpy.typing import NDArray
 
 from benchmarks.published_scoring import POSITIONS_AT_ONCE, Ids, Published
 from benchmarks.record import record
-from scoring.encoder import in_precision
-from scoring.estimators import make_estimator
-from scoring.pool import PoolSettings, ScoringPool
-from scoring.scm import ScmSettings, StructuralCausalModel
-from scoring.tokens import TokenFacts, token_facts
-from scoring.training import ScmTrainer, ScmTrainingSettings
+from scoring.effects.estimators import make_estimator
+from scoring.effects.tokens import TokenFacts, token_facts
+from scoring.pool.scoring_pool import PoolSettings, ScoringPool
+from scoring.scm.encoder import in_precision
+from scoring.scm.model import ScmSettings, StructuralCausalModel
+from scoring.scm.training import ScmTrainer, ScmTrainingSettings
 
 CALL = 64
 LENGTHS = (40, 200)
@@ -67,8 +67,8 @@ def scoring_copy(trainer: ScmTrainer) -> StructuralCausalModel:
 
 def fast_effects(scm: StructuralCausalModel, tokens: TokenFacts, ids: NDArray, labels: NDArray) -> NDArray[np.float64]:
     """The pool's effects of an utterance, before they are made relative; 0 where nothing is evaluated."""
-    from scoring.effects import positions_that_change
-    from scoring.encoder import CounterfactualEncoder
+    from scoring.effects.effects import positions_that_change
+    from scoring.scm.encoder import CounterfactualEncoder
 
     encoder = CounterfactualEncoder(
         scm, window=WINDOW, null_id=tokens.null_id, batch_tokens=PoolSettings().batch_tokens
@@ -380,8 +380,8 @@ def main() -> None:
 
     from actors.chat import ChatProcessor
     from actors.trajectory import TrajectoryLog
-    from cluster.config_files import load_config
-    from cluster.report import latest_model
+    from cluster.config.files import load_config
+    from cluster.report.page import latest_model
 
     torch.set_num_threads(1)
     config = load_config([arguments.run / "config.yaml"])

@@ -47,15 +47,15 @@ def main() -> None:
 
     from actors.chat import ChatProcessor
     from actors.trajectory import TrajectoryLog
-    from cluster import mapping
-    from cluster.config_files import load_config
+    from cluster.config import mapping
+    from cluster.config.files import load_config
     from cluster.environments import make_environment
-    from cluster.metrics import read_metrics
-    from cluster.report import latest_model
-    from cluster.scoring_stage import ScoringStage
-    from scoring.parser_effects import ParserSource
-    from scoring.pool import ScoringPool
-    from scoring.tokens import token_facts
+    from cluster.report.page import latest_model
+    from cluster.run.scoring_stage import ScoringStage
+    from cluster.telemetry.metrics import read_metrics
+    from scoring.effects.parser_effects import ParserSource
+    from scoring.effects.tokens import token_facts
+    from scoring.pool.scoring_pool import ScoringPool
 
     config = load_config([arguments.run / "config.yaml"])
     chat = ChatProcessor(latest_model(arguments.run, config.model_dump()) or "")

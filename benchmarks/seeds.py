@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from cluster.config_files import load_config
+from cluster.config.files import load_config
 
 KEYS = ("seed", "success_before", "success_after", "eval_episodes", "env_steps", "updates", "wall_seconds",
         "recoveries", "mode", "entropy_mode")  # fmt: skip

@@ -29,7 +29,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
 def make_model(folder: str, size: dict[str, int]) -> None:
-    from learner.default_model import DefaultModelOptions, make_default_vlm
+    from learner.supervised.default_model import DefaultModelOptions, make_default_vlm
 
     make_default_vlm(
         folder,
@@ -54,10 +54,10 @@ async def measure(model: str, transport: str, run_folder: Path) -> dict[str, Any
     """Medians over `REPEATS` versions, in seconds."""
     from actors.generation import GenerationRequest
     from actors.trajectory import PngEncoder
-    from cluster.config_files import load_config
-    from cluster.ray_runtime import ray_session
-    from cluster.run_folder import RunFolder
-    from cluster.system import System
+    from cluster.config.files import load_config
+    from cluster.launch.ray_runtime import ray_session
+    from cluster.run.run_folder import RunFolder
+    from cluster.run.system import System
 
     class Quiet:
         def stage(self, text: str) -> None: ...

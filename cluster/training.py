@@ -9,18 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig
-from cluster.config_files import validate
+from cluster.config.files import validate
+from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
-from cluster.run_folder import Progress, RunFolder
+from cluster.run.run_folder import Progress, RunFolder
 
 Summary = dict[str, Any]
 
 
 def train(config: RunConfig, overwrite: bool = False) -> Summary:
     """Train from `model.path` and return what `summary.json` says. Raises `CosoError`."""
-    from cluster.ray_runtime import require_local_resources
-    from cluster.system import require_model
+    from cluster.launch.ray_runtime import require_local_resources
+    from cluster.run.system import require_model
 
     require_model(config)
     require_local_resources(config)
@@ -46,18 +46,18 @@ def resume(path: Path, updates: int | None = None) -> Summary:
 
 def evaluate(config: RunConfig) -> dict[str, float]:
     """Success of `model.path` on the held-out seeds; starts policy servers and rollout workers only."""
-    from cluster.collection import SynchronousCollector
-    from cluster.console import Console
-    from cluster.ray_runtime import ray_session
-    from cluster.summaries import episode_metrics
-    from cluster.system import evaluation_actors, require_model
+    from cluster.launch.ray_runtime import ray_session
+    from cluster.run.collection import SynchronousCollector
+    from cluster.run.system import evaluation_actors, require_model
+    from cluster.telemetry.console import Console
+    from cluster.telemetry.summaries import episode_metrics
 
     require_model(config)
     # Lock-step, whatever the mode: the same model gives the same figure.
     config = validate({**config.model_dump(), "mode": "sync"})
 
     async def measure(temporary: Path) -> dict[str, float]:
-        from actors.episode import EVALUATION_SEED_BASE
+        from actors.rollouts.episode import EVALUATION_SEED_BASE
 
         workers = await evaluation_actors(config, temporary)
         seeds = range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + config.training.evaluation_episodes)
@@ -79,16 +79,16 @@ def evaluate(config: RunConfig) -> dict[str, float]:
 
 def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summary:
     """Everything of a run between its folder and its report. `progress`: where a resumed run goes on."""
-    from cluster.console import Console
-    from cluster.metrics import MetricsWriter
-    from cluster.ray_runtime import ray_session
+    from cluster.launch.ray_runtime import ray_session
+    from cluster.telemetry.console import Console
+    from cluster.telemetry.metrics import MetricsWriter
 
     expected = _expected_failures()
     title = f"{config.name} · {config.mode} · entropy {config.entropy.mode} · seed {config.seed}"
     run.summary.unlink(missing_ok=True)
     resumed_from = None if progress is None else progress.update
     try:
-        writer = MetricsWriter(run, config, resumed_from)
+        writer = MetricsWriter(run.path, config, resumed_from)
         try:
             with Console(title, config.training.updates, config.logging.console) as console:
                 console.stage("starting Ray")
@@ -99,7 +99,7 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
         aside = run.summary.with_suffix(".tmp")
         aside.write_text(json.dumps(summary, indent=1), encoding="utf-8")
         aside.rename(run.summary)
-        from cluster.report import write_report
+        from cluster.report.page import write_report
 
         write_report(run.path)
         return summary
@@ -120,11 +120,11 @@ def _expected_failures() -> tuple[type[BaseException], ...]:
     """What the stages raise when something outside the program is wrong: each has one message that says it all."""
     from ray.exceptions import RayError
 
+    from actors.serving.weight_transfer import WeightTransferError
     from actors.trajectory import SchemaMismatch
-    from actors.weight_transfer import WeightTransferError
     from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
     from learner.group import LearnerFailed
-    from scoring.crew import ScoringError
+    from scoring.pool.scorers import ScoringError
 
     stages = (
         LearnerFailed,
@@ -140,8 +140,8 @@ def _expected_failures() -> tuple[type[BaseException], ...]:
 async def _controlled(
     config: RunConfig, run: RunFolder, progress: Progress, writer: Any, console: Any, temporary: Path
 ) -> Summary:
-    from cluster.controller import Controller
-    from cluster.system import System
+    from cluster.run.controller import Controller
+    from cluster.run.system import System
 
     started = time.monotonic()
     system = await System.start(config, run, progress.update, temporary, console)

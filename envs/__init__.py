@@ -7,13 +7,13 @@ import gymnasium
 
 NAMESPACE = "coso"
 _ENTRY_POINTS = {
-    "coso/ALFWorld-v0": "envs.embodied.environment:ALFWorld",
+    "coso/ALFWorld-v0": "envs.alfworld.environment:ALFWorld",
     "coso/Android-v0": "envs.android.environment:AndroidEnv",
-    "coso/NumberLine-v0": "envs.number_line:NumberLine",
-    "coso/Blackjack-v0": "envs.blackjack:Blackjack",
-    "coso/EZPoints-v0": "envs.points:EZPoints",
-    "coso/Points24-v0": "envs.points:Points24",
-    "coso/SlowNumberLine-v0": "envs.latency:slow_number_line",
+    "coso/NumberLine-v0": "envs.cards.number_line:NumberLine",
+    "coso/Blackjack-v0": "envs.cards.blackjack:Blackjack",
+    "coso/EZPoints-v0": "envs.cards.points:EZPoints",
+    "coso/Points24-v0": "envs.cards.points:Points24",
+    "coso/SlowNumberLine-v0": "envs.adapters.latency:slow_number_line",
 }
 
 for _env_id, _entry_point in _ENTRY_POINTS.items():

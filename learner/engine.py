@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.weight_transfer import meeting_place
+from actors.serving.weight_transfer import meeting_place
 from learner.options import EngineOptions
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from learner.options import LearnerOptions, SupervisedOptions
 from learner.rank import LearnerRank
 
 if TYPE_CHECKING:
-    from actors.weight_transfer import CollectiveGroup, WeightUpdate
+    from actors.serving.weight_transfer import CollectiveGroup, WeightUpdate
 
 #: After one rank's failure, how long to look whether another's death is behind it, seconds.
 BLAME_WINDOW_S = 3.0
@@ -146,7 +146,7 @@ class LearnerGroup:
         started = time.monotonic()
         deadline_s = self.resources.start_deadline_s
         try:
-            places = self._wait([actor.meeting_point.remote() for actor in self._actors], "starting", deadline_s)
+            places = self._wait([actor.rendezvous.remote() for actor in self._actors], "starting", deadline_s)
             one_node = len({address for address, _ in places}) == 1
             self.address, port = ("127.0.0.1" if one_node else places[0][0]), places[0][1]
             left = max(1.0, deadline_s - (time.monotonic() - started))

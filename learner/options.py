@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from actors.weight_transfer import Transport
+    from actors.serving.weight_transfer import Transport
+    from learner.algorithms.ppo import PpoOptions
     from learner.model import LoraOptions
-    from learner.ppo import PpoOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class SupervisedOptions:
     batch: int = 32  # demonstrations per optimizer step, over all ranks
     learning_rate: float = 3e-3  # at the peak
     warm_up_share: float = 0.05  # of the steps
-    informative_weight: float = 1.0  # loss weight of informative tokens (learner.sft) in the first part
+    informative_weight: float = 1.0  # loss weight of informative tokens (learner.supervised.loss) in the first part
     informative_share: float = 0.6  # that first part, as a share of the steps
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from actors.weight_transfer import (
+from actors.serving.weight_transfer import (
     CollectiveGroup,
     GlooGroup,
     LoadReport,
@@ -41,7 +41,7 @@ class WeightPublisher(Protocol):
     """One transport, as the learner sees it."""
 
     def publish(self, version: int, named_tensors: Iterable[tuple[str, Tensor]]) -> WeightUpdate:
-        """Make the weights of `version` available; what is returned goes to the board and the servers."""
+        """Make the weights of `version` available; what is returned goes to the registry and the servers."""
 
     def close(self) -> None:
         """Remove everything that was published."""
@@ -129,29 +129,29 @@ class CollectivePublisher:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._meeting: CollectiveGroup | None = None
+        self._rendezvous: CollectiveGroup | None = None
         self._group: Any = None
         self._outgoing: list[Tensor] = []
 
     def open(self, engines: int, workers_per_engine: int, address: str, deadline_s: float) -> CollectiveGroup:
         """Choose a port at this node's `address`; what is returned goes to `connect_servers`."""
         self._group = None
-        self._meeting = CollectiveGroup(
+        self._rendezvous = CollectiveGroup(
             self._transport, address, _free_port(address), engines, workers_per_engine, deadline_s
         )
-        return self._meeting
+        return self._rendezvous
 
     def connect(self) -> None:
         """Meet the engines, all of which must be joining meanwhile. Raises `WeightTransferError` past the deadline."""
-        meeting = self._meeting
-        if meeting is None:
+        group = self._rendezvous
+        if group is None:
             raise WeightTransferError("open the weight sync group before connecting to it")
-        if meeting.transport == "gloo":
-            self._group = GlooGroup(meeting.address, meeting.port, 0, meeting.world_size, meeting.deadline_s)
+        if group.transport == "gloo":
+            self._group = GlooGroup(group.address, group.port, 0, group.world_size, group.deadline_s)
             return
         from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
 
-        self._group = stateless_init_process_group(meeting.address, meeting.port, 0, meeting.world_size, device="cuda")
+        self._group = stateless_init_process_group(group.address, group.port, 0, group.world_size, device="cuda")
 
     def publish(self, version: int, named_tensors: Iterable[tuple[str, Tensor]]) -> WeightUpdate:
         """Announce what the next `send` will broadcast."""

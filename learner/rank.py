@@ -26,7 +26,7 @@ _ORDER, _DROPOUT, _SUPERVISED = 1, 2, 3
 
 
 class LearnerRank:
-    """Every method but `ping` and `meeting_point` is to be called on all ranks at once, with the same arguments."""
+    """Every method but `ping` and `rendezvous` is to be called on all ranks at once, with the same arguments."""
 
     def __init__(self, options: LearnerOptions, rank: int, world_size: int) -> None:
         self.options = options
@@ -37,7 +37,7 @@ class LearnerRank:
         self._course: Any = None
         self._open_publisher: Any = None
 
-    def meeting_point(self) -> tuple[str, int]:
+    def rendezvous(self) -> tuple[str, int]:
         """(this node's address, a free port on it)."""
         import ray
 
@@ -54,9 +54,9 @@ class LearnerRank:
         import torch
 
         from actors.chat import ChatProcessor
+        from learner.algorithms.ppo import Ppo
         from learner.batch import BatchBuilder
         from learner.model import load_policy
-        from learner.ppo import Ppo
         from learner.storage import LearnerStorage
 
         options = self.options
@@ -159,7 +159,7 @@ class LearnerRank:
 
     def begin_supervised(self, demonstrations: TrajectoryBatch, options: SupervisedOptions) -> None:
         """Take up a course of supervised fine-tuning, which `supervised_steps` goes through."""
-        from learner.supervised import SupervisedCourse
+        from learner.supervised.course import SupervisedCourse
 
         self._course = SupervisedCourse(demonstrations, options, _seed(self.options.seed, _SUPERVISED))
 
@@ -168,7 +168,7 @@ class LearnerRank:
         (nats per token), `gradient_norm`, `learning_rate`."""
         import torch
 
-        from learner.sft import Sft
+        from learner.supervised.loss import Sft
 
         course = self._course
         if course is None:

@@ -6,7 +6,7 @@ From a notebook: `scoring.influence(utterances, actions, ...)` and `scoring.load
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scoring.notebook import influence, load_scm
+    from scoring.interactive import influence, load_scm
 
 __all__ = ["influence", "load_scm"]
 
@@ -14,7 +14,7 @@ __all__ = ["influence", "load_scm"]
 def __getattr__(name: str) -> Any:
     # Pictures and statistics of influence need no torch, so it is imported when first asked for.
     if name in __all__:
-        from scoring import notebook
+        from scoring import interactive
 
-        return getattr(notebook, name)
+        return getattr(interactive, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

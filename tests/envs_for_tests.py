@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium
 
-from envs.number_line import NumberLine
+from envs.cards.number_line import NumberLine
 
 TROUBLED_ID = "coso-test/Troubled-v0"
 TROUBLED = f"{__name__}:{TROUBLED_ID}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from actors.chat import ChatProcessor
-from learner.default_model import DefaultModelOptions, make_default_vlm
+from learner.supervised.default_model import DefaultModelOptions, make_default_vlm
 
 TEXTS = [
     'The picture shows two numbers. Answer in JSON: {"thoughts": "compare them", "action": "-" or "+"}',

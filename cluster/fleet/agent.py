@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.environment_restarts import RestartPolicy, RestartSchedule
+from actors.rollouts.environment_restarts import RestartPolicy, RestartSchedule
 from cluster.fleet.emulator import (
     EmulatorError,
     EmulatorOptions,
@@ -37,7 +37,7 @@ from cluster.fleet.emulator import (
 )
 from envs.android.adb_server import AdbServer
 from envs.android.device import DeviceError
-from envs.android.fleet import socket_name
+from envs.android.fleet_client import socket_name
 
 logger = logging.getLogger(__name__)
 
@@ -313,7 +313,7 @@ def listen(fleet: str) -> socket.socket:
 
 
 def read_options(text: str) -> AgentOptions:
-    """Options as `cluster.fleet.command` writes them (the fields of AgentOptions, as JSON)."""
+    """Options as `cluster.fleet.node` writes them (the fields of AgentOptions, as JSON)."""
     values = json.loads(text)
     values["emulator"] = EmulatorOptions(**values["emulator"])
     if "restart" in values:

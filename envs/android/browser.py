@@ -23,7 +23,7 @@ from envs.android.actions import Point
 from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
 from envs.android.phone.page import phone_html
 
-#: Whose environments share a browser: set by a worker's nursery for the environments it forks.
+#: Whose environments share a browser: set by a worker's fork server for the environments it forks.
 OWNER_VARIABLE = "COSO_ENVIRONMENTS_OWNER"
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _START_DEADLINE_S = 40.0

@@ -11,7 +11,7 @@ DRIVERS = {
     "browser": "envs.android.browser:BrowserPhone",
     "adb": "envs.android.adb:AdbPhone",
     "appium": "envs.android.appium:AppiumPhone",
-    "emulator": "envs.android.fleet:FleetPhone",
+    "emulator": "envs.android.fleet_client:FleetPhone",
 }
 
 

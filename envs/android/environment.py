@@ -34,7 +34,7 @@ from envs.android.tasks import Task
 from envs.base import InvalidActionPolicy, Observation, TextActionEnv
 from envs.labels import LabelSpace, ParsedAction
 
-#: Seeds from here on play the test half, in order: a run evaluates on these (`actors.episode`).
+#: Seeds from here on play the test half, in order: a run evaluates on these (`actors.rollouts.episode`).
 HELD_OUT_SEED = 2**30
 _MINIWOB_SCREEN = (160, 210)
 _SCREEN_APPS = ("launcher", *APPS)

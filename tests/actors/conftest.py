@@ -19,7 +19,7 @@ ANSWER = '{"thoughts": "the current number is 3 and the target number is 5", "ac
 @pytest.fixture(scope="package")
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Idefics3 with tied head, tokenizer and processor."""
-    from learner.default_model import make_default_vlm
+    from learner.supervised.default_model import make_default_vlm
 
     folder = tmp_path_factory.mktemp("tiny_vlm")
     make_default_vlm(folder, [PROMPT, ANSWER], [picture(seed) for seed in range(4)], seed=0)
@@ -37,8 +37,8 @@ def ray_cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="package")
 def policy_server(ray_cluster: Any, tiny_vlm: Path) -> Iterator[LiveServer]:
-    from actors.policy_server import PolicyServer, PolicyServerOptions, policy_server_environment
-    from actors.weight_transfer import WeightBoard
+    from actors.serving.policy_server import PolicyServer, PolicyServerOptions, policy_server_environment
+    from actors.serving.weight_transfer import WeightRegistry
 
     with tempfile.TemporaryDirectory(prefix="coso-", dir="/tmp") as temp_folder:
         options = PolicyServerOptions(
@@ -48,13 +48,13 @@ def policy_server(ray_cluster: Any, tiny_vlm: Path) -> Iterator[LiveServer]:
             max_concurrent_requests=16,
             generate_deadline_s=60.0,
         )
-        board = ray_cluster.remote(WeightBoard).options(num_cpus=0).remote()
+        registry = ray_cluster.remote(WeightRegistry).options(num_cpus=0).remote()
         actor = (
             ray_cluster.remote(PolicyServer)
             .options(max_restarts=-1, num_cpus=1, runtime_env={"env_vars": policy_server_environment(options)})
-            .remote(options, "policy server 0", board)
+            .remote(options, "policy server 0", registry)
         )
-        server = LiveServer(actor, board, options)
+        server = LiveServer(actor, registry, options)
         server.ask("ready", deadline_s=200)
         yield server
         ray_cluster.kill(actor)
@@ -63,8 +63,8 @@ def policy_server(ray_cluster: Any, tiny_vlm: Path) -> Iterator[LiveServer]:
 class LiveServer:
     """The server's handles, and calls that wait for their answers."""
 
-    def __init__(self, actor: Any, board: Any, options: Any) -> None:
-        self.actor, self.board, self.options = actor, board, options
+    def __init__(self, actor: Any, registry: Any, options: Any) -> None:
+        self.actor, self.registry, self.options = actor, registry, options
         self.last_version = 0
 
     def ask(self, method: str, *arguments: Any, deadline_s: float = 60.0) -> Any:
@@ -77,12 +77,12 @@ class LiveServer:
         return self.last_version
 
     def sync(self, update: Any, sending: Any | None = None) -> Any:
-        """As the controller does it: first onto the board, then to the server."""
+        """As the controller does it: first onto the registry, then to the server."""
         import ray
 
         from learner.publish import sync_servers
 
-        update = ray.get(self.board.put.remote(update), timeout=30)
+        update = ray.get(self.registry.put.remote(update), timeout=30)
         return sync_servers({"policy server 0": self.actor}, update, 60.0, sending)["policy server 0"]
 
 

@@ -42,7 +42,7 @@ class Coso:
 
     def start(self, command: str, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "cluster.cli", command, *words],
+            [sys.executable, "-m", "cluster.cli.main", command, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

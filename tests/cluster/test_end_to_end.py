@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.metrics import read_metrics, without_timings
+from cluster.telemetry.metrics import read_metrics, without_timings
 from tests.cluster.conftest import Coso
 
 pytestmark = pytest.mark.timeout(600)
@@ -203,7 +203,7 @@ def test_interrupting_a_run_ends_everything_and_saves_what_was_saved(coso: Coso)
 def test_an_evaluation_prints_its_figures_and_nothing_else(coso: Coso) -> None:
     words = [*coso.words, "--episodes", "4"]
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.cli", "eval", *words], capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", "cluster.cli.main", "eval", *words], capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from actors.trajectory import TrajectoryLog
-from cluster.metrics import read_metrics
-from cluster.run_folder import RunFolder
+from cluster.run.run_folder import RunFolder
+from cluster.telemetry.metrics import read_metrics
 from tests.cluster.conftest import TINY, Coso
 
 PAGE = Path(__file__).parents[2] / "docs" / "environments.md"

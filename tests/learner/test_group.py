@@ -17,11 +17,11 @@ import pytest
 import ray
 
 from actors.chat import ChatProcessor
+from learner.algorithms.ppo import PpoOptions
 from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
 from learner.group import LearnerFailed, LearnerGroup, RankResources
 from learner.model import LoraOptions
 from learner.options import EngineOptions, LearnerOptions, PublishOptions, ScheduleOptions
-from learner.ppo import PpoOptions
 from tests.learner.sample_trajectories import sample_trajectories
 from tests.tiny_models import make_idefics3
 

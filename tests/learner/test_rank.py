@@ -12,9 +12,9 @@ import pytest
 import ray
 
 from actors.chat import ChatProcessor
+from learner.algorithms.ppo import PpoOptions
 from learner.model import LoraOptions
 from learner.options import EngineOptions, LearnerOptions, ScheduleOptions, SupervisedOptions
-from learner.ppo import PpoOptions
 from tests.learner.sample_trajectories import sample_trajectories
 from tests.tiny_models import make_idefics3
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from scoring.estimators import make_estimator
+from scoring.effects.estimators import make_estimator
+from scoring.effects.tokens import token_facts
 from scoring.fidelity import agreement
-from scoring.scm import ScmSettings
-from scoring.tokens import token_facts
-from scoring.training import ScmTrainer, ScmTrainingSettings
+from scoring.scm.model import ScmSettings
+from scoring.scm.training import ScmTrainer, ScmTrainingSettings
 from tests.scoring.languages import Language
 
 

@@ -16,14 +16,14 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from actors.environment_restarts import RestartPolicy
-from cluster.cli import app
+from actors.rollouts.environment_restarts import RestartPolicy
+from cluster.cli.main import app
 from cluster.errors import CosoError
 from cluster.fleet.agent import AgentOptions, read_options
 from cluster.fleet.capacity import Capacity, emulator_count
 from cluster.fleet.emulator import EmulatorError, EmulatorOptions, lease_port
 from envs.android.device import DeviceError, Start
-from envs.android.fleet import FleetConnection, FleetPhone
+from envs.android.fleet_client import FleetConnection, FleetPhone
 from tests.envs.android.conftest import adb_port  # noqa: F401  (a fixture)
 
 DEADLINE_S = 40.0

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from actors.environment_host import EnvironmentFailure, EnvironmentHost
+from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
 from envs.android.browser import BrowserPhone, find_browser, socket_name
 from envs.android.device import DeviceError, DeviceTimeout, Start
 from envs.android.phone.content import initial_state
@@ -163,8 +163,8 @@ def test_environments_of_a_worker_share_a_browser_and_outlive_one_another() -> N
         try:
             await asyncio.gather(*(host.start() for host in hosts))
             await asyncio.gather(*(host.reset(seed=seed) for seed, host in enumerate(hosts)))
-            nursery = psutil.Process(hosts[0].pid).ppid()
-            shared = only_hub(nursery)
+            fork_server = psutil.Process(hosts[0].pid).ppid()
+            shared = only_hub(fork_server)
             # The one whose need started the browser goes, by force; the others play on.
             assert hosts[0].pid is not None
             os.kill(hosts[0].pid, signal.SIGKILL)
@@ -174,7 +174,7 @@ def test_environments_of_a_worker_share_a_browser_and_outlive_one_another() -> N
                 await host.step('{"action": "click", "coordinate": [500, 560]}')
             await hosts[0].restart()
             await hosts[0].reset(seed=1)
-            assert only_hub(nursery) == shared
+            assert only_hub(fork_server) == shared
             # The browser goes: every phone fails, and comes back with a new one.
             shared.kill()
             for host in hosts:
@@ -182,7 +182,7 @@ def test_environments_of_a_worker_share_a_browser_and_outlive_one_another() -> N
                     await host.step("{}" if host.pid is None else '{"action": "click", "coordinate": [500, 560]}')
             await asyncio.gather(*(host.restart() for host in hosts))
             await asyncio.gather(*(host.reset(seed=seed) for seed, host in enumerate(hosts)))
-            left = [process for hub in hubs(nursery) for process in family(hub)]
+            left = [process for hub in hubs(fork_server) for process in family(hub)]
         finally:
             await asyncio.gather(*(host.close() for host in hosts))
         # With no phone left, the browser goes on its own.

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from envs.embodied.engine import EngineState, import_engine
-from envs.embodied.games import DATA_FOLDER, GAME_FILE, GameFile
+from envs.alfworld.engine import EngineState, import_engine
+from envs.alfworld.games import DATA_FOLDER, GAME_FILE, GameFile
 
 
 class PlainEngine:

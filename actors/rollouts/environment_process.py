@@ -1,0 +1,166 @@
+"""The far side of `EnvironmentHost`: a fork server with one child process per environment, and what a child does.
+
+Run as `python -m actors.rollouts.environment_process FD`, this is the fork server: it imports gymnasium and `envs`
+once. For every socket that arrives on the control socket FD, it forks a process that serves one environment on it.
+So a start costs a fork and not an interpreter, memory is shared, and nothing of the driver (its main module, its
+threads, its models) comes along. The fork server ends when the driver does, and takes its processes with it.
+
+Messages are an 8-byte length and a pickle, over a private socket pair between processes of one user. The first
+message of a process is its pid, with its pidfd: a handle that can never mean another process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import importlib
+import os
+import pickle
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+from typing import Any
+
+PID = struct.Struct("<q")
+LENGTH = struct.Struct("<Q")
+_PARENT_CHECK_MS = 1000
+_PR_SET_PDEATHSIG = 1
+
+
+def frame(message: Any) -> bytes:
+    """A message as it goes over the socket: its length, then its pickle."""
+    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return LENGTH.pack(len(body)) + body
+
+
+def run_fork_server(control: socket.socket) -> None:
+    """Fork an environment process for every socket received, until the driver is gone."""
+    _preload()
+    # Forked processes share what is here now; keeping the collector off it keeps it shared.
+    gc.collect()
+    gc.freeze()
+    # The kernel then reaps the processes; the driver learns of an end through its pidfd.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # What environments share, as phones share a browser, belongs to this process and ends with it.
+    os.environ["COSO_ENVIRONMENTS_OWNER"] = str(os.getpid())
+    driver_pid = os.getppid()
+    poller = select.poll()
+    poller.register(control, select.POLLIN)
+    # The end of the socket is the usual sign that the driver is gone; a copy of it in some other process the
+    # driver has forked would hide that, hence the look at the parent's pid too.
+    while os.getppid() == driver_pid:
+        if not poller.poll(_PARENT_CHECK_MS):
+            continue
+        message, descriptors, _, _ = socket.recv_fds(control, 1, 1)
+        if not message:
+            return
+        with socket.socket(fileno=descriptors[0]) as channel:
+            fork_server_pid = os.getpid()
+            if os.fork() == 0:
+                exit_code = 1
+                try:
+                    control.close()
+                    _die_with_parent(fork_server_pid)
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    serve_environment(channel)
+                    exit_code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    # Never back into the fork server's own frames and exit handlers.
+                    sys.stdout.flush()
+                    sys.stderr.flush()
+                    os._exit(exit_code)
+
+
+def _preload() -> None:
+    """Import gymnasium, and every environment of ours that it would otherwise import in each process."""
+    import gymnasium
+
+    import envs
+
+    for spec in gymnasium.registry.values():
+        if spec.namespace == envs.NAMESPACE and isinstance(spec.entry_point, str):
+            importlib.import_module(spec.entry_point.partition(":")[0])
+
+
+def serve_environment(channel: socket.socket) -> None:
+    """Announce this process, then answer requests about one environment until "close" or the socket's end."""
+    faulthandler.enable()
+    pidfd = os.pidfd_open(os.getpid())
+    socket.send_fds(channel, [PID.pack(os.getpid())], [pidfd])
+    os.close(pidfd)
+    env: Any = None
+    try:
+        while (request := _receive(channel)) is not None:
+            method, arguments = request
+            if method == "close":
+                return
+            try:
+                if method == "make":
+                    env, result = _make(**arguments)
+                elif method == "parser":
+                    result = getattr(env.unwrapped, "parser", None)
+                elif method == "reset":
+                    result = env.reset(**arguments)
+                else:
+                    result = env.step(**arguments)
+                reply = frame(("ok", result))
+            except Exception as error:
+                reply = frame(("error", _describe(error)))
+            channel.sendall(reply)
+    except ConnectionError:
+        return
+    finally:
+        if env is not None:
+            env.close()
+
+
+def _make(env_id: str, kwargs: dict[str, Any], module_path: list[str]) -> tuple[Any, Any]:
+    sys.path[:] = module_path
+    import gymnasium
+
+    env = gymnasium.make(env_id, **kwargs)
+    label_space = getattr(env.unwrapped, "label_space", None)
+    if label_space is None:
+        raise TypeError(f"{env_id} has no label_space: it must follow the contract of envs.base.TextActionEnv")
+    return env, label_space
+
+
+def _describe(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}, line {place.lineno})"
+
+
+def _receive(channel: socket.socket) -> Any:
+    """The next message, or None at the socket's end."""
+    header = _receive_bytes(channel, LENGTH.size)
+    body = header and _receive_bytes(channel, LENGTH.unpack(header)[0])
+    return pickle.loads(body) if body else None
+
+
+def _receive_bytes(channel: socket.socket, count: int) -> bytes | None:
+    received = bytearray()
+    while len(received) < count:
+        part = channel.recv(min(count - len(received), 1 << 20))
+        if not part:
+            return None
+        received += part
+    return bytes(received)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends, even while it hangs."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        raise ProcessLookupError("the fork server ended while this process was starting")
+
+
+if __name__ == "__main__":
+    run_fork_server(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,384 @@
+"""A policy server: vLLM's asynchronous engine in a Ray actor, with weights that are swapped while it serves.
+
+The engine runs in a process of its own, started and watched by the actor. If it dies the actor ends itself, so that Ray
+restarts the actor, which then comes up with the current weights before it answers anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+
+from actors.generation import Generation, GenerationRequest
+from actors.rollouts.admission import BusyMeter, Gate
+from actors.serving.policy_engine import (
+    ModelNotServable,
+    PolicyServerOptions,
+    policy_server_environment,
+    start_engine,
+)
+from actors.serving.weight_transfer import (
+    COLLECTIVE_TRANSPORTS,
+    CollectiveGroup,
+    LoadReport,
+    WeightTransferError,
+    WeightUpdate,
+    anonymous_file,
+    check_readable,
+)
+from actors.trajectory import decode_png
+
+__all__ = ["ModelNotServable", "PolicyServer", "PolicyServerOptions", "policy_server_environment"]
+
+logger = logging.getLogger(__name__)
+
+#: Added to the logits of tokens an answer must not contain. vLLM allows no more; after exp() nothing is left of it.
+BAN_LOGIT_BIAS = -100.0
+
+#: Niceness of an engine on CPUs. Where it shares cores with the learner, that goes first: the loop waits for it, and
+#: for answers only when it trains on them.
+LOWEST_PRIORITY = 19
+
+#: Decoded images kept at hand, the oldest going first.
+REMEMBERED_IMAGES = 64
+
+
+class PolicyServer:
+    """Serves one policy. An asynchronous Ray actor class: `ray.remote(PolicyServer)`.
+
+    Options for Ray: `max_restarts=-1`, and `runtime_env={"env_vars": policy_server_environment(options)}`.
+    """
+
+    def __init__(self, options: PolicyServerOptions, name: str, registry: Any | None = None) -> None:
+        """name: for error messages. registry: handle of a `WeightRegistry` actor, from which current weights are
+        taken at a start; None: serve the model's own. Starts the engine in the background of the event loop."""
+        if options.device == "cpu":
+            os.nice(LOWEST_PRIORITY)
+        self._options = options
+        self._name = name
+        self._registry = registry
+        self._broken: Exception | None = None
+        self._current = asyncio.Event()  # set while the engine holds the weights it should
+        self._pausing = asyncio.Lock()  # held while the engine's scheduler is paused
+        self._gate = Gate()
+        self._meter = BusyMeter()
+        self._verified_lengths: set[int] = set()
+        self._images: dict[str, Any] = {}
+        self._request_ids = itertools.count()
+        self._version = 0
+        self._requests = 0
+        self._generated_tokens = 0
+        self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    async def ready(self) -> dict[str, Any]:
+        """Wait until the engine serves; returns `status()`. Raises `ModelNotServable`, TimeoutError."""
+        await self._started()
+        return await self.status()
+
+    async def generate(self, request: GenerationRequest) -> Generation:
+        """One answer. Raises TimeoutError, naming this server, past the deadline."""
+        async with self._answering(f"{self._name} did not finish an answer"), self._gate.shared():
+            received = time.monotonic()
+            (engine_input,) = await self._render([request])
+            return await self._finish(await self._submit(request, engine_input), received)
+
+    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Answers in the order of the requests: a deterministic function of the requests, the weights and the options.
+
+        The batch has the engine to itself, and all of it is queued before the first step, so that which requests share
+        a forward pass never depends on timing. Raises ValueError for sampling without a seed, TimeoutError.
+        """
+        if any(request.seed is None and request.temperature > 0 for request in requests):
+            raise ValueError("generate_batch needs a seed in every request that samples (temperature > 0)")
+        if not requests:
+            return []
+        async with self._answering(f"{self._name} did not finish a batch of {len(requests)}"), self._gate.alone():
+            received = time.monotonic()
+            inputs = await self._render(requests)
+            async with self._paused():
+                submitted = [
+                    await self._submit(request, engine_input)
+                    for request, engine_input in zip(requests, inputs, strict=True)
+                ]
+            return list(await asyncio.gather(*(self._finish(collector, received) for collector in submitted)))
+
+    async def load(self, update: WeightUpdate) -> LoadReport:
+        """Swap in new weights while serving: requests in flight stand still and go on under the new weights.
+
+        Raises `WeightTransferError`; after a swap that broke off half-way every later call does.
+        """
+        await self._started()
+        return await self._load(update)
+
+    async def join(self, group: CollectiveGroup, engine: int) -> None:
+        """Meet the learner for broadcasts, as the `engine`-th server of the group. Blocks until all have come."""
+        await self._started()
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        init_info: dict[str, Any] = {
+            "master_address": group.address,
+            "master_port": group.port,
+            "rank_offset": group.first_rank(engine),
+            "world_size": group.world_size,
+        }
+        init_info |= {"deadline_s": group.deadline_s} if group.transport == "gloo" else {"packed": True}
+        try:
+            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        except Exception as error:
+            raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
+
+    async def status(self) -> dict[str, Any]:
+        """Process ids, version, requests running and answered, tokens generated, seconds busy and memory in bytes."""
+        import psutil
+
+        engines = [process.pid for process in multiprocessing.active_children() if process.pid]
+        resident = 0
+        for pid in [os.getpid(), *engines]:
+            try:
+                resident += psutil.Process(pid).memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        return {
+            "name": self._name,
+            "pid": os.getpid(),
+            "engine_pids": engines,
+            "version": self._version,
+            "running": self._gate.inside,
+            "requests": self._requests,
+            "generated_tokens": self._generated_tokens,
+            "busy_seconds": self._meter.seconds,
+            "rss_bytes": resident,
+        }
+
+    # ---------------------------------------------------------------- start
+
+    async def _started(self) -> None:
+        await asyncio.shield(self._starting)
+        if self._broken is not None:
+            raise self._broken
+
+    async def _start(self) -> None:
+        options = self._options
+        try:
+            async with asyncio.timeout(options.start_deadline_s):
+                self._chat, self._engine = await asyncio.to_thread(start_engine, options)
+                self._bias = dict.fromkeys(self._chat.banned_token_ids, BAN_LOGIT_BIAS)
+                loop = asyncio.get_running_loop()
+                for process in multiprocessing.active_children():
+                    loop.add_reader(process.sentinel, _end_this_process, f"{self._name}: the vLLM engine died")
+                if self._options.device == "cpu":
+                    await self._engine.collective_rpc("unlink_own_semaphores")
+                await self._engine.update_weight_version("0")
+                await self._take_current_weights()
+        except BaseException as error:
+            for process in multiprocessing.active_children():
+                asyncio.get_running_loop().remove_reader(process.sentinel)
+                process.kill()
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(
+                    f"{self._name} did not start within {options.start_deadline_s:.0f} s "
+                    "(policy_server.start_deadline_s)"
+                ) from error
+            raise
+
+    async def _take_current_weights(self) -> None:
+        """Load what the registry says is current; a file that was replaced meanwhile is asked for anew."""
+        while True:
+            update: WeightUpdate | None = None
+            if self._registry is not None:
+                update = await self._registry.latest.remote()
+            if update is None:
+                self._current.set()
+                return
+            if update.transport in COLLECTIVE_TRANSPORTS:
+                return  # answers wait until the learner has met this server and sent them again
+            try:
+                check_readable(update)
+            except WeightTransferError:
+                if self._registry is None or (await self._registry.latest.remote()) == update:
+                    raise
+                continue
+            await self._load(update)
+            return
+
+    def _end_with_engine(self, error: Exception) -> None:
+        """End this process if the error is the engine's death, which can show here before its process is gone: a caller
+        told of an actor's death tries again, a caller told of an error does not."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if isinstance(error, EngineDeadError):
+            _end_this_process(f"{self._name}: the vLLM engine died")
+
+    # ---------------------------------------------------------------- answers
+
+    @asynccontextmanager
+    async def _answering(self, failure: str) -> AsyncIterator[None]:
+        """Within the deadline of an answer, on a started engine with current weights."""
+        await self._started()
+        deadline_s = self._options.generate_deadline_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._current.wait()
+                with self._meter.running():
+                    yield
+        except TimeoutError as error:
+            raise TimeoutError(f"{failure} within {deadline_s:.0f} s (policy_server.generate_deadline_s)") from error
+        except Exception as error:
+            self._end_with_engine(error)
+            raise
+
+    async def _render(self, requests: Sequence[GenerationRequest]) -> list[Any]:
+        """Requests as vLLM's engine inputs: prompts tokenised, images processed."""
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        renderer = self._engine.renderer
+        images = [await self._decoded(request) for request in requests]
+        prompts = [
+            parse_model_prompt(
+                self._engine.model_config,
+                {
+                    "prompt": self._chat.prompt_text(request.prompt),
+                    "multi_modal_data": {"image": [image]},
+                    # Known by its content hash, an image that was seen before is not processed again.
+                    "multi_modal_uuids": {"image": [request.image]},
+                },
+            )
+            for request, image in zip(requests, images, strict=True)
+        ]
+        inputs = list(await renderer.render_cmpl_async(prompts))
+        for request, image, engine_input in zip(requests, images, inputs, strict=True):
+            self._verify_prompt(request, image, engine_input["prompt_token_ids"])
+        return inputs
+
+    async def _decoded(self, request: GenerationRequest) -> Any:
+        """The request's image, remembered by its content hash: a screen that stands still is decoded once."""
+        image = self._images.get(request.image)
+        if image is None:
+            image = await asyncio.to_thread(decode_png, request.png)
+            self._images[request.image] = image
+            if len(self._images) > REMEMBERED_IMAGES:
+                self._images.pop(next(iter(self._images)))
+        return image
+
+    def _verify_prompt(self, request: GenerationRequest, image: Any, engine_ids: list[int]) -> None:
+        """The learner will run the ids of the model's own processor; the engine must see the same ones.
+
+        Checked once for each length of prompt, which differs with the text and with the number of image tokens.
+        """
+        if len(engine_ids) in self._verified_lengths:
+            return
+        expected = self._chat.encode_prompt(request.prompt, image)["input_ids"][0].tolist()
+        if list(engine_ids) != expected:
+            raise ModelNotServable(
+                f"vLLM and the processor of {self._options.model_path!r} turn a prompt into different tokens "
+                f"({len(engine_ids)} and {len(expected)} of them), so what vLLM samples cannot be trained on. "
+                "Use a model whose processor vLLM reproduces."
+            )
+        self._verified_lengths.add(len(engine_ids))
+
+    async def _submit(self, request: GenerationRequest, engine_input: Any) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=request.temperature,
+            max_tokens=request.max_new_tokens,
+            seed=request.seed,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            logit_bias=self._bias or None,
+            ignore_eos=True,  # the end tokens are the model's own, as the learner knows them, and no others
+            stop_token_ids=self._chat.eos_token_ids,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        return await self._engine.add_request(str(next(self._request_ids)), engine_input, params)
+
+    async def _finish(self, collector: Any, received: float) -> Generation:
+        try:
+            output = await collector.get()
+        except asyncio.CancelledError:
+            await self._engine.abort(collector.request_id, internal=True)
+            raise
+        finally:
+            collector.close()
+        (completion,) = output.outputs
+        self._requests += 1
+        self._generated_tokens += len(completion.token_ids)
+        return Generation(
+            prompt_ids=np.asarray(output.prompt_token_ids, np.int32),
+            response_ids=np.asarray(completion.token_ids, np.int32),
+            logprobs=np.asarray(completion.logprobs.logprobs, np.float32),
+            version_spans=[(int(span.version), span.start) for span in completion.weight_versions],
+            finish_reason=completion.finish_reason,
+            text=self._chat.decode(completion.token_ids),
+            seconds=time.monotonic() - received,
+        )
+
+    # ---------------------------------------------------------------- weights
+
+    @asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """The engine takes requests in but makes no step; it starts again unless it broke meanwhile."""
+        async with self._pausing:
+            # What was computed is forgotten. Processed images are not: they do not depend on weights, and requests
+            # that wait refer to them.
+            await self._engine.pause_generation(mode="keep", clear_cache=False)
+            await self._engine.reset_prefix_cache(reset_running_requests=True)
+            await self._engine.reset_encoder_cache()
+            try:
+                yield
+            finally:
+                if self._broken is None:
+                    await self._engine.resume_generation()
+
+    async def _load(self, update: WeightUpdate) -> LoadReport:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        check_readable(update)
+        if update.ref is not None:
+            with anonymous_file(np.asarray(await update.ref)) as path:
+                return await self._swap(update.version, WeightTransferUpdateRequest(update_info={"path": path}))
+        if update.path is not None:
+            return await self._swap(update.version, WeightTransferUpdateRequest(update_info={"path": update.path}))
+        announcement = {
+            "names": list(update.names),
+            "dtype_names": list(update.dtypes),
+            "shapes": [list(s) for s in update.shapes],
+        }
+        return await self._swap(update.version, WeightTransferUpdateRequest(update_info=announcement))
+
+    async def _swap(self, version: int, request: Any) -> LoadReport:
+        started = time.monotonic()
+        async with self._paused():
+            try:
+                await self._engine.start_weight_update()
+                await self._engine.update_weights(request)
+                await self._engine.finish_weight_update(str(version))
+            except Exception as error:
+                self._end_with_engine(error)
+                # Some of its weights are new and some old: it must not answer again.
+                self._broken = WeightTransferError(
+                    f"{self._name} could not load weights version {version} and answers no more until it is "
+                    f"restarted: {error}"
+                )
+                raise self._broken from error
+        self._version = version
+        self._current.set()
+        return LoadReport(seconds=time.monotonic() - started, version=version)
+
+
+def _end_this_process(reason: str) -> None:
+    """Ray restarts an actor whose process is gone; an actor that lives on with a dead engine it would not."""
+    logger.error("%s; the actor ends, to be restarted", reason)
+    logging.shutdown()
+    os._exit(1)

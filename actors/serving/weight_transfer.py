@@ -1,0 +1,171 @@
+"""How new weights travel from the learner to live policy servers: the message, its transports and who remembers it.
+
+Every transport ends in the same call, `PolicyServer.load(update)`; they differ in how the bytes get there:
+
+    shared_memory   a safetensors file in the node's memory, read by the engine where it lies
+    object_store    the same file's bytes through Ray's object store, for servers on other nodes
+    gloo, nccl      a broadcast from the learner into the engines; gloo on CPUs, nccl is vLLM's own, on GPUs
+
+The engine's end is `actors.serving.weight_backends`, which runs inside vLLM's workers; the learner's end is
+`learner.publish`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Transport = Literal["shared_memory", "object_store", "gloo", "nccl"]
+COLLECTIVE_TRANSPORTS = frozenset({"gloo", "nccl"})
+
+
+class WeightTransferError(RuntimeError):
+    """New weights could not be brought into an engine."""
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """Weights of one version, or where they are to be had. Names are those of the Hugging Face checkpoint."""
+
+    version: int  # > 0; a server starts at 0 with the weights of its model folder
+    transport: Transport
+    path: str | None = None  # shared_memory: a safetensors file on the servers' node
+    ref: Any | None = None  # object_store: ObjectRef of a uint8 array, the bytes of a safetensors file
+    names: tuple[str, ...] = ()  # collectives: what is broadcast, in this order
+    dtypes: tuple[str, ...] = ()  # collectives: torch dtype names, "float32"
+    shapes: tuple[tuple[int, ...], ...] = ()  # collectives
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a server answers when it serves new weights."""
+
+    seconds: float  # during which it did not generate
+    version: int
+
+
+@dataclass(frozen=True)
+class CollectiveGroup:
+    """Where the learner (rank 0) and the workers of every engine meet for broadcasts."""
+
+    transport: Transport  # gloo or nccl
+    address: str
+    port: int
+    engines: int  # policy servers
+    workers_per_engine: int  # each server's tensor parallel size
+    deadline_s: float  # for meeting, and for each broadcast
+
+    @property
+    def world_size(self) -> int:
+        return 1 + self.engines * self.workers_per_engine
+
+    def first_rank(self, engine: int) -> int:
+        """Rank of the first worker of an engine: each independent engine has a range of its own."""
+        return 1 + engine * self.workers_per_engine
+
+
+class WeightRegistry:
+    """Remembers the latest update, so that a server that restarts comes up with current weights. A Ray actor class."""
+
+    def __init__(self) -> None:
+        self._latest: WeightUpdate | None = None
+
+    async def put(self, update: WeightUpdate) -> WeightUpdate:
+        """Remember `update` and return it as servers shall get it.
+
+        Bytes in the object store are put there anew under this actor's ownership: Ray loses an object with the process
+        that put it, and the learner's may die.
+        """
+        if update.ref is not None:
+            import ray
+
+            update = replace(update, ref=ray.put(np.asarray(await update.ref)))
+        self._latest = update
+        return update
+
+    async def latest(self) -> WeightUpdate | None:
+        """The update that servers should be serving; None before the first."""
+        return self._latest
+
+
+@contextmanager
+def anonymous_file(data: np.ndarray) -> Iterator[str]:
+    """The path of a file in memory that holds `data` (uint8) for the length of the block.
+
+    It has no name in any folder and goes with the process that made it, so nothing can be left behind; other processes
+    of the same user reach it through /proc.
+    """
+    descriptor = os.memfd_create("coso-weights")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(np.ascontiguousarray(data).data)
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+class GlooGroup:
+    """A gloo process group of its own, beside whatever groups the process has, for broadcasts from rank 0."""
+
+    def __init__(self, address: str, port: int, rank: int, world_size: int, deadline_s: float) -> None:
+        """Blocks until all ranks have come. Raises `WeightTransferError` past the deadline."""
+        import torch.distributed as torch_distributed
+
+        dist: Any = torch_distributed  # its gloo classes come from C++ and have no complete types
+        timeout = timedelta(seconds=deadline_s)
+        try:
+            store = meeting_place(address, port, rank, world_size, timeout)
+            options = dist.ProcessGroupGloo._Options()
+            options._timeout = timeout
+            if address.startswith("127."):  # one machine: listen on loopback only
+                options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+            self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("coso-weights", store), rank, world_size, options)
+        except (RuntimeError, ValueError) as error:
+            raise WeightTransferError(
+                f"rank {rank} of {world_size} did not meet the others for weight sync at {address}:{port} within "
+                f"{deadline_s:.0f} s: {str(error).splitlines()[0]}"
+            ) from error
+        self._store = store
+        self._rank = rank
+
+    def broadcast(self, tensor: Any) -> None:
+        """Rank 0 sends the contiguous CPU tensor, all others receive into it."""
+        import torch.distributed as dist
+
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = 0, 0
+        try:
+            self._group.broadcast([tensor], options).wait()
+        except RuntimeError as error:
+            raise WeightTransferError(
+                f"the broadcast of weights broke off at rank {self._rank}: {str(error).splitlines()[0]}. "
+                "Connect learner and servers anew."
+            ) from error
+
+
+def meeting_place(address: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
+    """A store where ranks find each other. Rank 0 listens at `address` only; PyTorch by itself listens on all."""
+    import socket
+
+    from torch.distributed import TCPStore
+
+    if rank > 0:
+        return TCPStore(address, port, world_size, False, timeout)
+    listening = socket.create_server((address, port), backlog=world_size)
+    return TCPStore(address, port, world_size, True, timeout, master_listen_fd=listening.detach())
+
+
+def check_readable(update: WeightUpdate) -> None:
+    """Raise `WeightTransferError` if the update's file is not on this node."""
+    if update.path is not None and not Path(update.path).exists():
+        raise WeightTransferError(
+            f"weights version {update.version} are not at {update.path} on this node ({os.uname().nodename}). "
+            "Servers on other nodes than the learner need weight_sync.transport object_store or nccl."
+        )

@@ -1,0 +1,180 @@
+"""`coso alfworld`: make ALFWorld games from what the wheel ships, and check a folder of games."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster.errors import CosoError
+
+if TYPE_CHECKING:
+    from envs.alfworld.building import BuildOutcome
+
+app = typer.Typer(name="alfworld", help="Make ALFWorld games, and check folders of games.", no_args_is_help=True)
+
+#: How long one game may take to be made or checked, seconds.
+_DEADLINE_S = 300.0
+#: File that says how a folder of games was made.
+_RECORD = "made.json"
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of games, laid out as the published set.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task type; may be given several times.")]
+Plans = Annotated[
+    list[int] | None, typer.Option("--floor-plan", help="Only this floor plan; may be given several times.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")]
+
+
+@app.command()
+def make(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write the games.")],
+    train: Annotated[int, typer.Option(min=0, help="Training games per floor plan and task type.")] = 3,
+    seen: Annotated[int, typer.Option(min=0, help="Held-out games per training floor plan and task type.")] = 1,
+    unseen: Annotated[int, typer.Option(min=0, help="Games per held-out floor plan and task type.")] = 3,
+    task: Tasks = None,
+    floor_plan: Plans = None,
+    target: Annotated[str, typer.Option("--object", help="Only games about this kind of object, as SoapBar.")] = "",
+    receptacle: Annotated[str, typer.Option(help="Only games whose goal is this kind of receptacle, as Toilet.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Fixes every game.")] = 1,
+    horizon: Annotated[int, typer.Option(min=1, help="Steps within which the expert must win.")] = 50,
+    workers: Workers = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+) -> None:
+    """Make games of all floor plans and task types (or some), each solved by the expert; prints a summary as JSON."""
+    from envs.alfworld.building import build_game
+    from envs.alfworld.making import requests
+
+    _check_scope(task, floor_plan)
+    if folder.exists() and not overwrite:
+        raise CosoError(f"folder {folder} exists; keep it, or replace it with --overwrite")
+    wanted = [
+        request
+        for split, count in (("train", train), ("seen", seen), ("unseen", unseen))
+        for request in requests(split, count, seed, task or (), floor_plan or (), target, receptacle)
+    ]
+    if not wanted:
+        raise CosoError("there is no game to make: no floor plan of the split has a room for the task")
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        jobs = [(f"game {request}", build_game, (request, aside, horizon)) for request in wanted]
+        outcomes = _in_processes("making games", jobs, workers)
+        summary = _summary(outcomes, seed, horizon)
+        if not summary["games"]:
+            raise CosoError(f"no game could be made; the first: {outcomes[0].problem}")
+        (aside / _RECORD).write_text(json.dumps(summary, indent=1))
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    typer.echo(json.dumps(summary, indent=1))
+
+
+@app.command()
+def check(
+    folder: Folder,
+    play: Annotated[bool, typer.Option("--play", help="Also have the expert play every game.")] = False,
+    horizon: Annotated[int, typer.Option(min=1, help="Steps the expert has, with --play.")] = 50,
+    workers: Workers = None,
+) -> None:
+    """Load every game of a folder; name those that are broken, missing or unsolvable, and count the rest, as JSON."""
+    from envs.alfworld.building import check_game
+    from envs.alfworld.games import NoGames, list_games
+    from envs.alfworld.names import SPLITS
+
+    paths = []
+    for split in SPLITS:
+        try:
+            paths += list_games(folder, split)
+        except NoGames:
+            continue
+    if not paths:
+        raise CosoError(f"there are no ALFWorld games below {folder}; make some: coso alfworld make {folder}")
+    results = _in_processes(
+        "checking games", [(f"game {path.name}", check_game, (path, horizon if play else 0)) for path in paths], workers
+    )
+    bad = {path.name: result.problem for path, result in zip(paths, results, strict=True) if result.problem}
+    fine = [(path, result) for path, result in zip(paths, results, strict=True) if not result.problem]
+    counted = Counter(path.name.split("/")[0] for path, _ in fine)
+    summary: dict[str, Any] = {"games": len(fine), "splits": dict(counted), "bad": bad}
+    if play:
+        summary["won_by_expert"] = sum(result.steps is not None for _, result in fine)
+        summary["horizon"] = horizon
+    typer.echo(json.dumps(summary, indent=1))
+    if bad:
+        raise CosoError(f"{len(bad)} of {len(paths)} games cannot be played; environments skip them")
+
+
+def _check_scope(tasks: list[str] | None, plans: list[int] | None) -> None:
+    from envs.alfworld.names import FLOOR_PLANS, TASKS
+
+    for task in tasks or ():
+        if task not in TASKS:
+            raise CosoError(f"--task {task!r} is none of {', '.join(TASKS)}")
+    for plan in plans or ():
+        if plan not in FLOOR_PLANS:
+            raise CosoError(f"--floor-plan {plan}: there is none; they are 1-30, 201-230, 301-330 and 401-430")
+
+
+def _in_processes(title: str, jobs: list[tuple[str, Any, tuple[Any, ...]]], workers: int | None) -> list[Any]:
+    """The results of (name, function, arguments) in their order, by `workers` processes (None: one per core)."""
+    from cluster.telemetry.progress import progress_bar
+    from envs.alfworld.engine import EngineMissing, import_engine
+
+    try:
+        import_engine()
+    except EngineMissing as error:
+        raise CosoError(str(error)) from None
+    results = []
+    # Forked from a clean process: this one may have threads.
+    context = multiprocessing.get_context("forkserver")
+    pool = ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(jobs)), mp_context=context)
+    try:
+        with progress_bar(title, len(jobs)) as advance:
+            futures: list[Future[Any]] = [pool.submit(function, *arguments) for _, function, arguments in jobs]
+            for (name, _, _), future in zip(jobs, futures, strict=True):
+                try:
+                    results.append(future.result(_DEADLINE_S))
+                except FutureTimeout:
+                    raise CosoError(f"{name} was not done in {_DEADLINE_S:g} s") from None
+                except BrokenProcessPool:
+                    raise CosoError(f"a process that worked on {name} or beside it died") from None
+                advance()
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return results
+
+
+def _summary(outcomes: list[BuildOutcome], seed: int, horizon: int) -> dict[str, Any]:
+    made = [outcome for outcome in outcomes if outcome.steps is not None]
+    steps = [outcome.steps for outcome in made if outcome.steps is not None]
+    unsolved = [name for outcome in outcomes for name in outcome.unsolved]
+    games: dict[str, dict[str, int]] = {}
+    for outcome in made:
+        counts = games.setdefault(outcome.request.split, {})
+        counts[outcome.request.task] = counts.get(outcome.request.task, 0) + 1
+    return {
+        "seed": seed,
+        "horizon": horizon,
+        "games": games,
+        "in_all": len(made),
+        "floor_plans": len({outcome.request.floor_plan for outcome in made}),
+        "expert_steps": {"mean": round(sum(steps) / len(steps), 2), "largest": max(steps)} if steps else {},
+        "drawn_again_because_the_expert_did_not_win": unsolved,
+        "impossible": sorted({outcome.problem for outcome in outcomes if outcome.steps is None}),
+    }

@@ -1,0 +1,48 @@
+"""Arguments that several commands share, and what several commands print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.config.files import to_yaml
+from cluster.config.run_config import RunConfig
+
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE.yaml... key.sub=value...",
+        help="Config files, each laid over the ones before, and overrides, which win.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the resolved config and the resources it takes; start nothing.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what a former run of this name left.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for instance runs/numberline.")]
+
+
+def print_plan(config: RunConfig) -> None:
+    """The resolved config, and what it takes of the machine: `--dry-run`."""
+    from cluster.launch.ray_runtime import local_cpus, required_resources, total_resources
+
+    typer.echo(to_yaml(config))
+    typer.echo("# resources")
+    for name, row in required_resources(config).items():
+        typer.echo(f"#   {name:16} {row['CPU']:6g} CPU {row['GPU']:6g} GPU")
+    total = total_resources(config)
+    typer.echo(f"#   {'in all':16} {total['CPU']:6g} CPU {total['GPU']:6g} GPU")
+    if config.cluster.address is None:
+        typer.echo(f"#   this machine would offer {local_cpus(config):g} CPU (cluster.oversubscribe)")
+    environments = config.rollout.workers * config.rollout.envs_per_worker
+    typer.echo(f"#   {environments} environment processes")
+
+
+def print_summary(summary: dict) -> None:
+    """Success before and after training, and the report to open."""
+    before, after = summary["success_before"], summary["success_after"]
+    typer.echo(
+        f"\nsuccess before {before:.3f}  after {after:.3f}  ({summary['evaluation_note']})\nreport: {summary['report']}"
+    )

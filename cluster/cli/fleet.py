@@ -1,0 +1,116 @@
+"""`coso fleet`: start, watch and stop the emulators of this node."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cluster.errors import CosoError
+
+fleet_app = typer.Typer(help="Start, watch and stop the Android emulators of this node.", no_args_is_help=True)
+
+Fleet = Annotated[str, typer.Option(help="Name of the fleet, where a node runs several.")]
+
+
+@fleet_app.command()
+def start(
+    avd: Annotated[
+        str, typer.Option(help="Android virtual device that serves as the template (`avdmanager list avd`).")
+    ],
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Emulators; default: as many as cores, memory and KVM of this node allow.")
+    ] = None,
+    snapshot: Annotated[
+        str, typer.Option(help="Snapshot of the template to boot from and to reset to.")
+    ] = "default_boot",
+    emulator: Annotated[str, typer.Option(help="Path of the emulator program.")] = "emulator",
+    memory: Annotated[int, typer.Option(min=256, help="Memory of each emulator, MB.")] = 2048,
+    cores: Annotated[int, typer.Option(min=1, help="Cores each emulator shows its guest.")] = 2,
+    adb_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the node's adb server.")] = 5037,
+    boot_deadline: Annotated[float, typer.Option(min=1.0, help="Deadline for an emulator to boot, seconds.")] = 300.0,
+    fleet: Fleet = "default",
+    wait: Annotated[bool, typer.Option(help="Wait until every emulator has booted, or has failed to.")] = True,
+) -> None:
+    """Start this node's emulators and leave them running, watched by an agent."""
+    from cluster.fleet.agent import AgentOptions
+    from cluster.fleet.capacity import emulator_count, measure
+    from cluster.fleet.emulator import EmulatorOptions
+    from cluster.fleet.node import CALL_DEADLINE_S, running_emulators, start_agent, wait_for_boot
+    from cluster.fleet.node import status as fleet_status
+    from envs.android.adb_server import AdbServer
+    from envs.android.device import DeviceError
+
+    program = shutil.which(emulator)
+    if program is None:
+        raise CosoError(
+            f"there is no emulator {emulator!r}: install Android's SDK emulator, or give --emulator its path"
+        )
+    try:
+        AdbServer(port=adb_port).query("host:version", CALL_DEADLINE_S)
+    except DeviceError as error:
+        raise CosoError(str(error)) from None
+    if running_emulators(fleet) is not None:
+        raise CosoError(f"the fleet {fleet!r} runs already: see `coso fleet status`, or stop it with `coso fleet stop`")
+    number = emulator_count(count, measure(), memory)
+    folder = Path(tempfile.gettempdir()) / f"coso-fleet-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = AgentOptions(
+        EmulatorOptions(avd, program, snapshot, memory, cores, adb_port),
+        number,
+        str(folder),
+        fleet,
+        boot_deadline_s=boot_deadline,
+    )
+    agent = start_agent(options, folder)
+    typer.echo(f"{number} emulators of {avd} are being started; logs: {folder}")
+    if wait:
+        wait_for_boot(fleet, agent, boot_deadline)
+    _print_status(fleet_status(fleet))
+    typer.echo(f"offer them to a Ray cluster with: ray start ... --resources='{{\"emulator\": {number}}}'")
+
+
+@fleet_app.command()
+def status(
+    fleet: Fleet = "default", as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Show every emulator of this node: its state, serial, restarts and what ailed it last."""
+    from cluster.fleet.node import status as fleet_status
+
+    shown = fleet_status(fleet)
+    if as_json:
+        typer.echo(json.dumps(shown, indent=1))
+    else:
+        _print_status(shown)
+
+
+@fleet_app.command()
+def stop(fleet: Fleet = "default") -> None:
+    """End this node's agent, and with it its emulators."""
+    from cluster.fleet.node import stop_agent
+
+    stop_agent(fleet)
+    typer.echo(f"the fleet {fleet!r} has ended")
+
+
+def _print_status(shown: dict[str, Any]) -> None:
+    table = Table(title=f"fleet {shown['fleet']} (agent: process {shown['pid']})")
+    for column in ("emulator", "state", "serial", "process", "restarts", "last trouble"):
+        table.add_column(column)
+    for each in shown["emulators"]:
+        table.add_row(
+            str(each["number"]),
+            each["state"],
+            each["serial"] or "",
+            str(each["pid"] or ""),
+            str(each["restarts"]),
+            each["trouble"],
+        )
+    Console().print(table)

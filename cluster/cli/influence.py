@@ -1,0 +1,64 @@
+"""`coso influence RUN`: which tokens of a run's answers decided its actions: terminal, page and picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def influence(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for instance runs/numberline.")],
+    update: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="An update to show, several times to compare; default: the first and the last."),
+    ] = None,
+    answers: Annotated[int, typer.Option(min=1, help="Screens to show, each with its answers.")] = 4,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="Score anew with scm, parser, scm+parser, gradient or uniform, by the latest checkpoint; "
+            "default: as the run scored."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for influence.html and influence.png; default: the run's.")
+    ] = None,
+) -> None:
+    """Show answers token by token, shaded by how much each token decided the action, before and after training."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from cluster.errors import CosoError
+    from cluster.report.influence import influence_view, page, picture
+    from cluster.run.run_folder import RunFolder
+    from scoring.effects.estimators import ESTIMATORS
+    from scoring.pictures import profile_line, shade_ansi
+
+    if estimator is not None and estimator not in ESTIMATORS:
+        raise CosoError(f"--estimator {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
+    opened = RunFolder.open_existing(run)
+    view = influence_view(opened, update or [], answers, estimator)
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print(
+        Text(f"{view.name}: influence on the action by {view.estimator}, none to most ", style="bold"), end=""
+    )
+    terminal.print(shade_ansi([" "] * 11, [step / 10 for step in range(11)]))
+    for group in view.answers:
+        terminal.print()
+        for answer in group:
+            terminal.print(Text(answer.title, style="dim"))
+            terminal.print(shade_ansi(answer.texts, answer.values))
+    terminal.print()
+    for shown, profile in view.profiles.items():
+        words = ", ".join(f"{text} {mean:.2f}" for text, mean, _ in view.words[shown][:6])
+        terminal.print(Text(f"update {shown:4}  {profile_line(profile)}  {words}"))
+    folder = out or opened.path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "influence.html").write_text(page(view), encoding="utf-8", errors="replace")
+        picture(view).save(folder / "influence.png")
+    except OSError as error:
+        raise CosoError(f"{folder} cannot be written to: {error}") from None
+    terminal.print(Text(f"{folder / 'influence.html'}  {folder / 'influence.png'}", style="dim"))

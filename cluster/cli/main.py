@@ -1,0 +1,81 @@
+"""The `coso` command. Heavy imports happen inside the commands, so that `--help` and errors answer at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import typer
+
+from cluster.cli import alfworld
+from cluster.cli.config import show_config
+from cluster.cli.demos import demos
+from cluster.cli.evaluate import evaluate
+from cluster.cli.fleet import fleet_app
+from cluster.cli.influence import influence
+from cluster.cli.play import play
+from cluster.cli.report import report
+from cluster.cli.resume import resume
+from cluster.cli.serve import serve
+from cluster.cli.train import train
+from cluster.cli.warmstart import warmstart
+from cluster.errors import CosoError
+
+#: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="coso",
+    help="Online reinforcement learning of vision-language agents with Counterfactual Soft RL (CoSo).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+app.command()(train)
+app.command()(warmstart)
+app.command()(demos)
+app.command()(resume)
+app.command("eval")(evaluate)
+app.command()(report)
+app.command()(influence)
+app.command()(serve)
+app.command()(play)
+app.command("config")(show_config)
+app.add_typer(fleet_app, name="fleet")
+app.add_typer(alfworld.app)
+
+
+def _end_on_terminate(number: int, frame: object) -> None:
+    # Ended politely (SIGTERM), a run cleans up after itself as on Ctrl-C.
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: a `CosoError` is one message and exit code 1; Ctrl-C is exit code 130."""
+    signal.signal(signal.SIGTERM, _end_on_terminate)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        # Typer turns Ctrl-C into an exit code that it returns, where it does not raise `Abort`.
+        if code := app(standalone_mode=False):
+            raise KeyboardInterrupt if code == INTERRUPTED else typer.Exit(code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except CosoError as error:
+        if os.environ.get("COSO_TRACEBACK"):
+            raise
+        typer.echo(f"coso: {error}", err=True)
+        sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("coso: interrupted; everything it had started was ended", err=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own errors: usage, bad parameter
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""From YAML files, overlays and `key.sub=value` words to a `RunConfig`; errors name key, place and mending."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cluster.config.run_config import RunConfig
+from cluster.errors import CosoError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-5 is a number, as in YAML 1.2 and unlike in 1.1, and a date is text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: text that looks like a number to it is quoted."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+    _side.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in _side.yaml_implicit_resolvers.items()
+    }
+
+
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Read `files` in order, each laid over the ones before, then apply `overrides` (`key.sub=value`).
+
+    Raises `CosoError` naming the key, where it was written and the nearest valid key.
+    """
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for file in files:
+        layer = _read_yaml(Path(file))
+        _remember_sources(layer, str(file), sources)
+        merged = overlay(merged, layer)
+    for word in overrides:
+        layer = _parse_override(word)
+        _remember_sources(layer, f"override {word!r}", sources)
+        merged = overlay(merged, layer)
+    return validate(merged, sources)
+
+
+def config_of_words(words: Sequence[str]) -> RunConfig:
+    """The config that a command line's words say: names of YAML files, and overrides. Raises `CosoError`."""
+    files = [word for word in words if word.endswith((".yaml", ".yml")) and not re.match(r"[\w.]+=", word)]
+    return load_config(files, [word for word in words if word not in files])
+
+
+def overlay(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """`layer` laid over `base`: mappings merge key by key, everything else replaces."""
+    merged = dict(base)
+    for key, value in layer.items():
+        below = merged.get(key)
+        merged[key] = overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def validate(values: dict[str, Any], sources: dict[str, str] | None = None) -> RunConfig:
+    """Check values against the models; `sources` says where each dotted key was written."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem, sources or {}) for problem in error.errors()]
+        raise CosoError("\n".join(problems)) from None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The config as YAML that `load_config` reads back to an equal config."""
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, width=100)
+
+
+def parse_value(text: str, word: str) -> Any:
+    """The value of a `key=value` word of the command line, read as YAML. Raises `CosoError` naming the word."""
+    try:
+        return yaml.load(text, Loader=_Loader) if text else ""
+    except (yaml.YAMLError, ValueError):
+        raise CosoError(f"{word!r}: the value is not valid YAML; quote it") from None
+
+
+def keyword_arguments(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as keyword arguments. Raises CosoError for a word of another form."""
+    arguments = {}
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator:
+            raise CosoError(f"environment argument {word!r} is not of the form key=value")
+        arguments[key] = parse_value(value, word)
+    return arguments
+
+
+def valid_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key of the config, sections included."""
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if section := section_of(field.annotation):
+            keys.extend(valid_keys(section, f"{prefix}{name}."))
+    return keys
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The config section that a field's annotation holds (also `Section | None`), if any."""
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise CosoError(f"config file {path} does not exist; configs/ holds the ones that ship") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CosoError(f"config file {path} cannot be read: {error}") from None
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise CosoError(f"config file {path} is not valid YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise CosoError(f"config file {path} must hold a mapping of keys to values, not a {type(values).__name__}")
+    return values
+
+
+def _parse_override(word: str) -> dict[str, Any]:
+    key, separator, text = word.partition("=")
+    if not separator or not key.strip():
+        raise CosoError(f"override {word!r} is not of the form key.sub=value, for instance training.updates=10")
+    value = parse_value(text, word)
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return value
+
+
+def _remember_sources(layer: dict[str, Any], source: str, sources: dict[str, str], prefix: str = "") -> None:
+    for key, value in layer.items():
+        sources[f"{prefix}{key}"] = source
+        if isinstance(value, dict):
+            _remember_sources(value, source, sources, f"{prefix}{key}.")
+
+
+def _explain(problem: Any, sources: dict[str, str]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    source = _nearest_source(problem["loc"], sources)
+    where = f" (in {source})" if source else ""
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.5) or _same_leaf(key)
+        hint = f"; the nearest valid key is {near[0]!r}" if near else "; `coso config` lists the valid keys"
+        return f"unknown config key {key!r}{where}{hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_type":
+        message += " (quote what YAML would read as something else)"
+    if problem["type"] == "value_error":
+        return f"config{where}: {message}"
+    return f"config key {key!r}{where}: {message}, got {problem['input']!r}"
+
+
+def _same_leaf(key: str) -> list[str]:
+    leaf = key.rsplit(".", 1)[-1]
+    leaves = {valid.rsplit(".", 1)[-1]: valid for valid in valid_keys()}
+    return [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1)]
+
+
+def _nearest_source(location: Iterable[Any], sources: dict[str, str]) -> str | None:
+    parts = [str(part) for part in location]
+    while parts:
+        if source := sources.get(".".join(parts)):
+            return source
+        parts.pop()
+    return None

@@ -1,0 +1,151 @@
+"""A model that knows the answer format: demonstrations by the environment's expert, then supervised fine-tuning.
+
+By default a small VLM is made on the spot, with a tokenizer of its own; with `warm_start.make_model: false` the model
+at `model.path` is fine-tuned instead. Training runs through the same DeepSpeed learner as reinforcement learning does.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from actors.trajectory import STEP_SCHEMA, TrajectoryBatch, TrajectoryLog, decode_png
+from cluster.config.run_config import RunConfig
+from cluster.demonstrations.collect import Demonstrations, Play, demonstrate, gather, load_demonstrations
+from cluster.errors import CosoError
+from cluster.telemetry.progress import progress_bar, spinner
+
+if TYPE_CHECKING:
+    from actors.chat import ChatProcessor
+
+#: Where a model folder keeps the demonstrations it was taught on; the SCM is pre-trained on them.
+DEMONSTRATIONS = "demonstrations"
+#: Optimizer steps between two movements of the progress bar.
+STEPS_PER_CALL = 10
+
+
+def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
+    """Write the warm-started model to `warm_start.output` and return its path. Raises `CosoError`."""
+    from cluster.launch.ray_runtime import ray_session
+
+    settings = config.warm_start
+    output = Path(settings.output)
+    if output.exists() and not overwrite:
+        raise CosoError(f"model folder {output} exists; keep it, or replace it with --overwrite")
+    aside = output.with_name(output.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shown = demonstrations(config)
+        start = config.model.path
+        with ray_session(config):
+            if settings.make_model:
+                start = str(aside / "initial")
+                _make_model(config, shown, start)
+            _fine_tune(config, shown, start, aside)
+        if settings.make_model:
+            shutil.rmtree(aside / "initial")
+        if output.exists():
+            shutil.rmtree(output)
+        (aside / "model").rename(output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return output
+
+
+def demonstrations(config: RunConfig) -> Demonstrations:
+    """Those in `warm_start.demonstrations_from`, or else ones collected now. Raises `CosoError`."""
+    settings = config.warm_start
+    if settings.demonstrations_from:
+        return load_demonstrations(Path(settings.demonstrations_from), config.environment.id)
+    play = Play(config.environment.id, config.environment.kwargs, config.seed, settings.noise, settings.habit)
+    with progress_bar("demonstrations", settings.demonstrations) as advance:
+        return gather(demonstrate(play, settings.demonstrations, advance=advance))
+
+
+def with_token_ids(shown: TrajectoryBatch, chat: ChatProcessor) -> TrajectoryBatch:
+    """The demonstrations with their text as the ids that this model's tokenizer gives it, and its end token."""
+    ids = chat.tokenizer(shown.column("utterance").tolist(), add_special_tokens=False)["input_ids"]
+    column = pa.array([[*each, *chat.eos_token_ids[:1]] for each in ids], STEP_SCHEMA.field("response_ids").type)
+    position = STEP_SCHEMA.get_field_index("response_ids")
+    return TrajectoryBatch(shown.steps.set_column(position, STEP_SCHEMA.field("response_ids"), column), shown.images)
+
+
+def read_demonstrations(model_path: str) -> TrajectoryBatch | None:
+    """The demonstrations that a warm-started model folder carries, if it does."""
+    folder = Path(model_path) / DEMONSTRATIONS
+    if not (folder / "batch_000000.parquet").exists():
+        return None
+    return TrajectoryLog(folder).read(0)
+
+
+def _make_model(config: RunConfig, shown: Demonstrations, folder: str) -> None:
+    """Make the small model and pre-train its vision tower, in a process of their own."""
+    import ray
+
+    with spinner("making a model and teaching it to see" if config.warm_start.vision_steps else "making a model"):
+        ray.get(
+            ray.remote(num_cpus=1)(_make_and_pretrain).remote(config, shown, folder),
+            timeout=config.learner.start_deadline_s,
+        )
+
+
+def _make_and_pretrain(config: RunConfig, shown: Demonstrations, folder: str) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from actors.chat import ChatProcessor
+    from learner.supervised.default_model import DefaultModelOptions, make_default_vlm
+    from learner.supervised.vision_pretraining import pretrain_vision
+
+    torch.set_num_threads(config.learner.threads)
+    settings = config.warm_start
+    prompts, keys = shown.batch.column("prompt").tolist(), shown.batch.column("image").tolist()
+    texts = [text for pair in zip(prompts, shown.batch.column("utterance").tolist(), strict=True) for text in pair]
+    pictures = {key: step for step, key in enumerate(keys)}  # each picture once, as in the last step that has it
+    images = [decode_png(shown.batch.images[key]) for key in pictures]
+    options = DefaultModelOptions(hidden=settings.hidden, layers=settings.layers, image_size=settings.image_size)
+    make_default_vlm(folder, texts, [np.asarray(image) for image in images[:64]], options, seed=config.seed)
+    if not settings.vision_steps or not shown.state_label_sizes:
+        return
+    chat = ChatProcessor(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    pretrain_vision(
+        model,
+        [chat.encode_prompt(prompts[step], image) for step, image in zip(pictures.values(), images, strict=True)],
+        shown.state_labels[list(pictures.values())],
+        shown.state_label_sizes,
+        steps=settings.vision_steps,
+        learning_rate=settings.vision_learning_rate,
+        seed=config.seed,
+    )
+    model.save_pretrained(folder)
+
+
+def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, aside: Path) -> None:
+    """Supervised fine-tuning of the model at `start`; leaves a whole model folder at `aside / "model"`."""
+    from actors.chat import ChatProcessor
+    from cluster.config.mapping import rank_resources, supervised_options, warm_start_learner_options
+    from learner.group import LearnerFailed, LearnerGroup
+
+    chat = ChatProcessor(start)
+    batch = with_token_ids(shown.batch, chat)
+    steps = config.warm_start.steps
+    try:
+        learner = LearnerGroup(warm_start_learner_options(config, start), config.learner.ranks, rank_resources(config))
+        try:
+            with progress_bar("fine-tuning", steps) as advance:
+                learner.begin_supervised(batch, supervised_options(config))
+                for done in range(0, steps, STEPS_PER_CALL):
+                    reports = learner.supervised_steps(min(STEPS_PER_CALL, steps - done))
+                    advance(len(reports), f"{reports[-1]['nll']:.3f} nats per token")
+            learner.save_model(aside / "model")
+        finally:
+            learner.close()
+    except LearnerFailed as error:
+        raise CosoError(f"fine-tuning failed: {error}") from error
+    TrajectoryLog(aside / "model" / DEMONSTRATIONS).write(0, batch)

@@ -1,0 +1,99 @@
+"""This node's emulators as the rest of the project asks for them: start the agent, ask it, end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import CosoError
+from cluster.fleet.agent import AgentOptions
+from envs.android.device import DeviceError
+from envs.android.fleet_client import FleetConnection
+
+CALL_DEADLINE_S = 10.0
+_AGENT_DEADLINE_S = 30.0
+_STOP_DEADLINE_S = 60.0
+
+
+def running_emulators(fleet: str = "default") -> int | None:
+    """Emulators that this node's agent runs; None where there is no agent."""
+    try:
+        return len(status(fleet)["emulators"])
+    except CosoError:
+        return None
+
+
+def start_agent(options: AgentOptions, folder: Path) -> subprocess.Popen[bytes]:
+    """The agent's process, once it answers."""
+    path = folder / f"{options.fleet}.json"
+    path.write_text(json.dumps(asdict(options)), "utf-8")
+    log = folder / f"{options.fleet}-agent.log"
+    with log.open("ab") as output:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "cluster.fleet.agent", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    ends = time.monotonic() + _AGENT_DEADLINE_S
+    while running_emulators(options.fleet) is None:
+        if agent.poll() is not None or time.monotonic() > ends:
+            agent.kill()
+            raise CosoError(f"the fleet's agent did not answer within {_AGENT_DEADLINE_S:g} s: see {log}")
+        time.sleep(0.05)
+    return agent
+
+
+def wait_for_boot(fleet: str, agent: subprocess.Popen[bytes], deadline_s: float) -> None:
+    """Return when every emulator has booted or failed to. Raises `CosoError` past the deadline (seconds)."""
+    ends = time.monotonic() + deadline_s + _AGENT_DEADLINE_S
+    while time.monotonic() < ends:
+        emulators = status(fleet)["emulators"]
+        if all(each["state"] in ("ready", "lent", "quarantined") or each["trouble"] for each in emulators):
+            return
+        if agent.poll() is not None:
+            raise CosoError("the fleet's agent ended while its emulators were booting; see its log")
+        time.sleep(0.2)
+    raise CosoError(f"not every emulator had booted after {deadline_s:g} s; see `coso fleet status`")
+
+
+def _connect(fleet: str) -> FleetConnection:
+    try:
+        return FleetConnection(fleet)
+    except DeviceError as error:
+        raise CosoError(str(error)) from None
+
+
+def status(fleet: str) -> dict[str, Any]:
+    """What the agent says of its emulators. Raises `CosoError` where no agent runs."""
+    connection = _connect(fleet)
+    try:
+        return connection.call("status", CALL_DEADLINE_S)
+    except DeviceError as error:
+        raise CosoError(str(error)) from None
+    finally:
+        connection.close()
+
+
+def stop_agent(fleet: str) -> None:
+    """End this node's agent, and with it its emulators. Raises `CosoError`."""
+    connection = _connect(fleet)
+    try:
+        pid = connection.call("status", CALL_DEADLINE_S)["pid"]
+        handle = os.pidfd_open(pid)
+        connection.call("stop", CALL_DEADLINE_S)
+    except (DeviceError, ProcessLookupError) as error:
+        raise CosoError(str(error)) from None
+    finally:
+        connection.close()
+    if not select.select([handle], [], [], _STOP_DEADLINE_S)[0]:
+        raise CosoError(f"the fleet's agent (process {pid}) has not ended after {_STOP_DEADLINE_S:g} s")
+    os.close(handle)

@@ -1,0 +1,168 @@
+"""The page of `coso play --page`: the screen live in a browser, on loopback, to be watched or driven by hand.
+
+Taps and swipes on the picture, keys, and typed text become utterances of phones; a line of text is an answer as it
+would be typed in the terminal. Every address holds a secret of the session, so that no other page a browser shows can
+reach it.
+"""
+
+from __future__ import annotations
+
+import http.server
+import io
+import json
+import queue
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cluster.errors import CosoError
+
+_LONGEST_LINE = 20_000
+_POLL_S = 0.5
+#: How long a step stays on the page before the next, where an agent plays and a person watches.
+_WATCHING_PAUSE_S = 1.0
+
+
+@dataclass
+class _Shown:
+    """What the page shows now."""
+
+    number: int = 0
+    png: bytes = b""
+    prompt: str = ""
+    lines: list[str] = field(default_factory=list)
+    over: bool = False
+
+
+class PlayPage:
+    """Serves the page from its making until `close`; `url` is for the person's browser."""
+
+    def __init__(self, by_hand: bool, port: int = 0) -> None:
+        """by_hand: whether the page answers, or only watches; port: 0 takes a free one."""
+        self._secret = secrets.token_urlsafe(16)
+        self._by_hand = by_hand
+        self._shown = _Shown()
+        self._changed = threading.Condition()
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, name="play page", daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}/{self._secret}/"
+
+    def show(self, image: NDArray[np.uint8], prompt: str, line: str = "", over: bool = False) -> None:
+        """Show a screen uint8 (H, W, 3), its prompt, and one more line of what has happened."""
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+        with self._changed:
+            lines = [*self._shown.lines, line] if line else self._shown.lines
+            self._shown = _Shown(self._shown.number + 1, buffer.getvalue(), prompt, lines[-200:], over)
+            self._changed.notify_all()
+        if not self._by_hand:
+            time.sleep(_WATCHING_PAUSE_S)
+
+    def read(self) -> str:
+        """The next answer from the page; waits for the person, but hears Ctrl-C."""
+        while True:
+            try:
+                return self._answers.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, path: str) -> tuple[str, bytes] | None:
+        """(type, body) of a GET, or None where there is nothing."""
+        if not path.startswith(f"/{self._secret}/"):
+            return None
+        name, _, query = path.removeprefix(f"/{self._secret}/").partition("?")
+        if name == "":
+            return "text/html; charset=utf-8", resources.files("cluster.play").joinpath("page.html").read_bytes()
+        if name == "screen.png":
+            return "image/png", self._shown.png
+        if name == "state":
+            known = int(query) if query.isdigit() else -1
+            with self._changed:
+                self._changed.wait_for(lambda: self._shown.number > known, timeout=10.0)
+                shown = self._shown
+            state = {"number": shown.number, "prompt": shown.prompt, "lines": shown.lines, "over": shown.over}
+            return "application/json", json.dumps({**state, "by_hand": self._by_hand}).encode()
+        return None
+
+    def take(self, path: str, body: bytes) -> bool:
+        """Take an answer that was posted; False where it is none of this page's."""
+        if path != f"/{self._secret}/answer" or not self._by_hand:
+            return False
+        self._answers.put(body.decode("utf-8", "replace"))
+        return True
+
+
+@contextmanager
+def opened_page(port: int | None, by_hand: bool) -> Iterator[PlayPage | None]:
+    """A page for the length of the block, and until a person at a terminal has seen enough; None for a port of None.
+
+    Raises CosoError where the port is taken.
+    """
+    if port is None:
+        yield None
+        return
+    try:
+        page = PlayPage(by_hand, port)
+    except OSError as error:
+        raise CosoError(f"no page can be served on port {port}: {error.strerror or error}") from error
+    print(f"the screen is at {page.url}", flush=True)
+    try:
+        yield page
+        if sys.stdin.isatty():
+            input("Enter closes the page. ")
+    finally:
+        page.close()
+
+
+def _handler(page: PlayPage) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = 60
+
+        def do_GET(self) -> None:
+            self._reply(page.answer(self.path))
+
+        def do_POST(self) -> None:
+            length = self.headers.get("Content-Length", "")
+            if not length.isdigit() or int(length) > _LONGEST_LINE:
+                self.send_error(413)
+                return
+            taken = page.take(self.path, self.rfile.read(int(length)))
+            self._reply(("text/plain", b"") if taken else None)
+
+        def _reply(self, answer: tuple[str, bytes] | None) -> None:
+            if answer is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            headers: dict[str, Any] = {
+                "Content-Type": answer[0],
+                "Content-Length": len(answer[1]),
+                "Cache-Control": "no-store",
+                "Referrer-Policy": "no-referrer",
+            }
+            for name, value in headers.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(answer[1])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    return Handler

@@ -1,0 +1,289 @@
+"""The loop: (collect → score → update → publish → evaluate → checkpoint)*.
+
+Policy version k is what update k made; version 0 is the model the run started from. Batch k is what update k trains
+on. In `sync` mode each stage waits for the one before it, and a seed fixes everything. In `async` mode the batch of
+update k + 1 is collected and scored while the learner is busy with update k.
+
+Every batch is written to the run's log before it is trained on. What was trained on since a checkpoint is thus read
+back, never collected again, when the learner or the driver has died in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import psutil
+
+from actors.rollouts.episode import EVALUATION_SEED_BASE
+from actors.trajectory import TrajectoryBatch, TrajectoryLog
+from cluster.config.run_config import RunConfig
+from cluster.errors import CosoError
+from cluster.run.run_folder import Progress, RunFolder
+from cluster.run.system import System
+from cluster.telemetry.console import Console
+from cluster.telemetry.metrics import MetricsWriter
+from cluster.telemetry.summaries import episode_metrics, lag_metrics
+from learner.group import LearnerFailed
+
+Metrics = dict[str, float]
+
+
+class Controller:
+    """Runs updates `progress.update + 1 … training.updates` on a started system."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunFolder,
+        system: System,
+        progress: Progress,
+        writer: MetricsWriter,
+        console: Console,
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._system = system
+        self._progress = progress
+        self._writer = writer
+        self._console = console
+        self._log = TrajectoryLog(run.trajectories)
+        self._logged = set(self._log.updates())
+        self._started = time.monotonic() - progress.wall_seconds
+        self._checkpointed = progress.update
+        self._busy_before: Metrics = {}
+        self._last_checkpoint: Metrics = {}  # its time, told in the next row: a row is written before its checkpoint
+        self.last_evaluation: Metrics = {}
+
+    async def run(self) -> None:
+        """Train to the end; everything that was saved stays saved if it raises."""
+        await self._begin()
+        upcoming = self._prepare_ahead(self._progress.update + 1)
+        for update in range(self._progress.update + 1, self._config.training.updates + 1):
+            started = time.monotonic()
+            batch, row = await upcoming
+            row["time/wait"] = time.monotonic() - started
+            if self._system.collector.overlaps:
+                upcoming = self._prepare_ahead(update + 1)
+            async with self._system.between_versions:
+                row |= await self._learn(update, batch)
+                row |= await self._publish(update)
+            row |= await self._check_sync(update)
+            if not self._system.collector.overlaps:
+                upcoming = self._prepare_ahead(update + 1)
+            self._progress.update = update
+            self._progress.environment_steps += len(batch)
+            if self._due(update, self._config.training.evaluate_every):
+                row |= await self.evaluate()
+            row |= self._last_checkpoint
+            self._last_checkpoint = {}
+            row |= self._machine_metrics(row, batch, time.monotonic() - started)
+            self._write(row)
+            if self._due(update, self._config.training.checkpoint_every):
+                await self._checkpoint()
+
+    # ---------------------------------------------------------------- stages
+
+    async def _begin(self) -> None:
+        """Bring the servers to the weights that the run stands at, and measure success before the first update."""
+        await self._system.start_rollouts(self._progress.update)
+        if (version := self._progress.update) > 0:
+            async with self._system.between_versions:
+                await self._publish(version)
+            await self._check_sync(version)
+            return
+        row = await self.evaluate()
+        self._progress.success_before = row["evaluation/success"]
+        self._write(row)
+
+    def _prepare_ahead(self, update: int) -> Awaitable[tuple[TrajectoryBatch, Metrics]]:
+        """Begin to prepare a batch. In sync mode nothing runs until it is awaited."""
+        preparation = self._prepare(update)
+        if update > self._config.training.updates:
+            preparation.close()
+            return asyncio.get_running_loop().create_future()
+        return asyncio.ensure_future(preparation) if self._system.collector.overlaps else preparation
+
+    async def _prepare(self, update: int) -> tuple[TrajectoryBatch, Metrics]:
+        """The scored batch of an update: collected, or read back from the log where it was accepted before."""
+        row: Metrics = {}
+        with _timed(row, "time/collect"):
+            if replayed := update in self._logged:
+                batch = await asyncio.to_thread(self._log.read, update)
+            else:
+                self._stage(f"collecting episodes for update {update}")
+                batch, collected = await self._system.collector.collect(update)
+                row |= collected
+        row |= episode_metrics(batch, "rollout")
+        if self._config.entropy.mode == "counterfactual":
+            with _timed(row, "time/score"):
+                batch, scores = await asyncio.to_thread(self._system.score, batch)
+            row |= scores
+            for kind, total in self._system.scoring_recoveries().items():
+                self._system.supervisor.count_total(kind, total)
+        if not replayed:
+            self._run.require_space()
+            row["bytes/log"] = await asyncio.to_thread(self._log.write, update, batch)
+            self._logged.add(update)
+        row["bytes/batch"] = batch.nbytes
+        return batch, row
+
+    async def _learn(self, update: int, batch: TrajectoryBatch) -> Metrics:
+        row: Metrics = {}
+        self._system.probe_with(batch)
+        self._stage(f"update {update}: training on {len(batch)} steps")
+        row |= lag_metrics(batch, update - 1)
+        with _timed(row, "time/update"):
+            trained = await self._with_learner(lambda: self._system.learner.update(batch, update - 1), update - 1)
+        row |= {f"learner/{name}": value for name, value in trained.items()}
+        return row
+
+    async def _publish(self, version: int) -> Metrics:
+        """Version `version` into every live policy server."""
+        row: Metrics = {}
+        self._stage(f"publishing weights, version {version}")
+        with _timed(row, "time/publish"):
+            row |= await self._with_learner_async(lambda: self._system.publish(version), version)
+        return row
+
+    async def _check_sync(self, version: int) -> Metrics:
+        """Where it is due, hold a live engine's log-probabilities against the learner's."""
+        row: Metrics = {}
+        every = self._config.weight_sync.check_every
+        if every and version % every == 0:
+            with _timed(row, "time/sync_check"):
+                row |= await self._with_learner_async(lambda: self._system.check_sync(version), version)
+        return row
+
+    async def evaluate(self) -> Metrics:
+        """Success of the present policy on the held-out seeds, which are the same for every run."""
+        training = self._config.training
+        self._stage(f"evaluating on {training.evaluation_episodes} held-out episodes")
+        seeds = range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + training.evaluation_episodes)
+        row: Metrics = {}
+        with _timed(row, "time/evaluate"):
+            result = await self._system.collector.evaluate(seeds, training.evaluation_temperature)
+        if not len(result.episodes):
+            raise CosoError(f"evaluation has no episodes: the environments of all {len(seeds)} failed")
+        row |= episode_metrics(result.episodes, "evaluation")
+        row["evaluation/environment_failures"] += result.failed
+        self.last_evaluation = row
+        return row
+
+    async def _checkpoint(self) -> None:
+        """Learner, SCM and progress, so that `resume` goes on as if nothing had happened."""
+        self._stage("writing a checkpoint")
+        self._run.require_space()
+        folder = self._run.checkpoint_path(self._progress.update)
+        with _timed(self._last_checkpoint, "time/checkpoint"):
+            await self._with_learner(
+                lambda: self._system.learner.save_checkpoint(folder / "learner"), self._progress.update
+            )
+            if self._config.entropy.mode == "counterfactual":
+                await asyncio.to_thread(self._system.save_scm, folder)
+            self._progress.wall_seconds = time.monotonic() - self._started
+            self._progress.recoveries = dict(self._system.supervisor.recoveries)
+            self._run.finish_checkpoint(self._progress, self._config.training.keep_checkpoints)
+        self._checkpointed = self._progress.update
+
+    # ---------------------------------------------------------------- recovery of the learner
+
+    async def _with_learner(self, call: Callable[[], Any], trained: int) -> Any:
+        """A learner call in a thread; if a rank dies, the learner is brought back to where `trained` updates had
+        brought it, and the call is made again."""
+        return await self._with_learner_async(lambda: asyncio.to_thread(call), trained)
+
+    async def _with_learner_async(self, call: Callable[[], Awaitable[Any]], trained: int) -> Any:
+        while True:
+            try:
+                return await call()
+            except LearnerFailed as failure:
+                self._console.message(f"{failure}; restarting the learner from update {self._checkpointed}")
+                self._system.supervisor.count("learner")
+                await asyncio.to_thread(self._restore_learner, trained)
+
+    def _restore_learner(self, trained: int) -> None:
+        """Restart from the last checkpoint, then train again on the batches accepted since, read from the log."""
+        while True:
+            try:
+                folder = self._run.checkpoint_path(self._checkpointed) / "learner" if self._checkpointed else None
+                self._system.restart_learner(folder)
+                for update in range(self._checkpointed + 1, trained + 1):
+                    self._system.learner.update(self._log.read(update), update - 1)
+                return
+            except LearnerFailed as failure:
+                self._console.message(f"{failure}; once more")
+                self._system.supervisor.count("learner")
+
+    # ---------------------------------------------------------------- bookkeeping
+
+    def _due(self, update: int, every: int) -> bool:
+        return update == self._config.training.updates or bool(every and update % every == 0)
+
+    def _stage(self, text: str) -> None:
+        self._console.stage(text)
+
+    def _write(self, row: Metrics) -> None:
+        row = {
+            "update": self._progress.update,
+            "environment_steps": self._progress.environment_steps,
+            "recoveries": float(sum(self._system.supervisor.recoveries.values())),
+            **row,
+        }
+        self._writer.write(row)
+        self._console.update(row)
+
+    def _machine_metrics(self, done: Metrics, batch: TrajectoryBatch, seconds: float) -> Metrics:
+        """Speed over the whole update, busy share of every stage, and memory of this process and every watched actor.
+        `done`: what the update's row holds so far."""
+        row: Metrics = {
+            "time/total": seconds,
+            "speed/env_steps_per_s": len(batch) / seconds,
+            "speed/tokens_per_s": batch.generated_tokens / seconds,
+            "memory/driver_mb": psutil.Process().memory_info().rss / 2**20,
+            "memory/host_used_mb": psutil.virtual_memory().used / 2**20,
+            "mean_seconds/generate": float(np.mean(batch.column("generate_seconds"))),
+            "mean_seconds/environment": float(np.mean(batch.column("environment_seconds"))),
+        }
+        row |= self._busy_shares(done, seconds)
+        for name, status in self._system.supervisor.status.items():
+            if "rss_bytes" in status:
+                row[f"memory/{name.replace(' ', '_')}_mb"] = status["rss_bytes"] / 2**20
+        return row
+
+    def _busy_shares(self, done: Metrics, seconds: float) -> Metrics:
+        """Share of the update's wall time during which each stage was at work, averaged over its members. Of servers
+        and environments as of their last sign of life, so a share is exact over many updates, not over one."""
+        config = self._config
+        totals = {"policy server": 0.0, "rollout worker": 0.0}
+        for name, status in self._system.supervisor.status.items():
+            totals[name.rsplit(" ", 1)[0]] += status.get("busy_seconds", status.get("environment_seconds", 0.0))
+        since = {kind: max(0.0, total - self._busy_before.get(kind, total)) for kind, total in totals.items()}
+        self._busy_before = totals
+        environments = config.rollout.workers * config.rollout.envs_per_worker
+        return {
+            "busy/policy_servers": since["policy server"] / seconds / config.policy_server.replicas,
+            "busy/environments": since["rollout worker"] / seconds / environments,
+            "busy/learner": done.get("time/update", 0.0) / seconds,
+            "busy/scorers": done.get("time/scorers_busy", 0.0) / seconds / config.scoring.workers,
+        }
+
+    def wall_seconds(self) -> float:
+        """Since the run first began, time between interruption and resume left out."""
+        return time.monotonic() - self._started
+
+
+class _timed:
+    """Adds the seconds spent in the block to a row."""
+
+    def __init__(self, row: Metrics, key: str) -> None:
+        self._row, self._key = row, key
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._row[self._key] = self._row.get(self._key, 0.0) + time.monotonic() - self._begun

@@ -1,0 +1,111 @@
+"""ALFWorld's commands: their labels for the structural causal model, and finding one in an utterance."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+
+from envs.alfworld.names import OBJECTS, RECEPTACLES, VERBS
+from envs.labels import LabelHead, LabelSpace, ParsedAction
+from envs.parsing import ACTION_MARKER, action_part_start
+
+#: Where an answer has no `"action":`, this many of its last characters are searched (published).
+TAIL_CHARACTERS = 30
+#: Numbers of things are told apart up to this one; it stands for all above too (the largest shipped is 28).
+LARGEST_NUMBER = 32
+
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_GAP = "\0"
+_KINDS = (*OBJECTS, *RECEPTACLES, "other")
+_NUMBERS = tuple(str(number) for number in range(1, LARGEST_NUMBER + 1))
+
+COMMAND_LABELS = LabelSpace(
+    (
+        LabelHead("verb", len(VERBS), VERBS),
+        LabelHead("object", len(_KINDS), _KINDS),
+        LabelHead("object_number", len(_NUMBERS), _NUMBERS),
+        LabelHead("receptacle", len(_KINDS), _KINDS),
+        LabelHead("receptacle_number", len(_NUMBERS), _NUMBERS),
+    )
+)
+"""Verb, object and receptacle; a thing's kind and its number are heads of their own, so that "cabinet 7" says something
+about "cabinet 8". What a thing is acted on with (microwave, fridge, sink, knife) counts as the receptacle."""
+
+_THING = r"([a-z]+ \d+)"
+# `put ... in/on` is what games made for ALFWorld 0.3 call `move ... to`.
+_COMMAND = re.compile(
+    rf"(?:(?:go to|open|close) (?P<place>[a-z]+ \d+)"
+    rf"|take {_THING} from {_THING}"
+    rf"|move {_THING} to {_THING}"
+    rf"|put {_THING} in/on {_THING}"
+    rf"|(?:heat|cool|clean|slice) {_THING} with {_THING}"
+    rf"|(?:use|examine) (?P<thing>[a-z]+ \d+)"
+    rf"|look|inventory|help)(?!\d)"
+)
+
+
+def command_labels(command: str) -> dict[str, str | int]:
+    """The labels of a command as `LabelSpace.encode` takes them; ValueError for what is no command."""
+    found = _COMMAND.fullmatch(command)
+    if found is None:
+        raise ValueError(f"{command!r} is no command of ALFWorld")
+    verb = command.split(" ", 1)[0].replace("put", "move")
+    things = [group for group in found.groups() if group]
+    labels: dict[str, str | int] = {"verb": verb}
+    is_place = len(things) == 1 and (found["place"] is not None or things[0].split()[0] in RECEPTACLES)
+    heads = ("receptacle",) if is_place else ("object", "receptacle")
+    for head, thing in zip(heads, things, strict=False):
+        kind, number = thing.split()
+        labels[head] = kind if kind in _KINDS else "other"
+        labels[f"{head}_number"] = min(max(int(number), 1), LARGEST_NUMBER) - 1
+    return labels
+
+
+def parsed(command: str) -> ParsedAction:
+    """A command as a valid parsed action."""
+    return ParsedAction(command, COMMAND_LABELS.encode(command_labels(command)), True)
+
+
+def unparsed() -> ParsedAction:
+    """An utterance that names no command."""
+    return ParsedAction("", COMMAND_LABELS.none(), False)
+
+
+def find_admissible(utterance: str, admissible: Sequence[str]) -> str:
+    """The command that an utterance names, or "": the published search, mended.
+
+    Searched is what follows the last `"action":`, or where there is none the last 30 characters, in lower case; the
+    first command of `admissible` that occurs there is taken. Mended: a command that occurs only inside a longer one
+    ("go to shelf 1" in "go to shelf 12") does not count; with the published search, the longer one can never be said.
+    """
+    tail = _searched_part(utterance)
+    found = set()
+    for command in sorted(admissible, key=len, reverse=True):
+        if command in tail:
+            without = re.sub(rf"{re.escape(command)}(?!\d)", _GAP, tail)
+            if without != tail:
+                found.add(command)
+                tail = without
+    return next((command for command in admissible if command in found), "")
+
+
+class AnyCommandParser:
+    """Reads a command from an utterance without knowing which are admissible."""
+
+    def parse(self, utterance: str) -> ParsedAction:
+        """The first well-formed command of the part that `find_admissible` searches."""
+        command = find_any(utterance)
+        return parsed(command) if command else unparsed()
+
+
+def find_any(utterance: str) -> str:
+    """The first well-formed command in the part of an utterance that `find_admissible` searches, or ""."""
+    found = _COMMAND.search(_searched_part(utterance))
+    return found[0] if found else ""
+
+
+def _searched_part(utterance: str) -> str:
+    start = action_part_start(utterance)
+    tail = utterance[start + len(ACTION_MARKER) :] if start >= 0 else utterance[-TAIL_CHARACTERS:]
+    return tail.translate(_ASCII_LOWER)

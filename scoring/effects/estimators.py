@@ -1,0 +1,212 @@
+"""Estimators of influence, behind one interface: how much each token decided the action.
+
+    scm         the published one: the SCM's probability of the action, with each window nulled
+    parser      exact: the window is nulled in the text, which is parsed again; no model
+    scm+parser  the parser where the text still parses, to the same action or to another; the SCM where it does not
+    gradient    one backward pass through the SCM in place of n forward ones; an approximation
+    uniform     1 for every token: naive soft RL
+
+All but `uniform` give effects at the positions that can count, and share what influence is made of them
+(`scoring.effects.effects`). What an estimator says of an utterance depends on that utterance, its action and the SCM's
+version, and on nothing else.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scoring.effects.effects import influence_of, positions_that_change
+from scoring.effects.parser_effects import Outcome, ParserInterventions
+from scoring.effects.tokens import TokenFacts
+from scoring.scm.encoder import CounterfactualEncoder
+from scoring.scm.model import StructuralCausalModel, labels_log_probability
+
+T = TypeVar("T")
+
+EstimatorName = Literal["scm", "parser", "scm+parser", "uniform", "gradient"]
+ESTIMATORS: tuple[str, ...] = get_args(EstimatorName)
+WITHOUT_SCM = frozenset({"parser", "uniform"})
+"""Estimators whose scores hold for every version of the SCM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Influence of one utterance.
+
+    values: B, float32 (n,), in [0, 1]. counterfactuals: windows that were nulled, one by one.
+    approximated: whether it was too long to be scored one window at a time, and `gradient` stands in for `scm`.
+    """
+
+    values: NDArray[np.float32]
+    counterfactuals: int = 0
+    approximated: bool = False
+
+
+class Estimator(ABC):
+    """Scores one utterance at a time."""
+
+    @abstractmethod
+    def score(self, ids: NDArray[np.integer], labels: NDArray[np.integer]) -> Scored:
+        """Score an utterance, ids (n,) with n >= 0, against the action it led to, labels (K,)."""
+
+
+class UniformEstimator(Estimator):
+    """Every token has full influence, whether the utterance parsed or not."""
+
+    def score(self, ids: NDArray[np.integer], labels: NDArray[np.integer]) -> Scored:
+        return Scored(values=np.ones(len(ids), dtype=np.float32))
+
+
+class EffectEstimator(Estimator):
+    """Influence made of an effect at every position that can count.
+
+    tokens: facts of the tokenizer. window: tokens nulled together.
+    """
+
+    def __init__(self, tokens: TokenFacts, window: int) -> None:
+        self._tokens = tokens
+        self._window = window
+
+    def score(self, ids: NDArray[np.integer], labels: NDArray[np.integer]) -> Scored:
+        countable = self._tokens.countable_by_id[ids]
+        positions = positions_that_change(ids, countable, self._window, self._tokens.null_id)
+        if not (labels >= 0).any():
+            positions = positions[:0]
+        if not len(positions):
+            return Scored(values=influence_of(len(ids), positions, np.empty(0)))
+        effects, approximated = self.effects(ids, positions, labels)
+        return Scored(
+            values=influence_of(len(ids), positions, effects),
+            counterfactuals=0 if approximated else len(positions),
+            approximated=approximated,
+        )
+
+    @abstractmethod
+    def effects(
+        self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
+    ) -> tuple[NDArray[np.float64], bool]:
+        """Return the effects (m,) >= 0 at the positions (m,), m >= 1, and whether they are approximations."""
+
+
+class GradientEstimator(EffectEstimator):
+    """To first order: a window's effect is the gradient of log p(a | y) by the embeddings it changes, times the change.
+
+    That dp = p d(log p) differs by a factor is of no consequence: influence is relative.
+    """
+
+    def __init__(self, tokens: TokenFacts, window: int, scm: StructuralCausalModel) -> None:
+        super().__init__(tokens, window)
+        self._scm = scm
+
+    def effects(
+        self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
+    ) -> tuple[NDArray[np.float64], bool]:
+        scm = self._scm
+        device = scm.token_embedding.weight.device
+        with torch.enable_grad():
+            tokens = torch.from_numpy(ids.astype(np.int64)).to(device)
+            embedded = scm.embed(tokens).detach().requires_grad_()
+            logits = scm.read(embedded[None])
+            wanted = torch.from_numpy(labels.astype(np.int64)).to(device)[None]
+            (gradient,) = torch.autograd.grad(labels_log_probability(logits, wanted).sum(), embedded)
+        with torch.no_grad():
+            change = scm.token_embedding.weight[self._tokens.null_id] - scm.token_embedding(tokens)
+            by_token = (gradient * change).sum(dim=1).to("cpu", torch.float64).numpy()
+        until = np.concatenate([[0.0], np.cumsum(by_token)])
+        ends = np.minimum(positions + self._window, len(ids))
+        return np.abs(until[ends] - until[positions]), False
+
+
+class ScmEstimator(EffectEstimator):
+    """The published one. Utterances of more than `longest` tokens, whose cost grows with the cube of their length,
+    are left to the gradient."""
+
+    def __init__(
+        self, tokens: TokenFacts, window: int, scm: StructuralCausalModel, *, batch_tokens: int, longest: int
+    ) -> None:
+        super().__init__(tokens, window)
+        self._encoder = CounterfactualEncoder(scm, window=window, null_id=tokens.null_id, batch_tokens=batch_tokens)
+        self._gradient = GradientEstimator(tokens, window, scm)
+        self._longest = longest
+
+    def effects(
+        self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
+    ) -> tuple[NDArray[np.float64], bool]:
+        if len(ids) > self._longest:
+            return self._gradient.effects(ids, positions, labels)[0], True
+        less_one = self._encoder.probabilities_less_one(ids, positions, labels)
+        return np.abs(less_one[1:] - less_one[0]), False
+
+
+class ParserEstimator(EffectEstimator):
+    """Exact: 1 where the action is another one, or none, without the window; 0 where it is the same."""
+
+    def __init__(self, tokens: TokenFacts, window: int, interventions: ParserInterventions) -> None:
+        super().__init__(tokens, window)
+        self._interventions = interventions
+
+    def effects(
+        self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
+    ) -> tuple[NDArray[np.float64], bool]:
+        return (self._interventions.outcomes(ids, positions) != Outcome.SAME).astype(np.float64), False
+
+
+class ScmParserEstimator(EffectEstimator):
+    """The parser where it is certain: 0 for the same action, 1 for another. Where the text does not parse without the
+    window, nobody can say which action it stands for, and the SCM's effect counts."""
+
+    def __init__(self, tokens: TokenFacts, window: int, interventions: ParserInterventions, scm: ScmEstimator) -> None:
+        super().__init__(tokens, window)
+        self._interventions = interventions
+        self._scm = scm
+
+    def effects(
+        self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
+    ) -> tuple[NDArray[np.float64], bool]:
+        outcomes = self._interventions.outcomes(ids, positions)
+        effects = (outcomes == Outcome.OTHER).astype(np.float64)
+        open_ones = outcomes == Outcome.NONE
+        approximated = False
+        if open_ones.any():
+            effects[open_ones], approximated = self._scm.effects(ids, positions[open_ones], labels)
+        return effects, approximated
+
+
+def make_estimator(
+    name: str,
+    tokens: TokenFacts,
+    *,
+    window: int,
+    batch_tokens: int,
+    longest: int,
+    scm: StructuralCausalModel | None = None,
+    interventions: ParserInterventions | None = None,
+) -> Estimator:
+    """Make the estimator of that name. Raises ValueError for an unknown one and where what it asks is not given.
+
+    scm: for all but `parser` and `uniform`; in evaluation mode. interventions: for `parser` and `scm+parser`.
+    batch_tokens: see `CounterfactualEncoder`. longest: see `ScmEstimator`.
+    """
+    if name not in ESTIMATORS:
+        raise ValueError(f"there is no estimator {name!r}: choose one of {', '.join(ESTIMATORS)}")
+    if name == "uniform":
+        return UniformEstimator()
+    if name == "parser":
+        return ParserEstimator(tokens, window, _given(interventions, name, "the environment's parser"))
+    scm = _given(scm, name, "a structural causal model")
+    if name == "gradient":
+        return GradientEstimator(tokens, window, scm)
+    exact = ScmEstimator(tokens, window, scm, batch_tokens=batch_tokens, longest=longest)
+    if name == "scm":
+        return exact
+    return ScmParserEstimator(tokens, window, _given(interventions, name, "the environment's parser"), exact)
+
+
+def _given(value: T | None, name: str, what: str) -> T:
+    if value is None:
+        raise ValueError(f"the estimator {name!r} needs {what}")
+    return value

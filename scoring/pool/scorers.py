@@ -1,0 +1,192 @@
+"""A pool of scorers: tasks are pulled, not dealt out, and a scorer that dies or falls silent is replaced."""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+ACTOR_GONE = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+
+logger = logging.getLogger(__name__)
+
+
+class ScoringError(RuntimeError):
+    """Scoring cannot go on: the message says which worker failed, doing what, and how."""
+
+
+@dataclass
+class _Call:
+    """A call under way: what was asked, for which task (None: its result is not wanted), until when (monotonic)."""
+
+    ref: ray.ObjectRef
+    what: str
+    limit_s: float
+    deadline: float
+    task: int | None
+
+
+@dataclass
+class _Slot:
+    """The place of one scorer; its actor is replaced when it fails."""
+
+    index: int
+    actor: Any
+    call: _Call | None = None
+    failures: int = 0
+
+
+class ScorerPool:
+    """Driver's side of `count` scorer actors; one thread at a time may call it.
+
+    make_actor: starts one scorer, an actor with `ping()` and `score(...)`, and returns its handle at once.
+    start_deadline_s, task_deadline_s: for a scorer to come up or answer a ping, and to finish one task.
+    max_failures: a scorer's place that fails, or a task whose scorer fails, this many times in a row is an
+    error.
+    replaced: scorers replaced since `start`.
+    """
+
+    def __init__(
+        self,
+        make_actor: Callable[[], Any],
+        *,
+        count: int,
+        start_deadline_s: float,
+        task_deadline_s: float,
+        max_failures: int,
+    ) -> None:
+        self.replaced = 0
+        self._make_actor = make_actor
+        self._count = count
+        self._start_deadline_s = start_deadline_s
+        self._task_deadline_s = task_deadline_s
+        self._max_failures = max_failures
+        self._slots: list[_Slot] = []
+        self._started = False
+
+    def start(self) -> None:
+        """Start all scorers and wait until each answers; raises ScoringError at the first that does not."""
+        for index in range(self._count):
+            slot = _Slot(index, self._make_actor())
+            self._slots.append(slot)
+            self._ping(slot, "start")
+        self.check()
+        self._started = True
+
+    def check(self) -> list[dict[str, float]]:
+        """Ask every scorer for a sign of life, replace those that give none, wait until all of them are up.
+
+        Returns each scorer's `ping`, in order. Raises ScoringError when one keeps failing.
+        """
+        answers: dict[int, dict[str, float]] = {}
+        while len(answers) < len(self._slots):
+            for slot in self._slots:
+                if slot.call is None and slot.index not in answers:
+                    self._ping(slot, "answer a ping")
+            for slot, _, answer in self._settle():
+                if isinstance(answer, dict):
+                    answers[slot.index] = answer
+        return [answers[slot.index] for slot in self._slots]
+
+    def run(self, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call `score(*task)` once for every task and return the results in order of the tasks.
+
+        Scorers take the next task as they finish one. A task whose scorer fails is handed out again; what a
+        scorer raises is raised here. Raises ScoringError when scorers keep failing.
+        """
+        if not self._slots:
+            raise ScoringError("the scoring pool is not running: call start() first")
+        results: dict[int, Any] = {}
+        waiting = deque(range(len(tasks)))
+        attempts: Counter[int] = Counter()
+        try:
+            while len(results) < len(tasks):
+                for slot in self._slots:
+                    if slot.call is None and waiting:
+                        task = waiting.popleft()
+                        attempts[task] += 1
+                        ref = slot.actor.score.remote(*tasks[task])
+                        what = f"score task {task + 1} of {len(tasks)}"
+                        self._note(slot, ref, what, self._task_deadline_s, task)
+                for _, call, answer in self._settle():
+                    if call.task is None:
+                        continue
+                    if answer is not None:
+                        results[call.task] = answer
+                    elif attempts[call.task] < self._max_failures:
+                        waiting.appendleft(call.task)
+                    else:
+                        raise ScoringError(
+                            f"scorers failed {attempts[call.task]} times to {call.what}; the log says how"
+                        )
+        finally:
+            # After an error, calls may still be under way: nobody wants their results any more.
+            for slot in self._slots:
+                if slot.call is not None:
+                    slot.call.task = None
+        return [results[task] for task in range(len(tasks))]
+
+    def close(self) -> None:
+        """End all scorers, each by its handle; may be called twice."""
+        for slot in self._slots:
+            ray.kill(slot.actor)
+        self._slots, self._started = [], False
+
+    def _ping(self, slot: _Slot, what: str) -> None:
+        self._note(slot, slot.actor.ping.remote(), what, self._start_deadline_s, None)
+
+    def _note(self, slot: _Slot, ref: ray.ObjectRef, what: str, limit_s: float, task: int | None) -> None:
+        slot.call = _Call(ref, what, limit_s, time.monotonic() + limit_s, task)
+
+    def _settle(self) -> Iterator[tuple[_Slot, _Call, Any]]:
+        """Wait until a call ends or is overdue; yield (slot, call, answer) of all such, None for those that
+        failed.
+
+        The scorers of failed calls are already being replaced.
+        """
+        calls = {slot.call.ref: slot.call for slot in self._slots if slot.call is not None}
+        patience = max(0.0, min(call.deadline for call in calls.values()) - time.monotonic())
+        ray.wait(list(calls), num_returns=1, timeout=patience)
+        ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        now = time.monotonic()
+        for slot in self._slots:
+            call = slot.call
+            if call is None:
+                continue
+            if call.ref in ended:
+                slot.call = None
+                try:
+                    answer = ray.get(call.ref, timeout=call.limit_s)
+                except ACTOR_GONE as error:
+                    self._replace(slot, f"died when asked to {call.what}: {_in_short(error)}")
+                    yield slot, call, None
+                else:
+                    slot.failures = 0
+                    yield slot, call, answer
+            elif now >= call.deadline:
+                slot.call = None
+                self._replace(slot, f"did not {call.what} within {call.limit_s:g} s")
+                yield slot, call, None
+
+    def _replace(self, slot: _Slot, why: str) -> None:
+        slot.failures += 1
+        story = f"scorer {slot.index} {why}"
+        logger.warning("%s; replacing it", story)
+        ray.kill(slot.actor)
+        if not self._started or slot.failures >= self._max_failures:
+            raise ScoringError(f"{story} (failure {slot.failures} in a row)")
+        self.replaced += 1
+        slot.actor = self._make_actor()
+        self._ping(slot, "start")
+
+
+def _in_short(error: BaseException) -> str:
+    """Put Ray's many lines about an actor's death on one; of an error in its constructor, that error."""
+    lines = str(error).strip().splitlines()
+    if lines and "creation task" in lines[0]:
+        return lines[-1].strip()
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,328 @@
+"""The scoring pool: M scorers that pull tasks, and one trainer of the SCM, as Ray actors (CoSo, arXiv
+2505.03792).
+
+A score depends on its utterance, its action and the SCM's version alone, to the last bit, so results do not depend on
+how work is cut into tasks, on how many scorers there are, nor on which one ran what. A trainer that dies, or is silent
+past its deadline, is replaced and goes on from the state that it returned last; so do scorers (see
+`scoring.pool.scorers`), which hold nothing but weights, named by each task.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.exceptions import GetTimeoutError
+from torch import Tensor
+
+from scoring.effects.effects import influence_statistics
+from scoring.effects.estimators import ESTIMATORS, WITHOUT_SCM
+from scoring.effects.parser_effects import ParserSource
+from scoring.effects.tokens import TokenFacts
+from scoring.pool.cache import ScoreCache, score_key
+from scoring.pool.scorers import ACTOR_GONE, ScorerPool, ScoringError
+from scoring.pool.workers import ScmTrainerActor, Scorer, ScorerOptions, to_arrays
+from scoring.scm.encoder import PRECISIONS
+from scoring.scm.model import ScmSettings
+from scoring.scm.training import ScmTrainingReport, ScmTrainingSettings
+from scoring.utterances import check_utterances, distinct_pairs, flatten, shared_out, split
+
+logger = logging.getLogger(__name__)
+
+
+ScmWeights = tuple[int, ray.ObjectRef | None]
+"""A version of the SCM and where its weights are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """How scoring is spread and bounded.
+
+    workers: number of scorers.
+    worker_cpus, worker_gpus, trainer_cpus, trainer_gpus: what Ray reserves for each; may be fractions.
+    device: of scorers and trainer, "cpu" or "cuda".
+    estimator: one of `scoring.effects.estimators.ESTIMATORS`; what `score` uses where it is not told.
+    precision: of the scorers' SCM: "float64" gives influence within 1e-6 of its formula; "float32" is about three
+        times as fast, and leaves rounding of up to about 5e-3 in the influence of tokens that have next to
+        none; "bfloat16" is for GPUs.
+    window: tokens nulled at a time.
+    batch_tokens: tokens per forward pass of the SCM.
+    longest: utterances of more tokens are scored by one backward pass (see `scoring.effects.estimators.ScmEstimator`).
+    task_utterances, task_tokens: distinct utterances, and counterfactual tokens (n squared an utterance), handed
+        to a scorer at a time: at most so many, but one utterance at least.
+    cache_bytes: scores remembered.
+    start_deadline_s, score_deadline_s, train_deadline_s: for a worker to come up, one task, one call
+        of `train`.
+    max_failures: a worker that fails, or a task whose worker fails, this many times in a row is an error.
+    """
+
+    workers: int = 2
+    worker_cpus: float = 0.5
+    worker_gpus: float = 0.0
+    trainer_cpus: float = 0.5
+    trainer_gpus: float = 0.0
+    device: str = "cpu"
+    estimator: str = "scm"
+    precision: str = "float64"
+    window: int = 4
+    batch_tokens: int = 1536
+    longest: int = 1024
+    task_utterances: int = 16
+    task_tokens: int = 1 << 15
+    cache_bytes: int = 64 << 20
+    start_deadline_s: float = 120.0
+    score_deadline_s: float = 120.0
+    train_deadline_s: float = 600.0
+    max_failures: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "window", "batch_tokens", "longest", "task_utterances", "task_tokens", "max_failures"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}: give one of {', '.join(PRECISIONS)}")
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator is {self.estimator!r}: give one of {', '.join(ESTIMATORS)}")
+        if self.device.startswith("cuda") and not (self.worker_gpus and self.trainer_gpus):
+            raise ValueError("device is cuda, but worker_gpus or trainer_gpus is 0: Ray would hide the GPUs")
+
+
+class ScoringPool:
+    """Driver's side of the pool. Ray must be initialised.
+
+    One thread at a time may call `score` and `check`, another one `train`: scoring goes on under the weights that are
+    there when it begins, and the next `score` finds the new ones.
+
+    version: of the SCM's weights that the next `score` uses; 0 at first, every `train` adds 1.
+    parser: for the estimators that parse, None where there is no parser.
+    """
+
+    def __init__(
+        self,
+        scm: ScmSettings,
+        training: ScmTrainingSettings,
+        settings: PoolSettings,
+        tokens: TokenFacts,
+        parser: ParserSource | None = None,
+    ) -> None:
+        if scm.vocab_size != tokens.vocab_size:
+            raise ValueError(f"the SCM has {scm.vocab_size} token ids, the tokenizer {tokens.vocab_size}")
+        self.scm = scm
+        self.training = training
+        self.settings = settings
+        self.tokens = tokens
+        self.parser = parser
+        self._cache = ScoreCache(settings.cache_bytes)
+        self._scorers = ScorerPool(
+            self._make_scorer,
+            count=settings.workers,
+            start_deadline_s=settings.start_deadline_s,
+            task_deadline_s=settings.score_deadline_s,
+            max_failures=settings.max_failures,
+        )
+        self._trainer: Any = None
+        self._trainer_current = False  # whether the trainer holds `_state`
+        self._trainers_replaced = 0
+        # Objects of the driver's: they outlive the trainer process that made them. Version and weights change together.
+        self._current: ScmWeights = (0, None)
+        self._state: ray.ObjectRef | None = None
+
+    @property
+    def version(self) -> int:
+        return self._current[0]
+
+    @property
+    def weights(self) -> ScmWeights:
+        """The SCM as it is now, for several calls of `score` while `train` goes on."""
+        return self._current
+
+    @property
+    def recoveries(self) -> dict[str, int]:
+        """Workers replaced since `start`: `{"scorer": n, "scm_trainer": n}`."""
+        return {"scorer": self._scorers.replaced, "scm_trainer": self._trainers_replaced}
+
+    def start(self) -> None:
+        """Start all workers and wait until each answers; raises ScoringError, leaving none, when one does not."""
+        try:
+            self._trainer = self._make_trainer()  # comes up while the scorers do
+            self._trainer_current = self._state is None
+            self._scorers.start()
+            self._ask_trainer("snapshot", "start", self.settings.start_deadline_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def score(
+        self,
+        utterances: Sequence[NDArray[np.integer]],
+        labels: NDArray[np.integer],
+        estimator: str | None = None,
+        weights: ScmWeights | None = None,
+    ) -> tuple[list[NDArray[np.float32]], dict[str, float]]:
+        """Return the influence of each utterance, in order, and statistics.
+
+        utterances: B integer arrays (n_b,). labels: (B, K), -1 where a head does not apply.
+        estimator, weights: other than that of the settings, other than the latest.
+        The result has B float32 arrays (n_b,) in [0, 1], zeros where there is nothing to measure (see
+        `scoring.effects.effects`).
+        Statistics: `utterances`, `distinct`, `cache_hits` (distinct ones scored before), `hit_rate` (share of the
+        utterances that needed no scorer), `counterfactuals`, `approximated` (too long to be scored window by
+        window), `version` (of the SCM), `seconds` (wall), `scorer_seconds` (busy, all scorers), `influence_*` (see
+        `influence_statistics`).
+        Raises ValueError when the input does not fit the SCM, ScoringError when workers keep failing.
+        """
+        started = time.monotonic()
+        estimator = estimator or self.settings.estimator
+        utterances, labels = self._checked(utterances, labels)
+        version, reference = weights or self._current
+        first, which = distinct_pairs(utterances, labels)
+        # What does not ask the SCM stays true under its next version.
+        asked = "" if estimator in WITHOUT_SCM or reference is None else reference.hex()
+        keys = {row: score_key(estimator, asked, utterances[row], labels[row]) for row in first}
+        known = {row: values for row in first if (values := self._cache.get(keys[row])) is not None}
+        tasks = shared_out(
+            {row: len(utterances[row]) ** 2 for row in first if row not in known},
+            workers=self.settings.workers,
+            most=self.settings.task_utterances,
+            most_cost=self.settings.task_tokens,
+        )
+        common = (estimator, version, [reference], self.settings.start_deadline_s)
+        results = self._scorers.run(
+            [(*common, *flatten([utterances[row] for row in rows]), labels[rows]) for rows in tasks]
+        )
+        for rows, (joined, _) in zip(tasks, results, strict=True):
+            lengths = np.array([len(utterances[row]) for row in rows], dtype=np.int64)
+            for row, values in zip(rows, split(joined, lengths), strict=True):
+                known[row] = values
+                self._cache.put(keys[row], values)
+        influence = [known[first[pair]].copy() for pair in which]
+        evaluated = sum(len(rows) for rows in tasks)
+        counts = {
+            name: sum(each[name] for _, each in results) for name in ("counterfactuals", "approximated", "seconds")
+        }
+        statistics = {
+            "utterances": len(utterances),
+            "distinct": len(first),
+            "cache_hits": len(first) - evaluated,
+            "hit_rate": 1.0 - evaluated / len(utterances) if len(utterances) else 0.0,
+            "counterfactuals": counts["counterfactuals"],
+            "approximated": counts["approximated"],
+            "version": version,
+            "seconds": time.monotonic() - started,
+            "scorer_seconds": counts["seconds"],
+            **influence_statistics(influence),
+        }
+        return influence, statistics
+
+    def train(
+        self, utterances: Sequence[NDArray[np.integer]], labels: NDArray[np.integer], rounds: int | None = None
+    ) -> ScmTrainingReport:
+        """Train the SCM on new utterances, as `ScmTrainer.train` does; the next `score` uses the new version.
+
+        Raises ValueError when the input does not fit the SCM, ScoringError when the trainer keeps failing.
+        """
+        utterances, labels = self._checked(utterances, labels)
+        what = f"train on {len(utterances)} utterances"
+        limit = self.settings.train_deadline_s
+        report = self._ask_trainer("train", what, limit, *flatten(utterances), labels, rounds)
+        assert report is not None  # only `snapshot` has none
+        return report
+
+    def check(self) -> list[dict[str, float]]:
+        """Ask every scorer for a sign of life and replace those that give none; waits until all are up.
+
+        Returns each scorer's `pid`, `version`, `utterances` and busy `seconds`, in order.
+        """
+        return self._scorers.check()
+
+    def trainer_pid(self) -> int:
+        """Return the process id of the trainer."""
+        return ray.get(self._trainer.pid.remote(), timeout=self.settings.start_deadline_s)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the trainer's full state for a checkpoint: (tensors by flat name, facts of JSON types)."""
+        if self._state is None:
+            raise ScoringError("the scoring pool has no state yet: call start() first")
+        arrays, facts = ray.get(self._state, timeout=self.settings.start_deadline_s)
+        return {name: torch.tensor(array) for name, array in arrays.items()}, facts
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned; raises ValueError, changing nothing, when it is of another SCM."""
+        before = self._state
+        self._state, self._trainer_current = ray.put((to_arrays(tensors), dict(facts))), False
+        try:
+            self._ask_trainer("snapshot", "load its state", self.settings.start_deadline_s)
+        except BaseException:
+            self._state, self._trainer_current = before, False
+            raise
+
+    def close(self) -> None:
+        """End all workers, each by its handle; may be called twice."""
+        self._scorers.close()
+        self._end_trainer()
+
+    def _checked(
+        self, utterances: Sequence[NDArray[np.integer]], labels: NDArray[np.integer]
+    ) -> tuple[list[NDArray[np.int32]], NDArray[np.int32]]:
+        arrays = [np.asarray(ids, dtype=np.int32) for ids in utterances]
+        rows: NDArray[np.int32] = np.asarray(labels, dtype=np.int32)
+        check_utterances(arrays, rows, vocab_size=self.scm.vocab_size, head_sizes=self.scm.head_sizes)
+        return arrays, rows
+
+    def _make_scorer(self) -> Any:
+        settings = self.settings
+        options = ScorerOptions(
+            estimator=settings.estimator,
+            window=settings.window,
+            batch_tokens=settings.batch_tokens,
+            longest=settings.longest,
+            precision=settings.precision,
+            device=settings.device,
+            parser=self.parser,
+        )
+        actor = ray.remote(num_cpus=settings.worker_cpus, num_gpus=settings.worker_gpus)(Scorer)
+        return actor.remote(self.scm, self.tokens, options)
+
+    def _ask_trainer(self, method: str, what: str, limit_s: float, *arguments: Any) -> ScmTrainingReport | None:
+        """Call a method of the trainer that answers with version, weights and state, and take those over.
+
+        A trainer that dies or does not answer is replaced, given the state it had before, and asked again.
+        """
+        failures = 0
+        while True:
+            try:
+                if self._trainer is None:
+                    self._trainer = self._make_trainer()
+                    self._trainer_current = self._state is None
+                if not self._trainer_current:
+                    ray.get(self._trainer.restore.remote(self._state), timeout=self.settings.start_deadline_s)
+                    self._trainer_current = True
+                call = getattr(self._trainer, method).options(num_returns=3)
+                answer, weights, state = call.remote(*arguments)
+                version, report = ray.get(answer, timeout=limit_s)
+            except (*ACTOR_GONE, GetTimeoutError) as error:
+                self._end_trainer()
+                failures += 1
+                how = "did not answer in time" if isinstance(error, TimeoutError) else f"died: {error}"
+                story = f"the SCM's trainer, asked to {what} within {limit_s:g} s, {how}"
+                if self._state is None or failures >= self.settings.max_failures:
+                    raise ScoringError(f"{story} (failure {failures} in a row)") from error
+                logger.warning("%s; replacing it", story)
+                self._trainers_replaced += 1
+            else:
+                self._current, self._state = (version, weights), state
+                return report
+
+    def _make_trainer(self) -> Any:
+        actor = ray.remote(num_cpus=self.settings.trainer_cpus, num_gpus=self.settings.trainer_gpus)(ScmTrainerActor)
+        return actor.remote(self.scm, self.training, self.settings.device)
+
+    def _end_trainer(self) -> None:
+        if self._trainer is not None:
+            ray.kill(self._trainer)
+        self._trainer, self._trainer_current = None, False

@@ -1,0 +1,187 @@
+"""What runs inside the scoring pool's Ray actors: scorers, and the one trainer of the SCM.
+
+Plain classes: `scoring.pool.scoring_pool` makes actors of them. Tensors travel as numpy arrays, which Ray's object
+store hands to any number of readers on a machine without a copy.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+
+from scoring.effects.estimators import WITHOUT_SCM, Estimator, make_estimator
+from scoring.effects.parser_effects import ParserInterventions, ParserSource
+from scoring.effects.tokens import TokenFacts
+from scoring.scm.encoder import in_precision
+from scoring.scm.model import ScmSettings, StructuralCausalModel
+from scoring.scm.training import ScmTrainer, ScmTrainingReport, ScmTrainingSettings
+from scoring.utterances import flatten, split
+
+Arrays = dict[str, NDArray]
+TrainerState = tuple[Arrays, dict[str, Any]]
+"""`ScmTrainer.state_dict` with arrays for tensors."""
+TrainerAnswer = tuple[tuple[int, ScmTrainingReport | None], Arrays, TrainerState]
+"""((version, report of the training done), SCM weights, full state): three objects, fetched only by who needs them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerOptions:
+    """What every scorer of a pool is told once.
+
+    estimator: the one made at the start, so that what it lacks shows then; others are made when first asked for.
+    window: tokens nulled together. batch_tokens: see `scoring.scm.encoder`. longest: see `scoring.effects.estimators`.
+    precision: of the SCM, one of `PRECISIONS`. parser: None where there is none.
+    """
+
+    estimator: str
+    window: int
+    batch_tokens: int
+    longest: int
+    precision: str
+    device: str
+    parser: ParserSource | None = None
+
+
+ScorerAnswer = tuple[NDArray[np.float32], dict[str, float]]
+"""(influence of all tokens of a task end to end, (sum n_b,); counts of the task: `counterfactuals`, `approximated`,
+`seconds`)"""
+
+
+class Scorer:
+    """Scores batches with the weights each batch names; holds one SCM on one device, on one thread."""
+
+    def __init__(self, scm: ScmSettings, tokens: TokenFacts, options: ScorerOptions) -> None:
+        torch.set_num_threads(1)
+        yield_to_others(options.device)
+        self._scm = in_precision(StructuralCausalModel(scm).to(options.device), options.precision)
+        self._scm.requires_grad_(False)
+        self._tokens = tokens
+        self._options = options
+        self._interventions: ParserInterventions | None = None
+        self._estimators: dict[str, Estimator] = {}
+        self._weights_key = ""
+        self._version = -1
+        self._utterances = 0
+        self._seconds = 0.0
+        self._estimator(options.estimator)
+
+    def ping(self) -> dict[str, float]:
+        """Say who answers and what it has done: `pid`, `version` (-1: no weights yet), `utterances`, `seconds`."""
+        return {
+            "pid": os.getpid(),
+            "version": self._version,
+            "utterances": self._utterances,
+            "seconds": self._seconds,
+        }
+
+    def score(
+        self,
+        estimator: str,
+        version: int,
+        weights: Sequence[ray.ObjectRef],
+        deadline_s: float,
+        ids: NDArray[np.int32],
+        lengths: NDArray[np.int64],
+        labels: NDArray[np.int32],
+    ) -> ScorerAnswer:
+        """Score a task.
+
+        estimator: one of `ESTIMATORS`. weights: one reference to the arrays of SCM version `version`, in a list so
+        that Ray leaves it unfetched. It is fetched, within deadline_s, only where it is not what was used last and
+        the estimator asks the SCM. ids, lengths: the utterances as by `flatten`. labels: (B, K).
+        """
+        started = time.monotonic()
+        scorer = self._estimator(estimator)
+        if estimator not in WITHOUT_SCM and (key := weights[0].hex()) != self._weights_key:
+            arrays = ray.get(weights[0], timeout=deadline_s)
+            self._scm.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
+            self._weights_key, self._version = key, version
+        scored = [scorer.score(row, action) for row, action in zip(split(ids, lengths), labels, strict=True)]
+        seconds = time.monotonic() - started
+        self._utterances += len(scored)
+        self._seconds += seconds
+        return flatten([each.values for each in scored])[0], {
+            "counterfactuals": sum(each.counterfactuals for each in scored),
+            "approximated": sum(each.approximated for each in scored),
+            "seconds": seconds,
+        }
+
+    def _estimator(self, name: str) -> Estimator:
+        if name not in self._estimators:
+            source = self._options.parser
+            if "parser" in name and self._interventions is None and source is not None:
+                self._interventions = ParserInterventions(
+                    source, window=self._options.window, null_id=self._tokens.null_id
+                )
+            self._estimators[name] = make_estimator(
+                name,
+                self._tokens,
+                window=self._options.window,
+                batch_tokens=self._options.batch_tokens,
+                longest=self._options.longest,
+                scm=self._scm,
+                interventions=self._interventions,
+            )
+        return self._estimators[name]
+
+
+class ScmTrainerActor:
+    """The one worker that trains the SCM, on one thread, so that training is the same on every run."""
+
+    def __init__(self, scm: ScmSettings, training: ScmTrainingSettings, device: str) -> None:
+        torch.set_num_threads(1)
+        yield_to_others(device)
+        self._trainer = ScmTrainer(scm, training, device)
+
+    def pid(self) -> int:
+        """Return the id of the trainer's process."""
+        return os.getpid()
+
+    def restore(self, state: TrainerState) -> None:
+        """Go on from a state that `train` or `snapshot` returned."""
+        tensors, facts = state
+        self._trainer.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, facts)
+
+    def snapshot(self) -> TrainerAnswer:
+        """Return the present version, weights and state."""
+        return self._answer(None)
+
+    def train(
+        self,
+        ids: NDArray[np.int32],
+        lengths: NDArray[np.int64],
+        labels: NDArray[np.int32],
+        rounds: int | None,
+    ) -> TrainerAnswer:
+        """Train as `ScmTrainer.train`, on the utterances as by `flatten`; return the version made."""
+        return self._answer(self._trainer.train(split(ids, lengths), labels, rounds))
+
+    def _answer(self, report: ScmTrainingReport | None) -> TrainerAnswer:
+        tensors, facts = self._trainer.state_dict()
+        return (self._trainer.version, report), to_arrays(self._trainer.weights()), (to_arrays(tensors), facts)
+
+
+def yield_to_others(device: str) -> None:
+    """Let this thread compute where cores are idle, which on a CPU they now and then are, and hardly elsewhere.
+
+    The loop always waits for its learner, and for scores only if they are late; then the learner leaves its cores idle.
+    Linux's idle policy still gives a thread 3 shares beside the 36 of Ray's other workers and the 1,024 of a process of
+    normal priority, so scoring is slow on a machine that is full, and does not stand still.
+    """
+    if device != "cpu":
+        return
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # sandboxes there are refuse it; niceness they know
+        os.nice(19)
+
+
+def to_arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
+    """View CPU tensors as numpy arrays of the same names."""
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

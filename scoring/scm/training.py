@@ -1,0 +1,245 @@
+"""Training of the SCM of CoSo (arXiv 2505.03792) on (utterance, parsed action) pairs as they come in.
+
+The SCM learns by cross-entropy, summed over the heads that apply. Utterances that did not parse are left out.
+The published schedule is 500 rounds on offline data, where there is any, then 2 rounds of 1,024 sampled
+utterances per iteration, with Adam at 1e-5.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scoring.scm.calibration import CalibrationBin, expected_calibration_error
+from scoring.scm.model import ScmSettings, StructuralCausalModel, labels_loss
+from scoring.utterances import check_utterances, distinct_pairs, flatten, padded, split
+
+Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
+"""One utterance's ids (n,) and its action labels (K,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScmTrainingSettings:
+    """How the SCM is trained.
+
+    learning_rate: of Adam.
+    rounds: rounds per call of `ScmTrainer.train`, where the call does not say.
+    round_utterances: utterances sampled from the buffer, without replacement, in a round.
+    minibatch: utterances per step of Adam; a round takes ceil(round_utterances / minibatch) steps.
+    buffer_utterances: how many of the latest utterances are kept to sample from.
+    seed: of the first weights and of the sampling.
+    """
+
+    learning_rate: float = 1e-5
+    rounds: int = 2
+    round_utterances: int = 1024
+    minibatch: int = 64
+    buffer_utterances: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("round_utterances", "minibatch", "buffer_utterances"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScmTrainingReport:
+    """What one call of `ScmTrainer.train` did.
+
+    metrics: `version`, `buffer` (utterances held), `new` (new utterances that parsed), `steps`; when steps
+        were taken, `loss` (mean over the sampled utterances, nats); when there were new ones, measured on
+        them before any training on them: `new_loss` (nats), `accuracy` (share whose applicable labels are all
+        right), `confidence` (mean probability of the predicted labels of those heads), `ece` (expected
+        calibration error of that confidence); `unseen` (new utterances that are not in the buffer, so were never
+        trained on unless they fell out of it) and, where there are any, `unseen_accuracy` and `unseen_ece` on these.
+    reliability: the curve behind `ece`, 10 bins; empty when there were no new utterances.
+    """
+
+    metrics: dict[str, float]
+    reliability: list[CalibrationBin]
+
+
+class ScmTrainer:
+    """An SCM with its optimiser, its buffer of past utterances and its own random generator.
+
+    Two trainers with equal settings, given the same calls, have equal weights, and so has one that was
+    saved and loaded on the way.
+    """
+
+    def __init__(self, scm: ScmSettings, training: ScmTrainingSettings, device: str = "cpu") -> None:
+        self.training = training
+        self.device = torch.device(device)
+        self.version = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(training.seed)
+            self.scm = StructuralCausalModel(scm).to(self.device)
+        self._optimiser = torch.optim.Adam(self.scm.parameters(), lr=training.learning_rate, fused=True)
+        self._generator = torch.Generator().manual_seed(training.seed)
+        self._buffer: deque[Pair] = deque(maxlen=training.buffer_utterances)
+
+    def train(
+        self,
+        utterances: Sequence[NDArray[np.integer]],
+        labels: NDArray[np.integer],
+        rounds: int | None = None,
+    ) -> ScmTrainingReport:
+        """Measure the SCM on new utterances, take them into the buffer, train on samples of it; version + 1.
+
+        Pre-training is this with the offline data and its own number of rounds.
+
+        utterances: B integer arrays (n_b,), n_b >= 0. labels: (B, K), -1 where a head does not apply.
+        Utterances that did not parse (all labels -1) and empty ones are left out.
+        rounds: of this call, at least 0.
+        Raises ValueError, having changed nothing, when shapes, ids or labels do not fit the SCM.
+        """
+        settings = self.scm.settings
+        check_utterances(utterances, labels, vocab_size=settings.vocab_size, head_sizes=settings.head_sizes)
+        new: list[Pair] = [
+            (ids.astype(np.int32), row.astype(np.int32))
+            for ids, row in zip(utterances, labels, strict=True)
+            if len(ids) and (row >= 0).any()
+        ]
+        seen = {ids.tobytes() for ids, _ in self._buffer}
+        unseen = np.array([ids.tobytes() not in seen for ids, _ in new], dtype=bool)
+        measured, reliability = self._measure(new, unseen)
+        self._buffer.extend(new)
+        trained = self._train(self.training.rounds if rounds is None else rounds)
+        self.version += 1
+        metrics = {
+            "version": self.version,
+            "buffer": len(self._buffer),
+            "new": len(new),
+            **trained,
+            **measured,
+        }
+        return ScmTrainingReport(metrics=metrics, reliability=reliability)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the SCM's parameters by name: copies, on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in self.scm.state_dict().items()}
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return everything that training goes on from: (tensors by flat name, facts of JSON types).
+
+        All are copies, on the CPU. The tensors are weights, Adam's moments, buffer and generator; the facts
+        are the version and the SCM's settings.
+        """
+        tensors = {f"scm.{name}": value for name, value in self.weights().items()}
+        for index, moments in self._optimiser.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{name}": value.detach().cpu().clone() for name, value in moments.items()}
+        ids, lengths = flatten([ids for ids, _ in self._buffer])
+        labels = np.array([row for _, row in self._buffer], dtype=np.int32)
+        tensors |= {
+            "buffer.ids": torch.from_numpy(ids),
+            "buffer.lengths": torch.from_numpy(lengths),
+            "buffer.labels": torch.from_numpy(labels.reshape(len(lengths), len(self.scm.settings.head_sizes))),
+            "generator": self._generator.get_state(),
+        }
+        settings = asdict(self.scm.settings) | {"head_sizes": list(self.scm.settings.head_sizes)}
+        return tensors, {"version": self.version, "settings": settings}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken, exactly.
+
+        The training settings stay this trainer's own: a changed learning rate holds from here on, and a
+        smaller buffer keeps the latest utterances. Raises ValueError when the state is that of an SCM of
+        another shape.
+        """
+        settings = ScmSettings(**facts["settings"])
+        for field in fields(ScmSettings):
+            theirs, ours = getattr(settings, field.name), getattr(self.scm.settings, field.name)
+            if theirs != ours:
+                raise ValueError(
+                    f"the saved SCM has {field.name} = {theirs}, this run has {ours}: resume with the same "
+                    "scoring settings, model and environment, or start without the saved SCM"
+                )
+        self.scm.load_state_dict(
+            {name.removeprefix("scm."): value for name, value in tensors.items() if name.startswith("scm.")}
+        )
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("adam."):
+                _, index, moment = name.split(".")
+                moments.setdefault(int(index), {})[moment] = value.clone()
+        groups = self._optimiser.state_dict()["param_groups"]
+        self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        ids = split(tensors["buffer.ids"].numpy().copy(), tensors["buffer.lengths"].numpy())
+        labels = tensors["buffer.labels"].numpy().copy()
+        self._buffer = deque(zip(ids, labels, strict=True), maxlen=self.training.buffer_utterances)
+        self._generator.set_state(tensors["generator"].clone())
+        self.version = int(facts["version"])
+
+    def _train(self, rounds: int) -> dict[str, float]:
+        self.scm.train()
+        total, seen, steps = torch.zeros((), dtype=torch.float64, device=self.device), 0, 0
+        for _ in range(rounds):
+            order = torch.randperm(len(self._buffer), generator=self._generator)
+            for chosen in order[: self.training.round_utterances].split(self.training.minibatch):
+                if not len(chosen):
+                    continue
+                distinct, which = self._distinct([self._buffer[i] for i in chosen.tolist()])
+                ids, lengths, labels = self._tensors(distinct)
+                losses = labels_loss(self.scm(ids, lengths), labels)[which]
+                self._optimiser.zero_grad()
+                losses.mean().backward()
+                self._optimiser.step()
+                total += losses.detach().sum()
+                seen += len(chosen)
+                steps += 1
+        return {"steps": steps} | ({"loss": float(total) / seen} if seen else {})
+
+    @torch.inference_mode()
+    def _measure(
+        self, pairs: Sequence[Pair], unseen: NDArray[np.bool_]
+    ) -> tuple[dict[str, float], list[CalibrationBin]]:
+        if not pairs:
+            return {}, []
+        self.scm.eval()
+        losses, confidences, corrects = [], [], []
+        distinct, which = self._distinct(pairs)
+        for start in range(0, len(distinct), self.training.minibatch):
+            ids, lengths, labels = self._tensors(distinct[start : start + self.training.minibatch])
+            logits = self.scm(ids, lengths)
+            losses.append(labels_loss(logits, labels))
+            confidence = torch.ones(len(labels), device=self.device)
+            correct = torch.ones(len(labels), dtype=torch.bool, device=self.device)
+            for head, head_logits in enumerate(logits):
+                probability, predicted = head_logits.softmax(dim=-1).max(dim=-1)
+                applies = labels[:, head] >= 0
+                confidence *= torch.where(applies, probability, 1.0)
+                correct &= ~applies | (predicted == labels[:, head])
+            confidences.append(confidence)
+            corrects.append(correct)
+        # A float32 softmax may exceed 1 by a rounding.
+        confidence_all = torch.cat(confidences)[which].clamp(max=1.0).cpu().numpy()
+        correct_all = torch.cat(corrects)[which].cpu().numpy()
+        error, curve = expected_calibration_error(confidence_all, correct_all)
+        metrics = {
+            "new_loss": float(torch.cat(losses)[which].mean()),
+            "accuracy": float(correct_all.mean()),
+            "confidence": float(confidence_all.mean(dtype=np.float64)),
+            "ece": error,
+            "unseen": int(unseen.sum()),
+        }
+        if unseen.any():
+            metrics["unseen_accuracy"] = float(correct_all[unseen].mean())
+            metrics["unseen_ece"] = expected_calibration_error(confidence_all[unseen], correct_all[unseen])[0]
+        return metrics, curve
+
+    def _distinct(self, pairs: Sequence[Pair]) -> tuple[list[Pair], Tensor]:
+        """Return the distinct pairs, and which of them each pair is, (B,) int64: agents repeat themselves, and what is
+        the same is computed once."""
+        first, which = distinct_pairs([ids for ids, _ in pairs], np.array([row for _, row in pairs]))
+        return [pairs[row] for row in first], torch.from_numpy(which).to(self.device)
+
+    def _tensors(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (ids (B, T), lengths (B,), labels (B, K)), all int64, on the trainer's device."""
+        ids, lengths = padded([ids for ids, _ in pairs], self.device)
+        labels = torch.from_numpy(np.array([row for _, row in pairs], dtype=np.int64)).to(self.device)
+        return ids, lengths, labels

@@ -1,0 +1,256 @@
+"""New weights in a live engine: right by every transport, without losing a request, and without leaving anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.actors.conftest import PROMPT, LiveServer, Reference, request, wait_until_gone
+
+
+class Learner:
+    """Rank 0 of a learner as far as weight sync sees it, in a process of its own (a Ray actor class)."""
+
+    def __init__(self, transport: Any, model: Path, folder: Path) -> None:
+        from learner.publish import make_publisher
+
+        self.publisher: Any = make_publisher(transport, run=f"test-{folder.name}", fallback_folder=folder)
+        self.model = model
+
+    def publish(self, version: int, seed: int) -> Any:
+        return self.publisher.publish(version, Reference(self.model).perturb(seed).weights())
+
+    def open(self) -> Any:
+        return self.publisher.open(engines=1, workers_per_engine=1, address="127.0.0.1", deadline_s=30.0)
+
+    def connect(self) -> None:
+        self.publisher.connect()
+
+    def send(self) -> None:
+        self.publisher.send()
+
+    def close(self) -> None:
+        self.publisher.close()
+
+
+def assert_serves(server: LiveServer, reference: Reference) -> None:
+    """Greedy answers and their log-probabilities are those of a fresh Hugging Face forward pass."""
+    for seed in (21, 22):
+        question = request(seed)
+        answer = server.ask("generate", question)
+        rows = reference.distributions(question, answer.response_ids)
+        np.testing.assert_array_equal(answer.response_ids, rows.argmax(axis=1))
+        np.testing.assert_allclose(answer.logprobs, rows.max(axis=1), atol=1e-4)
+        assert answer.version_spans == [(server.last_version, 0)]
+
+
+@pytest.mark.parametrize("transport", ["shared_memory", "object_store", "gloo"])
+def test_a_live_engine_serves_pushed_weights(
+    policy_server: LiveServer, reference: Reference, ray_cluster: Any, tiny_vlm: Path, tmp_path: Path, transport: str
+) -> None:
+    from learner.publish import connect_servers
+
+    learner = ray_cluster.remote(Learner).options(num_cpus=0).remote(transport, tiny_vlm, tmp_path)
+    seed = 30 + len(transport)
+    question = request(21)
+    before = policy_server.ask("generate", question)  # fills the prefix, image and encoder caches
+    if transport == "gloo":
+        group = ray_cluster.get(learner.open.remote(), timeout=60)
+        connect_servers([("policy server 0", policy_server.actor)], group, learner.connect.remote())
+    update = ray_cluster.get(learner.publish.remote(policy_server.next_version(), seed), timeout=60)
+    report = policy_server.sync(update, learner.send.remote() if transport == "gloo" else None)
+    assert report.version == policy_server.last_version and 0 < report.seconds < 30
+    reference.perturb(seed)
+    assert np.abs(reference.logprobs(question, before.response_ids) - before.logprobs).max() > 0.1
+    assert_serves(policy_server, reference)
+    ray_cluster.get(learner.close.remote(), timeout=30)
+    ray_cluster.kill(learner)
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"coso-test-{tmp_path.name}-")]
+
+
+def test_requests_in_flight_go_on_under_the_new_weights(
+    policy_server: LiveServer, tiny_vlm: Path, tmp_path: Path, ray_cluster: Any
+) -> None:
+    """None is lost, and every token has the log-probability that the weights of its version give it."""
+    from learner.publish import SharedMemoryPublisher
+
+    old, new = Reference(tiny_vlm).perturb(41), Reference(tiny_vlm).perturb(42)
+    publisher = SharedMemoryPublisher(f"test-{tmp_path.name}", tmp_path)
+    old_version, new_version = policy_server.next_version(), policy_server.next_version()
+    policy_server.sync(publisher.publish(old_version, old.weights()))
+    update = publisher.publish(new_version, new.weights())
+    # Asked before, and longer than a block of the engine's KV cache: what a cached prompt's image is needed for again.
+    long_prompt = " ".join([PROMPT] * 10)
+    questions = [request(seed, temperature=1.0, max_new_tokens=300, prompt=long_prompt) for seed in range(12)]
+    for question in questions:
+        policy_server.ask("generate", replace(question, max_new_tokens=1))
+    pending = [policy_server.actor.generate.remote(question) for question in questions]
+    deadline = time.monotonic() + 30
+    while policy_server.ask("status")["running"] < len(questions) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    policy_server.sync(update)
+    answers = ray_cluster.get(pending, timeout=60)
+    publisher.close()
+
+    crossed = 0
+    for question, answer in zip(questions, answers, strict=True):
+        versions = [version for version, _ in answer.version_spans]
+        starts = [start for _, start in answer.version_spans] + [len(answer.response_ids)]
+        assert starts[0] == 0 and versions in ([old_version], [new_version], [old_version, new_version])
+        crossed += len(versions) == 2
+        for version, start, end in zip(versions, starts[:-1], starts[1:], strict=True):
+            expected = (old if version == old_version else new).logprobs(question, answer.response_ids)
+            np.testing.assert_allclose(answer.logprobs[start:end], expected[start:end], atol=2e-3)
+    assert crossed > 0
+
+
+def test_only_two_versions_stay_in_shared_memory_each_with_its_own_weights(tmp_path: Path) -> None:
+    """The oldest file is written over: what it holds then is the new version's, and the one before stays as it is."""
+    import torch
+    from safetensors.torch import load_file
+
+    from actors.serving.weight_transfer import WeightTransferError
+    from learner.publish import SharedMemoryPublisher
+
+    def weights(version: int) -> dict[str, torch.Tensor]:
+        return {
+            "scalar": torch.tensor(version),
+            "half": torch.full((3,), version, dtype=torch.bfloat16),
+            "transposed": (torch.arange(6.0).reshape(2, 3) * version).T,
+        }
+
+    publisher = SharedMemoryPublisher(f"test-{tmp_path.name}", tmp_path)
+    updates = []
+    for version in (1, 2, 3, 10, 11):
+        updates.append(publisher.publish(version, weights(version).items()))
+        for update in updates[-2:]:
+            stored = load_file(update.path)
+            assert stored.keys() == weights(update.version).keys()
+            for name, expected in weights(update.version).items():
+                assert stored[name].dtype == expected.dtype and torch.equal(stored[name], expected)
+    assert [os.path.exists(update.path) for update in updates] == [False, False, False, True, True]
+    with pytest.raises(WeightTransferError, match="no tensor other of shape"):
+        publisher.publish(12, [("other", torch.zeros(2))])
+    publisher.publish(13, weights(13).items())
+    publisher.publish(13, weights(13).items())
+    assert os.path.exists(updates[-1].path)
+    publisher.close()
+    assert not any(os.path.exists(update.path) for update in updates)
+
+
+def test_weights_go_to_the_folder_when_shared_memory_is_full_and_fail_when_both_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+    from collections import namedtuple
+
+    import torch
+
+    from actors.serving.weight_transfer import WeightTransferError
+    from learner import publish
+
+    usage = namedtuple("usage", "total used free")
+    free = {str(publish.SHARED_MEMORY): 1000, str(tmp_path): 1 << 30}
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(1 << 40, 0, free[str(place)]))
+    publisher = publish.SharedMemoryPublisher("test-full", tmp_path)
+    update = publisher.publish(1, [("weight", torch.zeros(8))])
+    assert Path(update.path or "").parent == tmp_path
+    free[str(tmp_path)] = 2000
+    with pytest.raises(WeightTransferError, match=re.escape(str(tmp_path))):
+        publisher.publish(2, [("weight", torch.zeros(8))])
+    publisher.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_anonymous_files_are_readable_by_path_and_gone_afterwards() -> None:
+    from actors.serving.weight_transfer import anonymous_file
+
+    data = np.arange(1 << 20, dtype=np.uint8)
+    with anonymous_file(data) as path:
+        assert Path(path).read_bytes() == data.tobytes()
+    assert not os.path.exists(path)
+
+
+def test_weights_of_another_node_are_refused_before_the_engine_is_touched(
+    policy_server: LiveServer, tmp_path: Path
+) -> None:
+    from actors.serving.weight_transfer import WeightTransferError, WeightUpdate
+
+    elsewhere = WeightUpdate(version=99, transport="shared_memory", path=str(tmp_path / "nowhere.safetensors"))
+    with pytest.raises(WeightTransferError, match="object_store"):
+        policy_server.ask("load", elsewhere)
+    assert len(policy_server.ask("generate", request(1)).response_ids)
+
+
+def test_a_dead_server_is_named_when_the_deadline_passes(
+    policy_server: LiveServer, ray_cluster: Any, tmp_path: Path
+) -> None:
+    from actors.serving.policy_server import PolicyServer
+    from actors.serving.weight_transfer import WeightUpdate
+    from learner.publish import sync_servers
+
+    dead = ray_cluster.remote(PolicyServer).options(num_cpus=0).remote(policy_server.options, "policy server 3")
+    ray_cluster.kill(dead)
+    update = WeightUpdate(version=1, transport="shared_memory", path=str(tmp_path / "weights.safetensors"))
+    with pytest.raises(TimeoutError, match="policy server 3"):
+        sync_servers({"policy server 3": dead}, update, deadline_s=2.0)
+
+
+def test_gloo_learner_without_engines_gives_up_at_the_deadline() -> None:
+    from actors.serving.weight_transfer import WeightTransferError
+    from learner.publish import CollectivePublisher
+
+    publisher = CollectivePublisher("gloo")
+    publisher.open(engines=1, workers_per_engine=1, address="127.0.0.1", deadline_s=1.0)
+    with pytest.raises(WeightTransferError, match="within 1 s"):
+        publisher.connect()
+
+
+def test_a_server_whose_engine_is_killed_comes_back_with_current_weights(
+    policy_server: LiveServer, ray_cluster: Any, tiny_vlm: Path, tmp_path: Path
+) -> None:
+    from learner.publish import SharedMemoryPublisher
+
+    reference = Reference(tiny_vlm).perturb(51)
+    publisher = SharedMemoryPublisher(f"test-{tmp_path.name}", tmp_path)
+    policy_server.sync(publisher.publish(policy_server.next_version(), reference.weights()))
+    before = policy_server.ask("status")
+    pending = policy_server.actor.generate.remote(request(1, temperature=1.0, max_new_tokens=400))
+    os.kill(before["engine_pids"][0], signal.SIGKILL)
+    with pytest.raises(ray_cluster.exceptions.RayActorError):
+        ray_cluster.get(pending, timeout=30)
+    deadline = time.monotonic() + 150
+    while True:
+        try:
+            after = policy_server.ask("ready", deadline_s=deadline - time.monotonic())
+            break
+        except ray_cluster.exceptions.RayActorError:
+            time.sleep(0.5)
+    assert after["pid"] != before["pid"] and after["version"] == policy_server.last_version
+    assert_serves(policy_server, reference)
+    publisher.close()
+
+
+def test_a_killed_server_leaves_no_process_and_no_shared_memory(policy_server: LiveServer, ray_cluster: Any) -> None:
+    status = policy_server.ask("ready", deadline_s=150)
+    pids = [status["pid"], *status["engine_pids"]]
+    # By inode, since libc maps a semaphore before it gives it its name.
+    inodes = {
+        int(line.split()[4])
+        for pid in pids
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
+        if "/dev/shm/" in line
+    }
+    ray_cluster.kill(policy_server.actor, no_restart=False)
+    for pid in pids:
+        wait_until_gone(pid)
+    assert not [entry.name for entry in os.scandir("/dev/shm") if entry.inode() in inodes]

@@ -1,0 +1,143 @@
+"""The scoring stage learns and scores in the order its mode asks for, and holds the scores against the parser."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import ray
+
+from actors.chat import ChatProcessor
+from actors.trajectory import TrajectoryBatch
+from cluster.config.files import validate
+from cluster.config.run_config import RunConfig
+from cluster.run.scoring_stage import ScoringStage
+from envs.action_parser import action_parser
+from scoring.effects.parser_effects import ParserSource
+from scoring.effects.tokens import TokenFacts, token_facts
+from scoring.pool.scorers import ScoringError
+from scoring.pool.scoring_pool import PoolSettings, ScoringPool
+from scoring.scm.model import ScmSettings
+from scoring.scm.training import ScmTrainingSettings
+from tests.cluster.report.test_page import step
+from tests.tiny_models import make_idefics3
+
+ANSWERS = [
+    f'{{"thoughts": "the target is {n} so I should {word}", "action": "{sign}"}}'
+    for n in range(4)
+    for word, sign in (("add", "+"), ("subtract", "-"))
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> ChatProcessor:
+    return make_idefics3(tmp_path_factory.mktemp("model") / "tiny").chat
+
+
+@pytest.fixture(scope="module")
+def tokens(chat: ChatProcessor) -> TokenFacts:
+    return token_facts(chat.tokenizer)
+
+
+def make_pool(chat: ChatProcessor, tokens: TokenFacts, parses: bool = True, estimator: str = "scm") -> ScoringPool:
+    source = ParserSource(tokenizer=chat.tokenizer, parser=action_parser("coso/NumberLine-v0", {}))
+    pool = ScoringPool(
+        ScmSettings(vocab_size=tokens.vocab_size, head_sizes=(2,), hidden=16, layers=1, heads=2, feedforward=32),
+        ScmTrainingSettings(learning_rate=1e-2, rounds=4, round_utterances=64, minibatch=8),
+        PoolSettings(workers=1, worker_cpus=0.1, trainer_cpus=0.1, window=1, estimator=estimator),
+        tokens,
+        source if parses else None,
+    )
+    pool.start()
+    return pool
+
+
+def make_batch(chat: ChatProcessor) -> TrajectoryBatch:
+    parse = action_parser("coso/NumberLine-v0", {}).parse
+    rows = []
+    for number, text in enumerate([*ANSWERS, *ANSWERS, "no action at all"]):
+        ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"] + chat.eos_token_ids[:1]
+        parsed = parse(text)
+        rows.append(
+            step(
+                str(number),
+                0,
+                "",
+                response_ids=ids,
+                utterance=text,
+                action=parsed.action,
+                action_labels=parsed.labels.tolist(),
+                valid=parsed.valid,
+            )  # fmt: skip
+        )
+    return TrajectoryBatch.from_rows(rows, {})
+
+
+def config_of(**scoring_and_mode) -> RunConfig:
+    mode = scoring_and_mode.pop("mode", "sync")
+    return validate({"mode": mode, "scoring": scoring_and_mode})
+
+
+def test_each_mode_learns_and_scores_in_its_own_order(chat: ChatProcessor, tokens: TokenFacts):
+    pool = make_pool(chat, tokens)
+    try:
+        batch = make_batch(chat)
+        scored, row = ScoringStage(config_of(mode="async"), pool, chat).score(batch)
+        assert row["scm/version"] == row["scoring/version"] == 1  # there was nothing to score by before
+        _, row = ScoringStage(config_of(mode="async"), pool, chat).score(batch)
+        assert (row["scoring/version"], row["scm/version"], pool.version) == (1, 2, 2)
+        assert row["cache/hit_rate"] == 1  # the batch and the SCM are those of before
+        scored, row = ScoringStage(config_of(mode="sync"), pool, chat).score(batch)
+        assert row["scoring/version"] == row["scm/version"] == 3
+
+        influence = scored.ragged("influence", np.float32)
+        expected, _ = pool.score(scored.ragged("response_ids", np.int32), np.stack(batch.ragged("action_labels", int)))
+        for value, wanted in zip(influence, expected, strict=True):
+            np.testing.assert_array_equal(value, wanted)
+        assert row["scoring/utterances"] == 17 and row["scoring/distinct"] == 9
+        assert row["fidelity/utterances"] == len(ANSWERS)
+        assert -1 <= row["fidelity/spearman"] <= 1 and 0 <= row["fidelity/top_overlap"] <= 1
+        assert -1 <= row["fidelity/gradient_spearman"] <= 1
+        mass = [value[chat.action_start(ids) :].sum() / value.sum()
+                for value, ids in zip(influence[:8], batch.ragged("response_ids", int), strict=False)]  # fmt: skip
+        assert row["fidelity/action_mass"] == pytest.approx(np.mean(mass), abs=1e-6)
+
+        _, row = ScoringStage(config_of(fidelity_utterances=0), pool, chat).score(batch)
+        assert not [name for name in row if name.startswith("fidelity/")]
+        _, row = ScoringStage(config_of(fidelity_utterances=3), pool, chat).score(batch)
+        assert row["fidelity/utterances"] == 3
+    finally:
+        pool.close()
+
+
+def test_without_a_parser_the_run_goes_on_unless_its_estimator_parses(chat: ChatProcessor, tokens: TokenFacts):
+    pool = make_pool(chat, tokens, parses=False)
+    try:
+        stage = ScoringStage(config_of(), pool, chat)
+        for _ in range(2):
+            _, row = stage.score(make_batch(chat))
+            assert "fidelity/action_mass" in row and "fidelity/spearman" not in row
+    finally:
+        pool.close()
+    with pytest.raises(ScoringError, match="needs the environment's parser"):
+        make_pool(chat, tokens, parses=False, estimator="scm+parser")
+
+
+def test_an_estimator_that_asks_no_scm_trains_none_for_itself(chat: ChatProcessor, tokens: TokenFacts):
+    pool = make_pool(chat, tokens, estimator="parser")
+    try:
+        scored, row = ScoringStage(config_of(estimator="parser", fidelity_utterances=0), pool, chat).score(
+            make_batch(chat)
+        )
+        assert pool.version == 0 and not [name for name in row if name.startswith("scm/")]
+        assert set(np.concatenate(scored.ragged("influence", np.float32)).tolist()) == {0.0, 1.0}
+        _, row = ScoringStage(config_of(estimator="parser"), pool, chat).score(make_batch(chat))
+        assert pool.version == 1 and "fidelity/spearman" in row
+    finally:
+        pool.close()

@@ -1,0 +1,238 @@
+"""Watching actors: a restart is seen once and answered, silence is told by name, and endless dying ends the run.
+
+The actors are plain objects whose `status.remote()` gives an awaitable, as a Ray actor handle's does: how Ray kills and
+restarts is Ray's, what is made of the answers is ours, and so every order of events can be had, at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from cluster.errors import CosoError, DeadlineExceeded
+from cluster.run import supervision
+from cluster.run.supervision import Supervisor
+
+
+class Actor:
+    """Answers `status` with the given answers in turn, the last one for ever; an exception is raised instead."""
+
+    def __init__(self, *answers: dict[str, Any] | Exception | None) -> None:
+        self._answers = list(answers)
+        self.asked = 0
+        self.status = self
+
+    def remote(self) -> Awaitable[dict[str, Any]]:
+        return self._answer()
+
+    async def _answer(self) -> dict[str, Any]:
+        answer = self._answers[min(self.asked, len(self._answers) - 1)]
+        self.asked += 1
+        if answer is None:  # it hangs
+            await asyncio.sleep(3600)
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is not None
+        return answer
+
+    async def seen(self, times: int) -> None:
+        """Wait until the supervisor has asked that often, and once more to be through with the last answer."""
+        while self.asked <= times:
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "WATCH_INTERVAL_S", 0.002)
+
+
+def run(scenario: Callable[[Supervisor], Awaitable[None]], max_recoveries: int = 20) -> None:
+    async def whole() -> None:
+        supervisor = Supervisor(max_recoveries)
+        try:
+            await scenario(supervisor)
+        finally:
+            await supervisor.close()
+
+    asyncio.run(asyncio.wait_for(whole(), 30))
+
+
+async def failure(supervisor: Supervisor) -> BaseException:
+    """What the supervisor raises, once it does."""
+    while True:
+        try:
+            supervisor.raise_failures()
+        except Exception as error:
+            return error
+        await asyncio.sleep(0.001)
+
+
+def test_a_new_process_id_is_one_recovery_and_is_answered_once() -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        answered = []
+
+        async def answer() -> None:
+            answered.append(1)
+
+        actor = Actor({"pid": 1}, {"pid": 1}, ActorDiedError(), *[{"pid": 2}] * 50, {"pid": 3})
+        supervisor.watch("rollout worker", 0, actor, 10.0, answer)
+        await actor.seen(6)
+        assert supervisor.recoveries == {"rollout worker": 1} and len(answered) == 1
+        await actor.seen(56)
+        assert supervisor.recoveries == {"rollout worker": 2} and len(answered) == 2
+        assert supervisor.status["rollout worker 0"] == {"pid": 3}
+        supervisor.raise_failures()
+
+    run(scenario)
+
+
+def test_an_actor_that_dies_again_while_it_is_brought_back_is_brought_back_again() -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        calls = []
+
+        async def answer() -> None:
+            calls.append(1)
+            if len(calls) == 1:
+                raise ActorDiedError
+
+        actor = Actor({"pid": 1}, {"pid": 2}, {"pid": 3})
+        supervisor.watch("rollout worker", 0, actor, 10.0, answer)
+        await actor.seen(8)
+        supervisor.raise_failures()
+        assert len(calls) == 2 and supervisor.recoveries == {"rollout worker": 2}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("silence", [None, ActorDiedError()], ids=["hangs", "stays dead"])
+def test_silence_beyond_the_deadline_names_the_actor_and_the_deadline(silence: Exception | None) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.watch("policy server", 0, Actor({"pid": 1}), 60.0)
+        supervisor.watch("policy server", 7, Actor({"pid": 1}, silence), 0.2)
+        begun = time.monotonic()
+        error = await failure(supervisor)
+        assert isinstance(error, DeadlineExceeded) and "policy server 7 gave no sign of life for 0 s" in str(error)
+        assert 0.2 <= time.monotonic() - begun < 10
+
+    run(scenario)
+
+
+def test_silence_within_the_deadline_is_forgiven() -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        actor = Actor({"pid": 1}, *[ActorDiedError()] * 20, {"pid": 1})
+        supervisor.watch("policy server", 0, actor, 20.0)
+        await actor.seen(25)
+        supervisor.raise_failures()
+        assert not supervisor.recoveries
+
+    run(scenario)
+
+
+def test_what_a_living_actor_complains_of_is_raised_at_once_in_its_words() -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        # Ray raises an actor's TimeoutError as one that is a RayTaskError too.
+        complaint = RayTaskError("status", "no policy server answered", TimeoutError("no policy server answered"))
+        supervisor.watch("rollout worker", 0, Actor({"pid": 1}, complaint.as_instanceof_cause()), 3600.0)
+        error = await failure(supervisor)
+        assert isinstance(error, TimeoutError) and "no policy server answered" in str(error)
+
+    run(scenario)
+
+
+def test_environments_are_counted_by_what_each_worker_process_counts() -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        first = Actor({"pid": 1, "restarts": 2}, {"pid": 1, "restarts": 5}, {"pid": 2, "restarts": 1})
+        second = Actor({"pid": 9, "restarts": 4})
+        supervisor.watch("rollout worker", 0, first, 10.0)
+        supervisor.watch("rollout worker", 1, second, 10.0)
+        await first.seen(6)
+        await second.seen(3)
+        assert supervisor.recoveries["environment"] == 5 + 1 + 4  # a restarted worker begins at 0
+
+    run(scenario)
+
+
+def test_more_recoveries_than_allowed_end_the_run_and_say_of_what() -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.watch("policy server", 0, Actor(*({"pid": number} for number in range(50))), 10.0)
+        error = await failure(supervisor)
+        assert isinstance(error, CosoError) and "more than 3 recoveries" in str(error)
+        assert "{'policy server': 4}" in str(error) and "cluster.max_recoveries" in str(error)
+
+    run(scenario, max_recoveries=3)
+
+
+def test_environments_are_not_limited_but_everything_else_is_together() -> None:
+    supervisor = Supervisor(2)
+    supervisor.count("environment", 1000)
+    supervisor.count("learner")
+    supervisor.count_total("scorer", 1)
+    supervisor.count_total("scorer", 1)  # nothing new
+    assert supervisor.recoveries == {"environment": 1000, "learner": 1, "scorer": 1}
+    with pytest.raises(CosoError, match="gave up"):
+        supervisor.count_total("scorer", 2)
+
+
+def test_nothing_is_allowed_to_die_where_no_recovery_is() -> None:
+    Supervisor(0).count("environment")
+    with pytest.raises(CosoError, match="more than 0"):
+        Supervisor(0).count("learner")
+
+
+def test_close_ends_every_watch() -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        actor = Actor({"pid": 1}, None)
+        supervisor.watch("policy server", 0, actor, 3600.0)
+        await actor.seen(1)
+        await supervisor.close()
+        assert not [task for task in asyncio.all_tasks() if "_watch" in repr(task)]
+        supervisor.raise_failures()
+
+
+def test_close_is_heard_also_in_the_moment_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "WATCH_INTERVAL_S", 0.0)
+
+    async def scenario(supervisor: Supervisor) -> None:
+        for _ in range(200):
+            actor = Actor({"pid": 1})
+            supervisor.watch("policy server", 0, actor, 3600.0)
+            await actor.seen(2)
+            await supervisor.close()
+
+    run(scenario)
+
+    run(scenario)
+
+
+def test_a_watch_that_fails_ends_guarded_work_at_once_instead_of_at_its_end() -> None:
+    async def main() -> None:
+        supervisor = Supervisor(max_recoveries=1)
+
+        async def broken() -> None:
+            raise DeadlineExceeded("policy server 0 gave no sign of life")
+
+        supervisor._tasks.append(asyncio.create_task(broken()))
+        with pytest.raises(DeadlineExceeded, match="policy server 0"):
+            async with asyncio.timeout(5):
+                await supervisor.guard(asyncio.sleep(60))
+
+    asyncio.run(main())
+
+
+def test_guarded_work_gives_its_own_result_or_error() -> None:
+    async def main() -> None:
+        supervisor = Supervisor(max_recoveries=1)
+        assert await supervisor.guard(asyncio.sleep(0, result=3)) == 3
+
+        async def wrong() -> None:
+            raise CosoError("no room")
+
+        with pytest.raises(CosoError, match="no room"):
+            await supervisor.guard(wrong())
+
+    asyncio.run(main())

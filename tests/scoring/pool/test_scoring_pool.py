@@ -1,0 +1,326 @@
+"""The pool scores everything once and loses no training, whichever of its processes is killed or stops answering."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from scoring.effects.effects import influence_statistics
+from scoring.effects.estimators import make_estimator
+from scoring.effects.parser_effects import ParserSource
+from scoring.effects.tokens import TokenFacts
+from scoring.pool.scorers import ScorerPool, ScoringError
+from scoring.pool.scoring_pool import PoolSettings, ScoringPool
+from scoring.pool.workers import yield_to_others
+from scoring.scm.model import ScmSettings
+from scoring.scm.training import ScmTrainer, ScmTrainingSettings
+from tests.scoring.languages import FiveBeforeSix, word_tokenizer
+
+SHAPE = ScmSettings(vocab_size=30, head_sizes=(3, 2), hidden=16, layers=1, heads=2, feedforward=32, max_tokens=32)
+TRAINING = ScmTrainingSettings(learning_rate=3e-3, rounds=2, round_utterances=40, minibatch=16, seed=1)
+COUNTABLE = np.array([i % 4 != 0 for i in range(30)])
+TOKENS = TokenFacts(vocab_size=30, countable_by_id=COUNTABLE, null_id=0)
+PARSER = ParserSource(tokenizer=word_tokenizer([f"w{i}" for i in range(1, 30)]), parser=FiveBeforeSix())
+SETTINGS = PoolSettings(
+    workers=2,
+    worker_cpus=0.1,
+    trainer_cpus=0.1,
+    window=2,
+    batch_tokens=300,
+    task_utterances=4,
+    start_deadline_s=90,
+    score_deadline_s=60,
+    train_deadline_s=60,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(cluster):
+    pool = ScoringPool(SHAPE, TRAINING, SETTINGS, TOKENS, PARSER)
+    pool.start()
+    yield pool
+    pool.close()
+
+
+def make_batch(seed, count=40):
+    draw = np.random.default_rng(seed)
+    utterances = [draw.integers(0, 30, draw.integers(1, 20)).astype(np.int32) for _ in range(count)]
+    utterances[3] = utterances[0]
+    labels = np.stack([draw.integers(0, 3, count), draw.integers(-1, 2, count)], axis=1).astype(np.int32)
+    labels[3] = labels[0]
+    labels[5] = -1
+    return utterances, labels
+
+
+def twin_of(pool) -> ScmTrainer:
+    """Build, in this process, the trainer that the pool's trainer should be."""
+    twin = ScmTrainer(SHAPE, TRAINING)
+    twin.load_state_dict(*pool.state())
+    return twin
+
+
+def assert_scores_are_those_of(twin, utterances, labels, values):
+    scorer = make_estimator(
+        "scm",
+        TOKENS,
+        window=SETTINGS.window,
+        batch_tokens=SETTINGS.batch_tokens,
+        longest=SETTINGS.longest,
+        scm=twin.scm.double().eval(),
+    )
+    expected = [scorer.score(ids, row) for ids, row in zip(utterances, labels, strict=True)]
+    assert len(values) == len(utterances)
+    for value, wanted in zip(values, expected, strict=True):
+        np.testing.assert_array_equal(value, wanted.values)
+    distinct = {
+        (ids.tobytes(), row.tobytes()): scored for ids, row, scored in zip(utterances, labels, expected, strict=True)
+    }
+    return sum(scored.counterfactuals for scored in distinct.values())
+
+
+def assert_states_equal(pool, twin):
+    (tensors, facts), (expected, expected_facts) = pool.state(), twin.state_dict()
+    assert facts == expected_facts
+    for name, value in expected.items():
+        torch.testing.assert_close(tensors[name], value, rtol=0, atol=0)
+
+
+def wait_until_gone(pid, seconds=20):
+    deadline = time.monotonic() + seconds
+    while os.path.exists(f"/proc/{pid}"):
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.05)
+
+
+def test_scores_and_training_are_those_of_one_process(pool):
+    twin = ScmTrainer(SHAPE, TRAINING)
+    utterances, labels = make_batch(0)
+    before, _ = pool.score(utterances, labels)
+    assert_scores_are_those_of(ScmTrainer(SHAPE, TRAINING), utterances, labels, before)
+
+    assert pool.train(utterances, labels) == twin.train(utterances, labels)
+    assert pool.version == 1
+    assert_states_equal(pool, twin)
+    values, statistics = pool.score(utterances, labels)
+    expected = assert_scores_are_those_of(twin, utterances, labels, values)
+    assert max(np.abs(a - b).max() for a, b in zip(before, values, strict=True)) > 1e-3  # new weights were used
+    assert statistics["utterances"] == 40 and statistics["distinct"] == 39
+    assert statistics["counterfactuals"] == expected and statistics["version"] == 1
+    assert statistics["cache_hits"] == 0 and statistics["hit_rate"] == pytest.approx(1 / 40)
+    assert influence_statistics(values).items() <= statistics.items()
+    workers = pool.check()
+    assert [worker["version"] for worker in workers] == [1, 1]
+    assert sum(worker["utterances"] for worker in workers) == 2 * 39
+
+
+def test_workers_leave_the_cores_they_share_to_the_learner(pool):
+    for pid in (pool.trainer_pid(), *(int(answer["pid"]) for answer in pool.check())):
+        assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+
+
+def test_nothing_to_score_is_no_error_and_bad_input_is_named_and_harmless(pool):
+    values, statistics = pool.score([], np.empty((0, 2), np.int32))
+    assert values == [] and statistics["utterances"] == 0 and statistics["influence_mean"] == 0
+    with pytest.raises(ValueError, match="token ids from 30 to 30"):
+        pool.score([np.array([30])], np.array([[0, 0]]))
+    with pytest.raises(ValueError, match="label 3 for head 0"):
+        pool.train([np.array([1])], np.array([[3, 0]]))
+    tensors, facts = pool.state()
+    with pytest.raises(ValueError, match="hidden = 32, this run has 16"):
+        pool.load(tensors, {**facts, "settings": {**facts["settings"], "hidden": 32}})
+    utterances, labels = make_batch(1)
+    assert_scores_are_those_of(twin_of(pool), utterances, labels, pool.score(utterances, labels)[0])
+
+
+def test_a_scorer_killed_in_the_middle_of_its_task_loses_nothing(pool):
+    utterances, labels = make_batch(2)
+    victim, other = pool.check()
+    recovered = pool.recoveries["scorer"]
+    os.kill(victim["pid"], signal.SIGSTOP)  # its task will certainly be under way when it dies
+    results = []
+    thread = threading.Thread(target=lambda: results.append(pool.score(utterances, labels)))
+    thread.start()
+    time.sleep(1.0)
+    assert thread.is_alive()
+    os.kill(victim["pid"], signal.SIGKILL)
+    thread.join(timeout=60)
+    values, statistics = results[0]
+    expected = assert_scores_are_those_of(twin_of(pool), utterances, labels, values)
+    assert statistics["counterfactuals"] == expected  # every utterance exactly once
+    assert pool.recoveries["scorer"] == recovered + 1
+    pids = [worker["pid"] for worker in pool.check()]
+    assert len(set(pids)) == 2 and other["pid"] in pids and victim["pid"] not in pids
+    # The replacement scores with the current weights.
+    others, actions = make_batch(12)
+    assert_scores_are_those_of(twin_of(pool), others, actions, pool.score(others, actions)[0])
+    assert [worker["version"] for worker in pool.check()] == [pool.version] * 2
+
+
+def test_an_idle_scorer_that_was_killed_is_replaced_by_a_check(pool):
+    victim = pool.check()[1]["pid"]
+    recovered = pool.recoveries["scorer"]
+    os.kill(victim, signal.SIGKILL)
+    wait_until_gone(victim)
+    assert victim not in [worker["pid"] for worker in pool.check()]
+    assert pool.recoveries["scorer"] == recovered + 1
+
+
+def test_a_trainer_killed_between_or_during_its_work_goes_on_from_its_state(pool):
+    twin = twin_of(pool)
+    recovered = pool.recoveries["scm_trainer"]
+    victim = pool.trainer_pid()
+    os.kill(victim, signal.SIGKILL)
+    wait_until_gone(victim)
+    assert pool.train(*make_batch(3)) == twin.train(*make_batch(3))
+    assert pool.recoveries["scm_trainer"] == recovered + 1
+
+    victim = pool.trainer_pid()
+    os.kill(victim, signal.SIGSTOP)
+    killer = threading.Timer(1.0, os.kill, (victim, signal.SIGKILL))
+    killer.start()
+    assert pool.train(*make_batch(4)) == twin.train(*make_batch(4))
+    assert pool.recoveries["scm_trainer"] == recovered + 2
+    assert_states_equal(pool, twin)
+
+
+def test_a_checkpoint_brings_weights_and_version_back(pool):
+    utterances, labels = make_batch(5)
+    state = pool.state()
+    version, before = pool.version, pool.score(utterances, labels)[0]
+    first = pool.train(utterances, labels)
+    pool.load(*state)
+    assert pool.version == version
+    for value, again in zip(before, pool.score(utterances, labels)[0], strict=True):
+        np.testing.assert_array_equal(value, again)
+    assert pool.train(utterances, labels) == first
+
+
+def test_identical_answers_are_scored_once_a_version_and_what_asks_no_scm_once_for_all(pool):
+    utterances, labels = make_batch(6)
+    first, _ = pool.score(utterances, labels)
+    busy = sum(worker["utterances"] for worker in pool.check())
+    again, statistics = pool.score(utterances[::-1], labels[::-1])
+    assert statistics["cache_hits"] == 39 and statistics["hit_rate"] == 1 and statistics["counterfactuals"] == 0
+    assert sum(worker["utterances"] for worker in pool.check()) == busy
+    for value, same in zip(first, again[::-1], strict=True):
+        np.testing.assert_array_equal(value, same)
+    again[0][:] = -1  # a caller's array is its own
+    np.testing.assert_array_equal(pool.score(utterances, labels)[0][-1], first[-1])
+
+    pool.score(utterances, labels, "parser")
+    pool.train(utterances, labels)
+    assert pool.score(utterances, labels)[1]["cache_hits"] == 0
+    assert pool.score(utterances, labels, "parser")[1]["cache_hits"] == 39
+
+
+def test_scoring_goes_on_under_its_own_weights_while_new_ones_arrive(pool):
+    utterances, labels = make_batch(7)
+    before, weights = twin_of(pool), pool.weights
+    pids = [worker["pid"] for worker in pool.check()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # so that the tasks are certainly under way when the next version comes
+    results = []
+    thread = threading.Thread(target=lambda: results.append(pool.score(utterances, labels)))
+    thread.start()
+    time.sleep(0.5)
+    pool.train(utterances, labels)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    thread.join(timeout=60)
+    values, statistics = results[0]
+    assert statistics["version"] == weights[0] == pool.version - 1
+    assert_scores_are_those_of(before, utterances, labels, values)
+    later, statistics = pool.score(utterances, labels)
+    assert statistics["version"] == pool.version
+    assert_scores_are_those_of(twin_of(pool), utterances, labels, later)
+    # Asked for by name, the former version is still there; no process was replaced.
+    for value, same in zip(values, pool.score(utterances, labels, weights=weights)[0], strict=True):
+        np.testing.assert_array_equal(value, same)
+    assert [worker["pid"] for worker in pool.check()] == pids
+
+
+def test_the_pool_parses_in_its_workers(pool):
+    ids = np.array([8, 9, 5, 10, 6, 11], np.int32)  # the parser below wants 5 before 6
+    values, statistics = pool.score([ids], np.array([[1, -1]]), "parser")
+    assert values[0].tolist() == [0, 1, 1, 1, 1, 0]  # windows of two tokens, of which 8 does not count
+    assert statistics["counterfactuals"] == 5
+
+
+class Sleeper:
+    """A scorer that falls silent on some tasks, for good or in its first process only."""
+
+    def ping(self):
+        return {"pid": os.getpid()}
+
+    def score(self, value, silent_in):
+        if silent_in == "all" or silent_in == os.getpid():
+            time.sleep(600)
+        if value < 0:
+            raise ValueError("a negative task")
+        return value
+
+
+def test_a_silent_scorer_is_ended_and_a_task_that_silences_all_is_an_error():
+    scorers = ScorerPool(
+        lambda: ray.remote(num_cpus=0.1)(Sleeper).remote(),
+        count=2,
+        start_deadline_s=60,
+        task_deadline_s=2,
+        max_failures=2,
+    )
+    scorers.start()
+    try:
+        silent = scorers.check()[0]["pid"]
+        assert scorers.run([(i, silent) for i in range(6)]) == list(range(6))
+        assert scorers.replaced == 1
+        wait_until_gone(silent)
+        with pytest.raises(ValueError, match="a negative task"):  # what a scorer raises is raised here
+            scorers.run([(i - 1, None) for i in range(6)])
+        assert scorers.run([(i, None) for i in range(6)]) == list(range(6))  # and leaves no stale result
+        with pytest.raises(ScoringError, match="score task 3 of 3"):
+            scorers.run([(0, None), (1, None), (2, "all")])
+    finally:
+        scorers.close()
+
+
+def test_workers_that_cannot_be_placed_are_an_error_that_says_so_and_leave_nothing():
+    settings = PoolSettings(**{**SETTINGS.__dict__, "worker_cpus": 64.0, "start_deadline_s": 1.0})
+    pool = ScoringPool(SHAPE, TRAINING, settings, TOKENS)
+    with pytest.raises(ScoringError, match="did not start within 1 s"):
+        pool.start()
+    with pytest.raises(ScoringError, match="not running"):
+        pool.score([np.array([1])], np.array([[0, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"workers": 0}, "workers is 0"), ({"precision": "int8"}, "float64"), ({"device": "cuda"}, "worker_gpus")],
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        PoolSettings(**change)
+
+
+def test_a_sandbox_that_refuses_the_idle_policy_gets_the_highest_niceness(monkeypatch):
+    def refused(*_):
+        raise PermissionError("not here")
+
+    asked = []
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    monkeypatch.setattr(os, "nice", asked.append)
+    yield_to_others("cuda")
+    assert asked == []
+    yield_to_others("cpu")
+    assert asked == [19]

@@ -1,0 +1,45 @@
+"""The generated pages of `docs/`: every config key, from the models, and every metric, from the catalogue.
+
+`python -m tools.docs` (`make docs`) writes them; a test compares them with what the code says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.config.reference import config_markdown, table_cell
+from cluster.telemetry.catalogue import SECTIONS
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def metrics_markdown() -> str:
+    """`docs/metrics.md`: a table per section of the metric catalogue."""
+    lines = [
+        "# Metrics",
+        "",
+        "Generated from `cluster/telemetry/catalogue.py` by `make docs`; do not edit.",
+        "",
+        "`runs/NAME/metrics.jsonl` holds one JSON object per update, TensorBoard (and W&B where configured) the same",
+        "numbers. What was not measured in an update is left out; what is not finite is null. In `sync` mode two runs",
+        "of the same seed agree in every number but those of time, speed, memory, queues, bytes and caches.",
+        "",
+    ]
+    for title, metrics in SECTIONS.items():
+        lines += [f"## {title}", "", "| metric | meaning |", "|---|---|"]
+        lines += [f"| `{metric.key}` | {table_cell(metric.meaning)} |" for metric in metrics]
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def write_docs(folder: Path = DOCS) -> list[Path]:
+    """Write the generated pages into `folder` and return their paths."""
+    pages = {"config.md": config_markdown(), "metrics.md": metrics_markdown()}
+    for name, text in pages.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in pages]
+
+
+if __name__ == "__main__":
+    for page in write_docs():
+        print(page)
