@@ -1,0 +1,78 @@
+"""The settings of rollouts and policy servers, and of the model that they serve."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from envs.settings import Count, Probability, Section
+
+
+class ModelSettings(Section):
+    """The policy: any Hugging Face vision-language model with a chat template."""
+
+    path: str = Field(
+        "models/default", description="Folder or hub name of the model to start from (a warm start writes one)."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of engine and learner.")
+    value_hidden: tuple[PositiveInt, ...] = Field(
+        (1024, 512), description="Hidden widths of the value head (MLP with ReLU on the last prompt token)."
+    )
+
+
+class RolloutSettings(Section):
+    """How many environments run, and how answers are sampled."""
+
+    workers: PositiveInt = Field(1, description="Rollout workers (Ray actors).")
+    envs_per_worker: PositiveInt = Field(8, description="Environments each worker drives at once.")
+    temperature: PositiveFloat = Field(1.0, description="Sampling temperature (published for cards: 0.2).")
+    max_new_tokens: PositiveInt = Field(256, description="Longest answer, tokens.")
+    stream_bytes: PositiveInt = Field(
+        64 << 20, description="Trajectories waiting for the learner, bytes; full means that rollouts wait."
+    )
+    stall_deadline_s: PositiveFloat = Field(
+        300.0, description="Longest wait for a batch of trajectories before the run stops with an error, seconds."
+    )
+
+
+class PolicyServerSettings(Section):
+    """The vLLM engines that serve the policy."""
+
+    replicas: PositiveInt = Field(1, description="Policy servers (Ray actors, one vLLM engine each).")
+    tensor_parallel: PositiveInt = Field(1, description="GPUs each engine spreads over.")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engines run.")
+    max_model_len: PositiveInt = Field(1024, description="Longest prompt plus answer, tokens.")
+    max_concurrent_requests: PositiveInt = Field(64, description="Requests an engine runs at once.")
+    kv_cache_bytes: PositiveInt = Field(32 << 20, description="KV cache of a CPU engine, bytes.")
+    gpu_memory_utilization: Probability = Field(0.85, description="Share of GPU memory an engine takes.")
+    start_deadline_s: PositiveFloat = Field(300.0, description="Deadline for an engine to start, seconds.")
+    generate_deadline_s: PositiveFloat = Field(120.0, description="Deadline of one answer, seconds.")
+
+    @model_validator(mode="after")
+    def _only_gpus_share_a_model(self) -> PolicyServerSettings:
+        if self.tensor_parallel > 1 and self.device == "cpu":
+            raise ValueError("policy_server.tensor_parallel > 1 needs policy_server.device cuda")
+        return self
+
+
+class WeightSyncSettings(Section):
+    """How new weights reach the live engines."""
+
+    transport: Literal["auto", "shared_memory", "object_store", "nccl", "gloo"] = Field(
+        "auto",
+        description="shared_memory: a file in the node's memory; object_store: through Ray, for several nodes; "
+        "nccl: GPU to GPU; gloo: the same collective on CPU. auto: nccl on GPUs, else shared_memory on one node, "
+        "else object_store.",
+    )
+    deadline_s: PositiveFloat = Field(120.0, description="Deadline for every server to swap, seconds.")
+    check_every: Count = Field(
+        1,
+        description="After every n-th swap, compare a live engine's log-probabilities on one prompt with the "
+        "learner's; 0: never.",
+    )
+    check_tolerance: PositiveFloat = Field(
+        0.2,
+        description="Largest |difference| of a log-probability in that check before the run stops (bfloat16 "
+        "engines differ by about 0.01; a stale weight by 0.5 or more).",
+    )
