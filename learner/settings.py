@@ -1,4 +1,4 @@
-"""The settings of the learner, its algorithms and the warm start; defaults are published figures where there are any."""
+"""The settings of the learner, its algorithms and the warm start. Defaults are the published figures, if any."""
 
 from __future__ import annotations
 
