@@ -140,7 +140,7 @@ def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) ->
     assert addresses_open_to_the_network(process) == []
     kills = [
         ("policy server", r"^ray::PolicyServer"),
-        ("environment", r"actors\.environment_process"),
+        ("environment", r"actors\.rollouts\.environment_process"),
         ("scorer", r"^ray::Scorer"),
         ("learner", r"^ray::LearnerRank"),
     ]
