@@ -69,7 +69,7 @@ class ScoringStage:
         if not chosen:
             return {}
         some, actions = [utterances[row] for row in chosen], labels[chosen]
-        countable = [self._pool.tokens.countable_by_id[ids] for ids in some]
+        countable = [self._pool.context.tokens.countable_by_id[ids] for ids in some]
         scm, _ = self._pool.score(some, actions, "scm", weights)
         gradient, _ = self._pool.score(some, actions, "gradient", weights)
         spans = [span_mass(values, self._chat.action_start(ids)) for ids, values in zip(some, scm, strict=True)]
@@ -79,7 +79,7 @@ class ScoringStage:
         }
         if "spearman" in (close := agreement(gradient, scm, countable)):
             row["fidelity/gradient_spearman"] = close["spearman"]
-        if self._pool.parser is not None:
+        if self._pool.context.parser is not None:
             exact, _ = self._pool.score(some, actions, "parser", weights)
             row |= {f"fidelity/{name}": value for name, value in agreement(scm, exact, countable).items()}
         return row

@@ -26,7 +26,7 @@ from cluster.config import mapping
 from cluster.config.run_config import RunConfig
 from cluster.demonstrations.warm_start import read_demonstrations
 from cluster.errors import CosoError
-from cluster.launch.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
+from cluster.launch.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker, scoring_gpus
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector
 from cluster.run.run_folder import RunFolder
 from cluster.run.scoring_stage import ScoringStage
@@ -39,7 +39,7 @@ from learner.options import PublishOptions
 from learner.publish import connect_servers, remove_weight_files, sync_servers
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import token_facts
-from scoring.pool.scoring_pool import ScoringPool
+from scoring.pool.scoring_pool import ScoringContext, ScoringPool
 
 #: Tokens of the answer by which a live engine is compared with the learner after a swap.
 SYNC_CHECK_TOKENS = 16
@@ -271,19 +271,25 @@ class System:
             tokens = token_facts(self._chat.tokenizer, _vocabulary_size(self._chat), self.config.scoring.null_token)
         except ValueError as error:
             raise CosoError(str(error)) from None
-        pool = ScoringPool(
-            mapping.scm_settings(self.config, tokens.vocab_size, head_sizes),
-            mapping.scm_training_settings(self.config),
-            mapping.pool_settings(self.config),
-            tokens,
-            None if parser is None else ParserSource(tokenizer=self._chat.tokenizer, parser=parser),
+        context = ScoringContext(
+            tokens=tokens,
+            head_sizes=head_sizes,
+            parser=None if parser is None else ParserSource(tokenizer=self._chat.tokenizer, parser=parser),
+            seed=self.config.seed,
+            actor_cpus=self.config.cluster.scorer_cpus,
+            actor_gpus=scoring_gpus(self.config),
+            max_failures=self.config.cluster.max_recoveries + 1,
         )
+        pool = ScoringPool(self.config.scoring, context)
         pool.start()
         self.pool = pool
         self._scoring = ScoringStage(self.config, pool, self._chat)
         if checkpoint is not None:
             facts = json.loads((checkpoint / "scm.json").read_text(encoding="utf-8"))
-            pool.load(load_file(checkpoint / "scm.safetensors"), facts)
+            try:
+                pool.load(load_file(checkpoint / "scm.safetensors"), facts)
+            except ValueError as error:
+                raise CosoError(str(error)) from None
         elif shown := read_demonstrations(self.config.model.path):
             utterances = shown.ragged("response_ids", np.int32)
             labels = np.stack(shown.ragged("action_labels", np.int32))

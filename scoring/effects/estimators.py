@@ -13,7 +13,7 @@ version, and on nothing else.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from scoring.effects.parser_effects import Outcome, ParserInterventions
 from scoring.effects.tokens import TokenFacts
 from scoring.scm.encoder import CounterfactualEncoder
 from scoring.scm.model import StructuralCausalModel, labels_log_probability
+from scoring.settings import EstimatorName, ScoringSettings
 
 T = TypeVar("T")
 
-EstimatorName = Literal["scm", "parser", "scm+parser", "uniform", "gradient"]
 ESTIMATORS: tuple[str, ...] = get_args(EstimatorName)
 WITHOUT_SCM = frozenset({"parser", "uniform"})
 """Estimators whose scores hold for every version of the SCM."""
@@ -64,12 +64,12 @@ class UniformEstimator(Estimator):
 class EffectEstimator(Estimator):
     """Influence made of an effect at every position that can count.
 
-    tokens: facts of the tokenizer. window: tokens nulled together.
+    tokens: facts of the tokenizer. settings: `window`, and what else an estimator reads of them.
     """
 
-    def __init__(self, tokens: TokenFacts, window: int) -> None:
+    def __init__(self, tokens: TokenFacts, settings: ScoringSettings) -> None:
         self._tokens = tokens
-        self._window = window
+        self._window = settings.window
 
     def score(self, ids: NDArray[np.integer], labels: NDArray[np.integer]) -> Scored:
         countable = self._tokens.countable_by_id[ids]
@@ -98,8 +98,8 @@ class GradientEstimator(EffectEstimator):
     That dp = p d(log p) differs by a factor is of no consequence: influence is relative.
     """
 
-    def __init__(self, tokens: TokenFacts, window: int, scm: StructuralCausalModel) -> None:
-        super().__init__(tokens, window)
+    def __init__(self, tokens: TokenFacts, settings: ScoringSettings, scm: StructuralCausalModel) -> None:
+        super().__init__(tokens, settings)
         self._scm = scm
 
     def effects(
@@ -122,16 +122,16 @@ class GradientEstimator(EffectEstimator):
 
 
 class ScmEstimator(EffectEstimator):
-    """The published one. Utterances of more than `longest` tokens, whose cost grows with the cube of their length,
-    are left to the gradient."""
+    """The published one. The cost of an utterance grows with the cube of its length, so `GradientEstimator` scores
+    those of more than `longest_exact` tokens."""
 
-    def __init__(
-        self, tokens: TokenFacts, window: int, scm: StructuralCausalModel, *, batch_tokens: int, longest: int
-    ) -> None:
-        super().__init__(tokens, window)
-        self._encoder = CounterfactualEncoder(scm, window=window, null_id=tokens.null_id, batch_tokens=batch_tokens)
-        self._gradient = GradientEstimator(tokens, window, scm)
-        self._longest = longest
+    def __init__(self, tokens: TokenFacts, settings: ScoringSettings, scm: StructuralCausalModel) -> None:
+        super().__init__(tokens, settings)
+        self._encoder = CounterfactualEncoder(
+            scm, window=settings.window, null_id=tokens.null_id, batch_tokens=settings.batch_tokens
+        )
+        self._gradient = GradientEstimator(tokens, settings, scm)
+        self._longest = settings.longest_exact
 
     def effects(
         self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
@@ -145,8 +145,8 @@ class ScmEstimator(EffectEstimator):
 class ParserEstimator(EffectEstimator):
     """Exact: 1 where the action is another one, or none, without the window; 0 where it is the same."""
 
-    def __init__(self, tokens: TokenFacts, window: int, interventions: ParserInterventions) -> None:
-        super().__init__(tokens, window)
+    def __init__(self, tokens: TokenFacts, settings: ScoringSettings, interventions: ParserInterventions) -> None:
+        super().__init__(tokens, settings)
         self._interventions = interventions
 
     def effects(
@@ -159,8 +159,10 @@ class ScmParserEstimator(EffectEstimator):
     """The parser where it is certain: 0 for the same action, 1 for another. Where the text does not parse without the
     window, nobody can say which action it stands for, and the SCM's effect counts."""
 
-    def __init__(self, tokens: TokenFacts, window: int, interventions: ParserInterventions, scm: ScmEstimator) -> None:
-        super().__init__(tokens, window)
+    def __init__(
+        self, tokens: TokenFacts, settings: ScoringSettings, interventions: ParserInterventions, scm: ScmEstimator
+    ) -> None:
+        super().__init__(tokens, settings)
         self._interventions = interventions
         self._scm = scm
 
@@ -179,31 +181,30 @@ class ScmParserEstimator(EffectEstimator):
 def make_estimator(
     name: str,
     tokens: TokenFacts,
+    settings: ScoringSettings,
     *,
-    window: int,
-    batch_tokens: int,
-    longest: int,
     scm: StructuralCausalModel | None = None,
     interventions: ParserInterventions | None = None,
 ) -> Estimator:
-    """Make the estimator of that name. Raises ValueError for an unknown one and where what it asks is not given.
+    """Make the estimator `name`, which may be another one than `settings.estimator`.
 
+    settings: `window`, `batch_tokens` and `longest_exact` are read.
     scm: for all but `parser` and `uniform`; in evaluation mode. interventions: for `parser` and `scm+parser`.
-    batch_tokens: see `CounterfactualEncoder`. longest: see `ScmEstimator`.
+    Raises ValueError for an unknown name and where what the estimator needs is missing.
     """
     if name not in ESTIMATORS:
         raise ValueError(f"there is no estimator {name!r}: choose one of {', '.join(ESTIMATORS)}")
     if name == "uniform":
         return UniformEstimator()
     if name == "parser":
-        return ParserEstimator(tokens, window, _given(interventions, name, "the environment's parser"))
+        return ParserEstimator(tokens, settings, _given(interventions, name, "the environment's parser"))
     scm = _given(scm, name, "a structural causal model")
     if name == "gradient":
-        return GradientEstimator(tokens, window, scm)
-    exact = ScmEstimator(tokens, window, scm, batch_tokens=batch_tokens, longest=longest)
+        return GradientEstimator(tokens, settings, scm)
+    exact = ScmEstimator(tokens, settings, scm)
     if name == "scm":
         return exact
-    return ScmParserEstimator(tokens, window, _given(interventions, name, "the environment's parser"), exact)
+    return ScmParserEstimator(tokens, settings, _given(interventions, name, "the environment's parser"), exact)
 
 
 def _given(value: T | None, name: str, what: str) -> T:

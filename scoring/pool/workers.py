@@ -7,7 +7,6 @@ store hands to any number of readers on a machine without a copy.
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,10 @@ from scoring.effects.estimators import WITHOUT_SCM, Estimator, make_estimator
 from scoring.effects.parser_effects import ParserInterventions, ParserSource
 from scoring.effects.tokens import TokenFacts
 from scoring.scm.encoder import in_precision
-from scoring.scm.model import ScmSettings, StructuralCausalModel
-from scoring.scm.training import ScmTrainer, ScmTrainingReport, ScmTrainingSettings
+from scoring.scm.model import StructuralCausalModel
+from scoring.scm.shape import ScmSizes
+from scoring.scm.training import ScmTrainer, ScmTrainingReport
+from scoring.settings import ScmSettings, ScoringSettings
 from scoring.utterances import flatten, split
 
 Arrays = dict[str, NDArray]
@@ -30,46 +31,35 @@ TrainerAnswer = tuple[tuple[int, ScmTrainingReport | None], Arrays, TrainerState
 """((version, report of the training done), SCM weights, full state): three objects, fetched only by who needs them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScorerOptions:
-    """What every scorer of a pool is told once.
-
-    estimator: the one made at the start, so that what it lacks shows then; others are made when first asked for.
-    window: tokens nulled together. batch_tokens: see `scoring.scm.encoder`. longest: see `scoring.effects.estimators`.
-    precision: of the SCM, one of `PRECISIONS`. parser: None where there is none.
-    """
-
-    estimator: str
-    window: int
-    batch_tokens: int
-    longest: int
-    precision: str
-    device: str
-    parser: ParserSource | None = None
-
-
 ScorerAnswer = tuple[NDArray[np.float32], dict[str, float]]
 """(influence of all tokens of a task end to end, (sum n_b,); counts of the task: `counterfactuals`, `approximated`,
 `seconds`)"""
 
 
 class Scorer:
-    """Scores batches with the weights each batch names; holds one SCM on one device, on one thread."""
+    """Scores tasks with the weights that each task names; holds one SCM on one device, on one thread.
 
-    def __init__(self, scm: ScmSettings, tokens: TokenFacts, options: ScorerOptions) -> None:
+    It makes the estimator of the settings at once, so that an error shows when the pool starts; others are made when
+    first asked for. parser: None where the environment has none.
+    """
+
+    def __init__(
+        self, settings: ScoringSettings, sizes: ScmSizes, tokens: TokenFacts, parser: ParserSource | None
+    ) -> None:
         torch.set_num_threads(1)
-        yield_to_others(options.device)
-        self._scm = in_precision(StructuralCausalModel(scm).to(options.device), options.precision)
+        yield_to_others(settings.device)
+        self._scm = in_precision(StructuralCausalModel(settings.scm, sizes).to(settings.device), settings.precision)
         self._scm.requires_grad_(False)
+        self._settings = settings
         self._tokens = tokens
-        self._options = options
+        self._parser = parser
         self._interventions: ParserInterventions | None = None
         self._estimators: dict[str, Estimator] = {}
         self._weights_key = ""
         self._version = -1
         self._utterances = 0
         self._seconds = 0.0
-        self._estimator(options.estimator)
+        self._estimator(settings.estimator)
 
     def ping(self) -> dict[str, float]:
         """Say who answers and what it has done: `pid`, `version` (-1: no weights yet), `utterances`, `seconds`."""
@@ -114,19 +104,12 @@ class Scorer:
 
     def _estimator(self, name: str) -> Estimator:
         if name not in self._estimators:
-            source = self._options.parser
-            if "parser" in name and self._interventions is None and source is not None:
+            if "parser" in name and self._interventions is None and self._parser is not None:
                 self._interventions = ParserInterventions(
-                    source, window=self._options.window, null_id=self._tokens.null_id
+                    self._parser, window=self._settings.window, null_id=self._tokens.null_id
                 )
             self._estimators[name] = make_estimator(
-                name,
-                self._tokens,
-                window=self._options.window,
-                batch_tokens=self._options.batch_tokens,
-                longest=self._options.longest,
-                scm=self._scm,
-                interventions=self._interventions,
+                name, self._tokens, self._settings, scm=self._scm, interventions=self._interventions
             )
         return self._estimators[name]
 
@@ -134,10 +117,10 @@ class Scorer:
 class ScmTrainerActor:
     """The one worker that trains the SCM, on one thread, so that training is the same on every run."""
 
-    def __init__(self, scm: ScmSettings, training: ScmTrainingSettings, device: str) -> None:
+    def __init__(self, settings: ScmSettings, sizes: ScmSizes, *, seed: int, device: str) -> None:
         torch.set_num_threads(1)
         yield_to_others(device)
-        self._trainer = ScmTrainer(scm, training, device)
+        self._trainer = ScmTrainer(settings, sizes, seed=seed, device=device)
 
     def pid(self) -> int:
         """Return the id of the trainer's process."""

@@ -18,6 +18,7 @@ result is the same to the last bit whatever else is scored, in which order, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
@@ -28,8 +29,9 @@ from torch.nn import functional
 from scoring.scm.attention import self_attention
 from scoring.scm.linear import PackedLinear
 from scoring.scm.model import StructuralCausalModel, labels_log_probability
+from scoring.settings import Precision
 
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+PRECISIONS: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Precision)}
 
 
 def in_precision(scm: StructuralCausalModel, precision: str) -> StructuralCausalModel:
@@ -51,8 +53,8 @@ class CounterfactualEncoder:
     def __init__(self, scm: StructuralCausalModel, *, window: int, null_id: int, batch_tokens: int) -> None:
         if window < 1 or batch_tokens < 1:
             raise ValueError(f"window ({window}) and batch_tokens ({batch_tokens}) must be at least 1")
-        if not 0 <= null_id < scm.settings.vocab_size:
-            raise ValueError(f"null_id is {null_id}, but the SCM knows 0 to {scm.settings.vocab_size - 1}")
+        if not 0 <= null_id < scm.sizes.vocab_size:
+            raise ValueError(f"null_id is {null_id}, but the SCM knows 0 to {scm.sizes.vocab_size - 1}")
         self.scm = scm
         self.window = window
         self.null_id = null_id

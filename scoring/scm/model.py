@@ -14,56 +14,28 @@ change of the action. With one head this is the published SCM.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True, kw_only=True)
-class ScmSettings:
-    """The shape of an SCM; the defaults are those of the published code.
-
-    vocab_size: number of token ids, those the policy can sample included.
-    head_sizes: number of labels of each head of the environment's label space, in its order.
-    hidden, layers, heads, feedforward: width, depth, attention heads and inner width of the encoder.
-    max_tokens: number of learned positions. Longer utterances are scored too: every token from the last
-        position on shares the last position's embedding.
-    """
-
-    vocab_size: int
-    head_sizes: tuple[int, ...]
-    hidden: int = 128
-    layers: int = 3
-    heads: int = 4
-    feedforward: int = 512
-    max_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "head_sizes", tuple(int(size) for size in self.head_sizes))
-        if not self.head_sizes:
-            raise ValueError("head_sizes is empty: give the number of labels of each head of the label space")
-        numbers = {name: value for name, value in asdict(self).items() if name != "head_sizes"}
-        numbers |= {f"head_sizes[{index}]": size for index, size in enumerate(self.head_sizes)}
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}: give a whole number of at least 1")
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+from scoring.scm.shape import ScmSizes
+from scoring.settings import ScmEncoderSettings
 
 
 class StructuralCausalModel(nn.Module):
     """p(action labels | utterance), one categorical distribution per head.
 
     There is no dropout: it is deterministic. The result for one row does not depend on the other rows of the
-    batch, nor on the padding, up to rounding.
+    batch, nor on the padding, up to rounding. Utterances of more than `settings.max_tokens` tokens are accepted: all
+    tokens from the last position on share the last position's embedding.
     """
 
-    def __init__(self, settings: ScmSettings) -> None:
+    def __init__(self, settings: ScmEncoderSettings, sizes: ScmSizes) -> None:
         super().__init__()
         self.settings = settings
-        self.token_embedding = nn.Embedding(settings.vocab_size, settings.hidden)
+        self.sizes = sizes
+        self.token_embedding = nn.Embedding(sizes.vocab_size, settings.hidden)
         self.position_embedding = nn.Embedding(settings.max_tokens, settings.hidden)
         layer = nn.TransformerEncoderLayer(
             settings.hidden,
@@ -74,7 +46,7 @@ class StructuralCausalModel(nn.Module):
             batch_first=True,
         )
         self.encoder = nn.TransformerEncoder(layer, settings.layers, enable_nested_tensor=False)
-        self.outputs = nn.ModuleList(nn.Linear(settings.hidden, size) for size in settings.head_sizes)
+        self.outputs = nn.ModuleList(nn.Linear(settings.hidden, size) for size in sizes.head_sizes)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> list[Tensor]:
         """Return the logits of each head, K tensors (B, size_k), in the heads' dtype.

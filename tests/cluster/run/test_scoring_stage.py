@@ -15,9 +15,8 @@ from envs.action_parser import action_parser
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts, token_facts
 from scoring.pool.scorers import ScoringError
-from scoring.pool.scoring_pool import PoolSettings, ScoringPool
-from scoring.scm.model import ScmSettings
-from scoring.scm.training import ScmTrainingSettings
+from scoring.pool.scoring_pool import ScoringContext, ScoringPool
+from scoring.settings import ScmSettings, ScoringSettings
 from tests.cluster.report.test_page import step
 from tests.tiny_models import make_idefics3
 
@@ -47,13 +46,18 @@ def tokens(chat: ChatProcessor) -> TokenFacts:
 
 def make_pool(chat: ChatProcessor, tokens: TokenFacts, parses: bool = True, estimator: str = "scm") -> ScoringPool:
     source = ParserSource(tokenizer=chat.tokenizer, parser=action_parser("coso/NumberLine-v0", {}))
-    pool = ScoringPool(
-        ScmSettings(vocab_size=tokens.vocab_size, head_sizes=(2,), hidden=16, layers=1, heads=2, feedforward=32),
-        ScmTrainingSettings(learning_rate=1e-2, rounds=4, round_utterances=64, minibatch=8),
-        PoolSettings(workers=1, worker_cpus=0.1, trainer_cpus=0.1, window=1, estimator=estimator),
-        tokens,
-        source if parses else None,
+    scm = ScmSettings(
+        hidden=16, layers=1, heads=2, feedforward=32, learning_rate=1e-2, rounds=4, round_utterances=64, minibatch=8
     )
+    context = ScoringContext(
+        tokens=tokens,
+        head_sizes=(2,),
+        parser=source if parses else None,
+        seed=0,
+        actor_cpus=0.1,
+        max_failures=3,
+    )
+    pool = ScoringPool(ScoringSettings(window=1, estimator=estimator, scm=scm), context)
     pool.start()
     return pool
 

@@ -14,11 +14,15 @@ from envs.action_parser import NoParser, action_parser
 from scoring.effects.estimators import make_estimator
 from scoring.effects.parser_effects import Outcome, ParserInterventions, ParserSource
 from scoring.effects.tokens import token_facts
-from scoring.scm.model import ScmSettings, StructuralCausalModel
+from scoring.scm.model import StructuralCausalModel
+from scoring.scm.shape import ScmSizes
+from scoring.settings import ScmEncoderSettings, ScoringSettings
 from tests.scoring.languages import Language, word_tokenizer
 
 TEXT = '{ "thoughts": "the target is - 3 so I add", "action": "+" }'
 WORDS = sorted({*TEXT.split(), '"subtract', "-"})
+ENCODER = ScmEncoderSettings(hidden=8, layers=1, heads=1)
+SETTINGS = ScoringSettings(window=1, batch_tokens=256)
 
 
 def number_line(window, null_id=0):
@@ -56,12 +60,8 @@ def test_the_parser_is_exact_on_a_language_whose_rule_is_known(name):
     language = Language(slots=6, causal=(1, 4))
     tokenizer = language.tokenizer()
     interventions = ParserInterventions(ParserSource(tokenizer=tokenizer, parser=language), window=1, null_id=0)
-    scm = StructuralCausalModel(
-        ScmSettings(vocab_size=len(tokenizer), head_sizes=language.head_sizes, hidden=8, layers=1, heads=1)
-    ).eval()
-    estimator = make_estimator(
-        name, token_facts(tokenizer), window=1, batch_tokens=256, longest=99, scm=scm, interventions=interventions
-    )
+    scm = StructuralCausalModel(ENCODER, ScmSizes(vocab_size=len(tokenizer), head_sizes=language.head_sizes)).eval()
+    estimator = make_estimator(name, token_facts(tokenizer), SETTINGS, scm=scm, interventions=interventions)
     utterances, labels = language.sample(20, seed=0)
     for ids, row in zip(utterances, labels, strict=True):
         scored = estimator.score(ids, row)
@@ -75,12 +75,8 @@ def test_the_scm_speaks_where_nothing_parses_any_more():
     tokenizer = language.tokenizer()
     facts = token_facts(tokenizer)
     interventions = ParserInterventions(ParserSource(tokenizer=tokenizer, parser=language), window=1, null_id=0)
-    scm = (
-        StructuralCausalModel(ScmSettings(vocab_size=len(tokenizer), head_sizes=(6,), hidden=8, layers=1, heads=1))
-        .double()
-        .eval()
-    )
-    make = partial(make_estimator, window=1, batch_tokens=256, longest=99, scm=scm, interventions=interventions)
+    scm = StructuralCausalModel(ENCODER, ScmSizes(vocab_size=len(tokenizer), head_sizes=(6,))).double().eval()
+    make = partial(make_estimator, settings=SETTINGS, scm=scm, interventions=interventions)
     (ids,), (labels,) = language.sample(1, seed=3)
     effects, _ = make("scm", facts).effects(ids, np.array([2, 3]), labels)
     both = make("scm+parser", facts).score(ids, labels).values

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,27 +16,38 @@ from scoring.effects.estimators import make_estimator
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts
 from scoring.pool.scorers import ScorerPool, ScoringError
-from scoring.pool.scoring_pool import PoolSettings, ScoringPool
+from scoring.pool.scoring_pool import ScoringContext, ScoringPool
 from scoring.pool.workers import yield_to_others
-from scoring.scm.model import ScmSettings
-from scoring.scm.training import ScmTrainer, ScmTrainingSettings
+from scoring.scm.shape import ScmSizes
+from scoring.scm.training import ScmTrainer
+from scoring.settings import ScmSettings, ScoringSettings
 from tests.scoring.languages import FiveBeforeSix, word_tokenizer
 
-SHAPE = ScmSettings(vocab_size=30, head_sizes=(3, 2), hidden=16, layers=1, heads=2, feedforward=32, max_tokens=32)
-TRAINING = ScmTrainingSettings(learning_rate=3e-3, rounds=2, round_utterances=40, minibatch=16, seed=1)
+SIZES = ScmSizes(vocab_size=30, head_sizes=(3, 2))
 COUNTABLE = np.array([i % 4 != 0 for i in range(30)])
 TOKENS = TokenFacts(vocab_size=30, countable_by_id=COUNTABLE, null_id=0)
 PARSER = ParserSource(tokenizer=word_tokenizer([f"w{i}" for i in range(1, 30)]), parser=FiveBeforeSix())
-SETTINGS = PoolSettings(
+CONTEXT = ScoringContext(
+    tokens=TOKENS, head_sizes=SIZES.head_sizes, parser=PARSER, seed=1, actor_cpus=0.1, max_failures=3
+)
+SETTINGS = ScoringSettings(
     workers=2,
-    worker_cpus=0.1,
-    trainer_cpus=0.1,
     window=2,
     batch_tokens=300,
-    task_utterances=4,
+    batch_utterances=4,
     start_deadline_s=90,
-    score_deadline_s=60,
-    train_deadline_s=60,
+    deadline_s=60,
+    scm=ScmSettings(
+        hidden=16,
+        layers=1,
+        heads=2,
+        feedforward=32,
+        max_tokens=32,
+        learning_rate=3e-3,
+        rounds=2,
+        round_utterances=40,
+        minibatch=16,
+    ),
 )
 
 
@@ -48,7 +60,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def pool(cluster):
-    pool = ScoringPool(SHAPE, TRAINING, SETTINGS, TOKENS, PARSER)
+    pool = ScoringPool(SETTINGS, CONTEXT)
     pool.start()
     yield pool
     pool.close()
@@ -64,22 +76,19 @@ def make_batch(seed, count=40):
     return utterances, labels
 
 
+def new_trainer() -> ScmTrainer:
+    return ScmTrainer(SETTINGS.scm, SIZES, seed=CONTEXT.seed)
+
+
 def twin_of(pool) -> ScmTrainer:
     """Build, in this process, the trainer that the pool's trainer should be."""
-    twin = ScmTrainer(SHAPE, TRAINING)
+    twin = new_trainer()
     twin.load_state_dict(*pool.state())
     return twin
 
 
 def assert_scores_are_those_of(twin, utterances, labels, values):
-    scorer = make_estimator(
-        "scm",
-        TOKENS,
-        window=SETTINGS.window,
-        batch_tokens=SETTINGS.batch_tokens,
-        longest=SETTINGS.longest,
-        scm=twin.scm.double().eval(),
-    )
+    scorer = make_estimator("scm", TOKENS, SETTINGS, scm=twin.scm.double().eval())
     expected = [scorer.score(ids, row) for ids, row in zip(utterances, labels, strict=True)]
     assert len(values) == len(utterances)
     for value, wanted in zip(values, expected, strict=True):
@@ -105,10 +114,10 @@ def wait_until_gone(pid, seconds=20):
 
 
 def test_scores_and_training_are_those_of_one_process(pool):
-    twin = ScmTrainer(SHAPE, TRAINING)
+    twin = new_trainer()
     utterances, labels = make_batch(0)
     before, _ = pool.score(utterances, labels)
-    assert_scores_are_those_of(ScmTrainer(SHAPE, TRAINING), utterances, labels, before)
+    assert_scores_are_those_of(new_trainer(), utterances, labels, before)
 
     assert pool.train(utterances, labels) == twin.train(utterances, labels)
     assert pool.version == 1
@@ -296,21 +305,19 @@ def test_a_silent_scorer_is_ended_and_a_task_that_silences_all_is_an_error():
 
 
 def test_workers_that_cannot_be_placed_are_an_error_that_says_so_and_leave_nothing():
-    settings = PoolSettings(**{**SETTINGS.__dict__, "worker_cpus": 64.0, "start_deadline_s": 1.0})
-    pool = ScoringPool(SHAPE, TRAINING, settings, TOKENS)
+    settings = SETTINGS.model_copy(update={"start_deadline_s": 1.0})
+    pool = ScoringPool(settings, replace(CONTEXT, actor_cpus=64.0))
     with pytest.raises(ScoringError, match="did not start within 1 s"):
         pool.start()
     with pytest.raises(ScoringError, match="not running"):
         pool.score([np.array([1])], np.array([[0, 0]]))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"workers": 0}, "workers is 0"), ({"precision": "int8"}, "float64"), ({"device": "cuda"}, "worker_gpus")],
-)
-def test_impossible_settings_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        PoolSettings(**change)
+def test_a_context_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="scoring.device is cuda, but actor_gpus is 0"):
+        ScoringPool(ScoringSettings(device="cuda"), CONTEXT)
+    with pytest.raises(ValueError, match="max_failures is 0"):
+        replace(CONTEXT, max_failures=0)
 
 
 def test_a_sandbox_that_refuses_the_idle_policy_gets_the_highest_niceness(monkeypatch):

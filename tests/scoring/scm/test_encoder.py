@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from scoring.effects.effects import nulled
 from scoring.scm.encoder import PRECISIONS, CounterfactualEncoder, in_precision
-from scoring.scm.model import ScmSettings, StructuralCausalModel
+from scoring.scm.model import StructuralCausalModel
+from scoring.scm.shape import ScmSizes
+from scoring.settings import ScmEncoderSettings
 
 VOCABULARY = 30
 
 
 def make_scm(precision="float64", layers=2):
     torch.manual_seed(0)
-    shape = ScmSettings(
-        vocab_size=VOCABULARY, head_sizes=(3, 4), hidden=16, layers=layers, heads=2, feedforward=32, max_tokens=10
-    )
-    scm = StructuralCausalModel(shape)
+    settings = ScmEncoderSettings(hidden=16, layers=layers, heads=2, feedforward=32, max_tokens=10)
+    scm = StructuralCausalModel(settings, ScmSizes(vocab_size=VOCABULARY, head_sizes=(3, 4)))
     with torch.no_grad():
         for output in scm.outputs:
             output.weight.mul_(5.0)

@@ -10,7 +10,9 @@ from torch.nn import functional
 from scoring.scm import linear
 from scoring.scm.encoder import CounterfactualEncoder, in_precision
 from scoring.scm.linear import PackedLinear
-from scoring.scm.model import ScmSettings, StructuralCausalModel
+from scoring.scm.model import StructuralCausalModel
+from scoring.scm.shape import ScmSizes
+from scoring.settings import ScmEncoderSettings
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -33,8 +35,8 @@ def test_a_packed_layer_says_what_torch_says(
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_weights_that_are_loaded_anew_are_used_at_once(precision: str) -> None:
     torch.manual_seed(0)
-    shape = ScmSettings(vocab_size=50, head_sizes=(3,), hidden=16, layers=2, feedforward=32)
-    old, new = StructuralCausalModel(shape), StructuralCausalModel(shape)
+    made_from = ScmEncoderSettings(hidden=16, layers=2, feedforward=32), ScmSizes(vocab_size=50, head_sizes=(3,))
+    old, new = StructuralCausalModel(*made_from), StructuralCausalModel(*made_from)
     ids, positions, labels = np.arange(5, 15), np.array([0, 4]), np.array([1])
 
     def asked(scm: StructuralCausalModel) -> CounterfactualEncoder:
