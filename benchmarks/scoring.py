@@ -22,11 +22,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
@@ -40,6 +38,7 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.machine import machine_scaling, matmul_peak, timed
 from benchmarks.published_scoring import POSITIONS_AT_ONCE, Ids, Published
 from benchmarks.record import record
 from scoring.effects.estimators import make_estimator
@@ -77,53 +76,16 @@ def fast_effects(scm: StructuralCausalModel, tokens: TokenFacts, ids: NDArray, l
         scm, window=SETTINGS.window, null_id=tokens.null_id, batch_tokens=SETTINGS.batch_tokens
     )
     positions = positions_that_change(ids, tokens.countable_by_id[ids], SETTINGS.window, tokens.null_id)
-    less_one = encoder.probabilities_less_one(ids, positions, labels)
+    minus_one = encoder.probabilities_minus_one(ids, positions, labels)
     effects = np.zeros(len(ids))
-    effects[positions] = np.abs(less_one[1:] - less_one[0])
+    effects[positions] = np.abs(minus_one[1:] - minus_one[0])
     return effects
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.perf_counter()
-    result = work()
-    return time.perf_counter() - begun, result
 
 
 def cpu_seconds(pool: ScoringPool) -> float:
     """CPU time of all scorers so far."""
     times = [psutil.Process(int(worker["pid"])).cpu_times() for worker in pool.check()]
     return sum(each.user + each.system for each in times)
-
-
-def matmul_rate(begin: float, seconds: float) -> float:
-    """FLOP/s of float32 matrix products on one thread of this process, from the time `begin` on."""
-    torch.set_num_threads(1)
-    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    time.sleep(max(0.0, begin - time.time()))
-    products, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        left @ right
-        products += 1
-    return products * 2 * 1024**3 / (time.perf_counter() - begun)
-
-
-def machine_scaling() -> float:
-    """What two processes get of the machine, over what one gets: no pool can scale better. The best of three."""
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
-        list(processes.map(matmul_rate, [0.0] * 2, [0.1] * 2))  # both have imported torch
-        rates: dict[int, list[float]] = {1: [], 2: []}
-        for _ in range(3):
-            for count in (1, 2):
-                begin = time.time() + 0.3
-                rates[count].append(sum(processes.map(matmul_rate, [begin] * count, [2.0] * count)))
-    return max(rates[2]) / max(rates[1])
-
-
-def matmul_peak() -> float:
-    """Best rate of a float32 matrix product on one thread, FLOP/s."""
-    left, right = torch.randn(1536, 1536), torch.randn(1536, 1536)
-    best = min(timed(lambda: left @ right)[0] for _ in range(12))
-    return 2 * 1536**3 / best
 
 
 def flops(shape: ScmEncoderSettings, length: int, rows: int) -> float:

@@ -49,31 +49,17 @@ def main() -> None:
     from actors.trajectory import TrajectoryLog
     from cluster.config.files import load_config
     from cluster.environments import make_environment
-    from cluster.launch.ray_runtime import scoring_gpus
     from cluster.report.page import latest_model
-    from cluster.run.scoring_stage import ScoringStage
+    from cluster.run.scoring_stage import ScoringStage, make_scoring_pool
     from cluster.telemetry.metrics import read_metrics
-    from scoring.effects.parser_effects import ParserSource
-    from scoring.effects.tokens import token_facts
-    from scoring.pool.scoring_pool import ScoringContext, ScoringPool
 
     config = load_config([arguments.run / "config.yaml"])
     chat = ChatProcessor(latest_model(arguments.run, config.model_dump()) or "")
-    tokens = token_facts(chat.tokenizer)
     environment: Any = make_environment(config.environment.id, config.environment.kwargs).unwrapped
     log = TrajectoryLog(arguments.run / "trajectories")
     batches = [log.read(update) for update in log.updates()[: WARM_UP + UPDATES]]
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="error")
-    context = ScoringContext(
-        tokens=tokens,
-        head_sizes=environment.label_space.sizes,
-        parser=ParserSource(tokenizer=chat.tokenizer, parser=environment.parser),
-        seed=config.seed,
-        actor_cpus=config.cluster.scorer_cpus,
-        actor_gpus=scoring_gpus(config),
-        max_failures=config.cluster.max_recoveries + 1,
-    )
-    pool = ScoringPool(config.scoring, context)
+    pool = make_scoring_pool(config, chat, environment.label_space.sizes, environment.parser)
     pool.start()
     stage = ScoringStage(config, pool, chat)
     before: dict[str, float] = {}

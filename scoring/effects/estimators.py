@@ -1,14 +1,13 @@
 """Estimators of influence, behind one interface: how much each token decided the action.
 
-    scm         the published one: the SCM's probability of the action, with each window nulled
-    parser      exact: the window is nulled in the text, which is parsed again; no model
+    scm         the published one: change of the SCM's probability of the action, with each window nulled
+    parser      exact: the window is nulled in the text, and the text is parsed again; no model
     scm+parser  the parser where the text still parses, to the same action or to another; the SCM where it does not
-    gradient    one backward pass through the SCM in place of n forward ones; an approximation
+    gradient    one backward pass through the SCM instead of n forward passes; an approximation
     uniform     1 for every token: naive soft RL
 
-All but `uniform` give effects at the positions that can count, and share what influence is made of them
-(`scoring.effects.effects`). What an estimator says of an utterance depends on that utterance, its action and the SCM's
-version, and on nothing else.
+All but `uniform` compute effects at the positions that can count, and influence from these effects in the same way
+(`scoring.effects.effects`). A score depends on its utterance, its action and the SCM's version, and on nothing else.
 """
 
 from abc import ABC, abstractmethod
@@ -37,8 +36,8 @@ WITHOUT_SCM = frozenset({"parser", "uniform"})
 class Scored:
     """Influence of one utterance.
 
-    values: B, float32 (n,), in [0, 1]. counterfactuals: windows that were nulled, one by one.
-    approximated: whether it was too long to be scored one window at a time, and `gradient` stands in for `scm`.
+    values: B, float32 (n,), in [0, 1]. counterfactuals: number of windows that were nulled and evaluated.
+    approximated: whether the utterance was too long for `scm`, so that `gradient` replaced it.
     """
 
     values: NDArray[np.float32]
@@ -62,7 +61,7 @@ class UniformEstimator(Estimator):
 
 
 class EffectEstimator(Estimator):
-    """Influence made of an effect at every position that can count.
+    """Influence from an effect at every position that can count.
 
     tokens: facts of the tokenizer. settings: `window`, and what else an estimator reads of them.
     """
@@ -93,9 +92,9 @@ class EffectEstimator(Estimator):
 
 
 class GradientEstimator(EffectEstimator):
-    """To first order: a window's effect is the gradient of log p(a | y) by the embeddings it changes, times the change.
+    """To first order, a window's effect is the gradient of log p(a | y) by the embeddings it changes, times the change.
 
-    That dp = p d(log p) differs by a factor is of no consequence: influence is relative.
+    The gradient of p differs from that of log p by a factor, which does not matter: influence is relative.
     """
 
     def __init__(self, tokens: TokenFacts, settings: ScoringSettings, scm: StructuralCausalModel) -> None:
@@ -138,12 +137,12 @@ class ScmEstimator(EffectEstimator):
     ) -> tuple[NDArray[np.float64], bool]:
         if len(ids) > self._longest:
             return self._gradient.effects(ids, positions, labels)[0], True
-        less_one = self._encoder.probabilities_less_one(ids, positions, labels)
-        return np.abs(less_one[1:] - less_one[0]), False
+        minus_one = self._encoder.probabilities_minus_one(ids, positions, labels)
+        return np.abs(minus_one[1:] - minus_one[0]), False
 
 
 class ParserEstimator(EffectEstimator):
-    """Exact: 1 where the action is another one, or none, without the window; 0 where it is the same."""
+    """Exact: 1 where the text without the window is another action or none, 0 where it is the same action."""
 
     def __init__(self, tokens: TokenFacts, settings: ScoringSettings, interventions: ParserInterventions) -> None:
         super().__init__(tokens, settings)
@@ -156,8 +155,8 @@ class ParserEstimator(EffectEstimator):
 
 
 class ScmParserEstimator(EffectEstimator):
-    """The parser where it is certain: 0 for the same action, 1 for another. Where the text does not parse without the
-    window, nobody can say which action it stands for, and the SCM's effect counts."""
+    """The parser where the text without the window parses: 0 for the same action, 1 for another one. Where it does not
+    parse, no action can be compared, and the effect is the SCM's."""
 
     def __init__(
         self, tokens: TokenFacts, settings: ScoringSettings, interventions: ParserInterventions, scm: ScmEstimator
@@ -171,10 +170,10 @@ class ScmParserEstimator(EffectEstimator):
     ) -> tuple[NDArray[np.float64], bool]:
         outcomes = self._interventions.outcomes(ids, positions)
         effects = (outcomes == Outcome.OTHER).astype(np.float64)
-        open_ones = outcomes == Outcome.NONE
+        unparsed = outcomes == Outcome.NONE
         approximated = False
-        if open_ones.any():
-            effects[open_ones], approximated = self._scm.effects(ids, positions[open_ones], labels)
+        if unparsed.any():
+            effects[unparsed], approximated = self._scm.effects(ids, positions[unparsed], labels)
         return effects, approximated
 
 

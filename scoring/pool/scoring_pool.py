@@ -1,10 +1,9 @@
-"""The scoring pool: M scorers that pull tasks, and one trainer of the SCM, as Ray actors (CoSo, arXiv
-2505.03792).
+"""The scoring pool: scorers and one trainer of the SCM, as Ray actors (CoSo, arXiv 2505.03792).
 
-A score depends on its utterance, its action and the SCM's version alone, to the last bit, so results do not depend on
-how work is cut into tasks, on how many scorers there are, nor on which one ran what. A trainer that dies, or is silent
-past its deadline, is replaced and goes on from the state that it returned last; so do scorers (see
-`scoring.pool.scorers`), which hold nothing but weights, named by each task.
+A score depends on its utterance, its action and the SCM's version alone, to the last bit. So results do not depend on
+how the work is cut into tasks, on the number of scorers, or on which scorer takes which task. A trainer that dies, or
+does not answer within its deadline, is replaced; the new one continues from the state that the trainer returned last.
+Scorers are replaced too (see `scoring.pool.scorers`); they have no state but the weights, which each task names.
 """
 
 import logging
@@ -30,13 +29,13 @@ from scoring.pool.workers import ScmTrainerActor, Scorer, to_arrays
 from scoring.scm.shape import ScmSizes, check_shape
 from scoring.scm.training import ScmTrainingReport
 from scoring.settings import ScoringSettings
-from scoring.utterances import check_utterances, distinct_pairs, flatten, shared_out, split
+from scoring.utterances import check_utterances, cut_into_tasks, distinct_pairs, flatten, split
 
 logger = logging.getLogger(__name__)
 
 
 ScmWeights = tuple[int, ray.ObjectRef | None]
-"""A version of the SCM and where its weights are."""
+"""A version of the SCM and the reference of its weights."""
 
 
 TASK_TOKENS = 1 << 15
@@ -50,7 +49,7 @@ class ScoringContext:
 
     tokens: facts of the policy's tokenizer.
     head_sizes: number of labels of each head of the environment's label space, in its order.
-    parser: of the environment, for the estimators that parse; None where it has none.
+    parser: the environment's, for the estimators that parse; None where it has none.
     seed: of the SCM's first weights and of the sampling in its training.
     actor_cpus, actor_gpus: what Ray reserves for each scorer and for the SCM's trainer; may be fractions.
     max_failures: an actor that fails, or a task whose scorer fails, this many times in a row is an error.
@@ -72,8 +71,8 @@ class ScoringContext:
 class ScoringPool:
     """Driver's side of the pool. Ray must be initialised.
 
-    One thread at a time may call `score` and `check`, another one `train`: scoring goes on under the weights that are
-    there when it begins, and the next `score` finds the new ones.
+    One thread at a time may call `score` and `check`, and another one `train`. `score` uses the weights of the time it
+    begins; the next `score` uses the new ones.
 
     version: of the SCM's weights that the next `score` uses; 0 at first, every `train` adds 1.
     sizes: of the SCM.
@@ -95,9 +94,9 @@ class ScoringPool:
             max_failures=context.max_failures,
         )
         self._trainer: Any = None
-        self._trainer_current = False  # whether the trainer holds `_state`
+        self._trainer_current = False  # whether the trainer's state is `_state`
         self._trainers_replaced = 0
-        # Objects of the driver's: they outlive the trainer process that made them. Version and weights change together.
+        # References that the driver owns: they outlive the trainer's process. Version and weights change together.
         self._current: ScmWeights = (0, None)
         self._state: ray.ObjectRef | None = None
 
@@ -107,18 +106,18 @@ class ScoringPool:
 
     @property
     def weights(self) -> ScmWeights:
-        """The SCM as it is now, for several calls of `score` while `train` goes on."""
+        """The SCM's current weights, for several calls of `score` with the same weights while `train` runs."""
         return self._current
 
     @property
     def recoveries(self) -> dict[str, int]:
-        """Workers replaced since `start`: `{"scorer": n, "scm_trainer": n}`."""
+        """Actors replaced since `start`: `{"scorer": n, "scm_trainer": n}`."""
         return {"scorer": self._scorers.replaced, "scm_trainer": self._trainers_replaced}
 
     def start(self) -> None:
-        """Start all workers and wait until each answers; raises ScoringError, leaving none, when one does not."""
+        """Start all actors and wait until each answers; when one does not, end all and raise ScoringError."""
         try:
-            self._trainer = self._make_trainer()  # comes up while the scorers do
+            self._trainer = self._make_trainer()  # starts while the scorers do
             self._trainer_current = self._state is None
             self._scorers.start()
             self._ask_trainer("snapshot", "start", self.settings.start_deadline_s)
@@ -136,25 +135,25 @@ class ScoringPool:
         """Return the influence of each utterance, in order, and statistics.
 
         utterances: B integer arrays (n_b,). labels: (B, K), -1 where a head does not apply.
-        estimator, weights: other than that of the settings, other than the latest.
+        estimator, weights: by default those of the settings, and the latest.
         The result has B float32 arrays (n_b,) in [0, 1], zeros where there is nothing to measure (see
         `scoring.effects.effects`).
         Statistics: `utterances`, `distinct`, `cache_hits` (distinct ones scored before), `hit_rate` (share of the
-        utterances that needed no scorer), `counterfactuals`, `approximated` (too long to be scored window by
-        window), `version` (of the SCM), `seconds` (wall), `scorer_seconds` (busy, all scorers), `influence_*` (see
+        utterances that needed no scorer), `counterfactuals`, `approximated` (too long for `scm`, so scored by
+        `gradient`), `version` (of the SCM), `seconds` (wall), `scorer_seconds` (busy, all scorers), `influence_*` (see
         `influence_statistics`).
-        Raises ValueError when the input does not fit the SCM, ScoringError when workers keep failing.
+        Raises ValueError when the input does not fit the SCM, ScoringError when scorers keep failing.
         """
         started = time.monotonic()
         estimator = estimator or self.settings.estimator
         utterances, labels = self._checked(utterances, labels)
         version, reference = weights or self._current
         first, which = distinct_pairs(utterances, labels)
-        # What does not ask the SCM stays true under its next version.
+        # Scores of estimators that use no SCM are valid for every version of it.
         asked = "" if estimator in WITHOUT_SCM or reference is None else reference.hex()
         keys = {row: score_key(estimator, asked, utterances[row], labels[row]) for row in first}
         known = {row: values for row in first if (values := self._cache.get(keys[row])) is not None}
-        tasks = shared_out(
+        tasks = cut_into_tasks(
             {row: len(utterances[row]) ** 2 for row in first if row not in known},
             workers=self.settings.workers,
             most=self.settings.batch_utterances,
@@ -171,19 +170,16 @@ class ScoringPool:
                 self._cache.put(keys[row], values)
         influence = [known[first[pair]].copy() for pair in which]
         evaluated = sum(len(rows) for rows in tasks)
-        counts = {
-            name: sum(each[name] for _, each in results) for name in ("counterfactuals", "approximated", "seconds")
-        }
         statistics = {
             "utterances": len(utterances),
             "distinct": len(first),
             "cache_hits": len(first) - evaluated,
             "hit_rate": 1.0 - evaluated / len(utterances) if len(utterances) else 0.0,
-            "counterfactuals": counts["counterfactuals"],
-            "approximated": counts["approximated"],
+            "counterfactuals": sum(counts["counterfactuals"] for _, counts in results),
+            "approximated": sum(counts["approximated"] for _, counts in results),
             "version": version,
             "seconds": time.monotonic() - started,
-            "scorer_seconds": counts["seconds"],
+            "scorer_seconds": sum(counts["seconds"] for _, counts in results),
             **influence_statistics(influence),
         }
         return influence, statistics
@@ -203,7 +199,7 @@ class ScoringPool:
         return report
 
     def check(self) -> list[dict[str, float]]:
-        """Ask every scorer for a sign of life and replace those that give none; waits until all are up.
+        """Ping every scorer and replace those that do not answer; waits until all are up.
 
         Returns each scorer's `pid`, `version`, `utterances` and busy `seconds`, in order.
         """
@@ -221,7 +217,7 @@ class ScoringPool:
         return {name: torch.tensor(array) for name, array in arrays.items()}, facts
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned; raises ValueError, changing nothing, when it is of another SCM."""
+        """Continue from what `state` returned. Raises ValueError, and changes nothing, when it is of another SCM."""
         check_shape(facts["settings"], self.settings.scm, self.sizes)
         before = self._state
         self._state, self._trainer_current = ray.put((to_arrays(tensors), dict(facts))), False
@@ -232,7 +228,7 @@ class ScoringPool:
             raise
 
     def close(self) -> None:
-        """End all workers, each by its handle; may be called twice."""
+        """End all actors, each by its handle; may be called twice."""
         self._scorers.close()
         self._end_trainer()
 
@@ -248,9 +244,9 @@ class ScoringPool:
         return self._actor(Scorer).remote(self.settings, self.sizes, self.context.tokens, self.context.parser)
 
     def _ask_trainer(self, method: str, what: str, limit_s: float, *arguments: Any) -> ScmTrainingReport | None:
-        """Call a method of the trainer that answers with version, weights and state, and take those over.
+        """Call a method of the trainer that returns a `TrainerAnswer`, and keep its version, weights and state.
 
-        A trainer that dies or does not answer is replaced, given the state it had before, and asked again.
+        A trainer that dies or does not answer is replaced; the new one gets the last state, and the same call.
         """
         failures = 0
         while True:

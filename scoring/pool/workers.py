@@ -1,7 +1,7 @@
-"""What runs inside the scoring pool's Ray actors: scorers, and the one trainer of the SCM.
+"""The classes of the scoring pool's Ray actors: scorers, and the one trainer of the SCM.
 
-Plain classes: `scoring.pool.scoring_pool` makes actors of them. Tensors travel as numpy arrays, which Ray's object
-store hands to any number of readers on a machine without a copy.
+`scoring.pool.scoring_pool` makes actors of them. Tensors are sent as numpy arrays: all readers on a machine share one
+copy in Ray's object store.
 """
 
 import os
@@ -28,12 +28,11 @@ Arrays = dict[str, NDArray]
 TrainerState = tuple[Arrays, dict[str, Any]]
 """`ScmTrainer.state_dict` with arrays for tensors."""
 TrainerAnswer = tuple[tuple[int, ScmTrainingReport | None], Arrays, TrainerState]
-"""((version, report of the training done), SCM weights, full state): three objects, fetched only by who needs them."""
+"""((version, training report), SCM weights, full state): three objects, each fetched where it is needed."""
 
 
 ScorerAnswer = tuple[NDArray[np.float32], dict[str, float]]
-"""(influence of all tokens of a task end to end, (sum n_b,); counts of the task: `counterfactuals`, `approximated`,
-`seconds`)"""
+"""(influence of a task's utterances, joined, (sum n_b,); counts: `counterfactuals`, `approximated`, `seconds`)"""
 
 
 class Scorer:
@@ -47,7 +46,7 @@ class Scorer:
         self, settings: ScoringSettings, sizes: ScmSizes, tokens: TokenFacts, parser: ParserSource | None
     ) -> None:
         torch.set_num_threads(1)
-        yield_to_others(settings.device)
+        run_where_cores_are_idle(settings.device)
         self._scm = in_precision(StructuralCausalModel(settings.scm, sizes).to(settings.device), settings.precision)
         self._scm.requires_grad_(False)
         self._settings = settings
@@ -62,7 +61,7 @@ class Scorer:
         self._estimator(settings.estimator)
 
     def ping(self) -> dict[str, float]:
-        """Say who answers and what it has done: `pid`, `version` (-1: no weights yet), `utterances`, `seconds`."""
+        """Return `pid`, `version` (-1: no weights yet), `utterances` (scored so far) and `seconds` (busy so far)."""
         return {
             "pid": os.getpid(),
             "version": self._version,
@@ -82,9 +81,10 @@ class Scorer:
     ) -> ScorerAnswer:
         """Score a task.
 
-        estimator: one of `ESTIMATORS`. weights: one reference to the arrays of SCM version `version`, in a list so
-        that Ray leaves it unfetched. It is fetched, within deadline_s, only where it is not what was used last and
-        the estimator asks the SCM. ids, lengths: the utterances as by `flatten`. labels: (B, K).
+        estimator: one of `ESTIMATORS`.
+        weights: one reference to the arrays of SCM version `version`; it is in a list so that Ray does not fetch it.
+            The scorer fetches it, within deadline_s, only if the estimator uses the SCM and the last task had others.
+        ids, lengths: the utterances as `flatten` returns them. labels: (B, K).
         """
         started = time.monotonic()
         scorer = self._estimator(estimator)
@@ -115,11 +115,11 @@ class Scorer:
 
 
 class ScmTrainerActor:
-    """The one worker that trains the SCM, on one thread, so that training is the same on every run."""
+    """The actor that trains the SCM, on one thread, so that training is the same in every run."""
 
     def __init__(self, settings: ScmSettings, sizes: ScmSizes, *, seed: int, device: str) -> None:
         torch.set_num_threads(1)
-        yield_to_others(device)
+        run_where_cores_are_idle(device)
         self._trainer = ScmTrainer(settings, sizes, seed=seed, device=device)
 
     def pid(self) -> int:
@@ -127,12 +127,12 @@ class ScmTrainerActor:
         return os.getpid()
 
     def restore(self, state: TrainerState) -> None:
-        """Go on from a state that `train` or `snapshot` returned."""
+        """Continue from a state that `train` or `snapshot` returned."""
         tensors, facts = state
         self._trainer.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, facts)
 
     def snapshot(self) -> TrainerAnswer:
-        """Return the present version, weights and state."""
+        """Return the current version, weights and state."""
         return self._answer(None)
 
     def train(
@@ -142,7 +142,7 @@ class ScmTrainerActor:
         labels: NDArray[np.int32],
         rounds: int | None,
     ) -> TrainerAnswer:
-        """Train as `ScmTrainer.train`, on the utterances as by `flatten`; return the version made."""
+        """Train as `ScmTrainer.train` does; ids and lengths as `flatten` returns them."""
         return self._answer(self._trainer.train(split(ids, lengths), labels, rounds))
 
     def _answer(self, report: ScmTrainingReport | None) -> TrainerAnswer:
@@ -150,18 +150,18 @@ class ScmTrainerActor:
         return (self._trainer.version, report), to_arrays(self._trainer.weights()), (to_arrays(tensors), facts)
 
 
-def yield_to_others(device: str) -> None:
-    """Let this thread compute where cores are idle, which on a CPU they now and then are, and hardly elsewhere.
+def run_where_cores_are_idle(device: str) -> None:
+    """On a CPU, let this thread run only where cores would be idle.
 
-    The loop always waits for its learner, and for scores only if they are late; then the learner leaves its cores idle.
-    Linux's idle policy still gives a thread 3 shares beside the 36 of Ray's other workers and the 1,024 of a process of
-    normal priority, so scoring is slow on a machine that is full, and does not stand still.
+    The loop always waits for its learner, but for scores only if they are late; then the learner leaves its cores idle.
+    Linux's idle policy still gives a thread 3 shares, beside the 36 of Ray's other workers and the 1,024 of a process
+    of normal priority. So scoring is slow on a fully loaded machine, but it makes progress.
     """
     if device != "cpu":
         return
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except OSError:  # sandboxes there are refuse it; niceness they know
+    except OSError:  # some sandboxes refuse the policy, but allow niceness
         os.nice(19)
 
 

@@ -1,6 +1,6 @@
-"""Training of the SCM of CoSo (arXiv 2505.03792) on (utterance, parsed action) pairs as they come in.
+"""Online training of the SCM of CoSo (arXiv 2505.03792) on (utterance, parsed action) pairs.
 
-The SCM learns by cross-entropy, summed over the heads that apply. Utterances that did not parse are left out.
+The loss is the cross-entropy, summed over the heads that apply. Utterances that did not parse are left out.
 The published schedule is 500 rounds on offline data, where there is any, then 2 rounds of 1,024 sampled
 utterances per iteration, with Adam at 1e-5.
 """
@@ -29,12 +29,13 @@ Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
 class ScmTrainingReport:
     """What one call of `ScmTrainer.train` did.
 
-    metrics: `version`, `buffer` (utterances held), `new` (new utterances that parsed), `steps`; when steps
-        were taken, `loss` (mean over the sampled utterances, nats); when there were new ones, measured on
-        them before any training on them: `new_loss` (nats), `accuracy` (share whose applicable labels are all
-        right), `confidence` (mean probability of the predicted labels of those heads), `ece` (expected
-        calibration error of that confidence); `unseen` (new utterances that are not in the buffer, so were never
-        trained on unless they fell out of it) and, where there are any, `unseen_accuracy` and `unseen_ece` on these.
+    metrics: always `version`, `buffer` (utterances in it), `new` (new utterances that parsed), `steps`.
+        After at least one step, `loss` (mean over the sampled utterances, nats).
+        With new utterances, measured on them before training on them: `new_loss` (nats), `accuracy` (share whose
+        applicable labels are all right), `confidence` (mean probability of the predicted labels of those heads), `ece`
+        (expected calibration error of that confidence), and `unseen` (number of new utterances that are not in the
+        buffer: never trained on, unless the buffer dropped them since).
+        With unseen ones, `unseen_accuracy` and `unseen_ece` on these.
     reliability: the curve behind `ece`, 10 bins; empty when there were no new utterances.
     """
 
@@ -68,14 +69,14 @@ class ScmTrainer:
         labels: NDArray[np.integer],
         rounds: int | None = None,
     ) -> ScmTrainingReport:
-        """Measure the SCM on new utterances, take them into the buffer, train on samples of it; version + 1.
+        """Measure the SCM on new utterances, add them to the buffer, train on samples of it; version + 1.
 
-        Pre-training is this with the offline data and its own number of rounds.
+        Pre-training is a call with the offline data and its own number of rounds.
 
         utterances: B integer arrays (n_b,), n_b >= 0. labels: (B, K), -1 where a head does not apply.
         Utterances that did not parse (all labels -1) and empty ones are left out.
-        rounds: of this call, at least 0.
-        Raises ValueError, having changed nothing, when shapes, ids or labels do not fit the SCM.
+        rounds: of this call, at least 0; by default those of the settings.
+        Raises ValueError, and changes nothing, when shapes, ids or labels do not fit the SCM.
         """
         sizes = self.scm.sizes
         check_utterances(utterances, labels, vocab_size=sizes.vocab_size, head_sizes=sizes.head_sizes)
@@ -104,10 +105,10 @@ class ScmTrainer:
         return {name: value.detach().cpu().clone() for name, value in self.scm.state_dict().items()}
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return everything that training goes on from: (tensors by flat name, facts of JSON types).
+        """Return everything that training needs to continue: (tensors by flat name, facts of JSON types).
 
-        All are copies, on the CPU. The tensors are weights, Adam's moments, buffer and generator; the facts
-        are the version and the SCM's settings.
+        All are copies, on the CPU. The tensors are weights, Adam's moments, the buffer and the generator's state; the
+        facts are the version and the SCM's shape (`scoring.scm.shape`).
         """
         tensors = {f"scm.{name}": value for name, value in self.weights().items()}
         for index, moments in self._optimiser.state_dict()["state"].items():
@@ -123,11 +124,10 @@ class ScmTrainer:
         return tensors, {"version": self.version, "settings": saved_shape(self.settings, self.scm.sizes)}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, exactly.
+        """Continue exactly where `state_dict` was taken.
 
-        The training settings stay this trainer's own: a changed learning rate holds from here on, and a
-        smaller buffer keeps the latest utterances. Raises ValueError when the state is that of an SCM of
-        another shape.
+        The training settings stay this trainer's own: a changed learning rate applies from now on, and a smaller
+        buffer keeps the latest utterances. Raises ValueError when the state is of an SCM of another shape.
         """
         check_shape(facts["settings"], self.settings, self.scm.sizes)
         self.scm.load_state_dict(
@@ -187,7 +187,7 @@ class ScmTrainer:
                 correct &= ~applies | (predicted == labels[:, head])
             confidences.append(confidence)
             corrects.append(correct)
-        # A float32 softmax may exceed 1 by a rounding.
+        # Rounding can bring a float32 softmax above 1.
         confidence_all = torch.cat(confidences)[which].clamp(max=1.0).cpu().numpy()
         correct_all = torch.cat(corrects)[which].cpu().numpy()
         error, curve = expected_calibration_error(confidence_all, correct_all)
@@ -204,8 +204,8 @@ class ScmTrainer:
         return metrics, curve
 
     def _distinct(self, pairs: Sequence[Pair]) -> tuple[list[Pair], Tensor]:
-        """Return the distinct pairs, and which of them each pair is, (B,) int64: agents repeat themselves, and what is
-        the same is computed once."""
+        """Return the distinct pairs, and the index of each pair among them, (B,) int64. Agents repeat themselves, so
+        equal pairs are computed once."""
         first, which = distinct_pairs([ids for ids, _ in pairs], np.array([row for _, row in pairs]))
         return [pairs[row] for row in first], torch.from_numpy(which).to(self.device)
 

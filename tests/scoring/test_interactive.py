@@ -1,4 +1,4 @@
-"""One call gives influence from texts or ids, with any estimator, and a run's SCM comes back from its checkpoint."""
+"""One call computes influence from texts or ids, with any estimator; a run's SCM is loaded from its checkpoint."""
 
 import json
 
@@ -23,7 +23,7 @@ PARSER = scoring.ScoringSettings(estimator="parser", window=1)
 UNIFORM = scoring.ScoringSettings(estimator="uniform")
 
 
-def test_texts_ids_labels_and_parsed_actions_are_all_understood():
+def test_texts_ids_labels_and_parsed_actions_are_all_accepted():
     ids, labels = LANGUAGE.sample(5, seed=0)
     texts = [TOKENIZER.decode(row) for row in ids]
     values = scoring.influence(ids, labels, PARSER, tokenizer=TOKENIZER, parser=LANGUAGE)
@@ -52,7 +52,7 @@ def test_a_checkpointed_scm_scores_as_it_did(tmp_path):
     assert not np.array_equal(other_null, found)
 
 
-def test_what_does_not_fit_is_named():
+def test_input_that_does_not_fit_is_an_error_that_says_why():
     ids, labels = LANGUAGE.sample(2, seed=0)
     with pytest.raises(ValueError, match="'scm' needs a structural causal model"):
         scoring.influence(ids, labels, tokenizer=TOKENIZER)

@@ -1,4 +1,4 @@
-"""On languages whose causal tokens are known, a trained SCM's influence points at them."""
+"""On languages whose causal tokens are known, these have the largest influence by a trained SCM."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused, by the section or by what the run adds to it."""
+"""Settings that cannot work are refused."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_impossible_settings_are_refused(section, change, message):
         section(**change)
 
 
-def test_a_width_that_the_heads_do_not_divide_is_named_with_its_place():
+def test_a_width_that_the_heads_do_not_divide_is_reported_with_its_source():
     with pytest.raises(CosoError) as error:
         load_config([], ["scoring.scm.heads=3"])
     assert str(error.value) == (

@@ -21,7 +21,7 @@ def make_scm(seed: int, head_sizes=HEADS, dtype=torch.float64, layers=2) -> Stru
     torch.manual_seed(seed)
     settings = ScmEncoderSettings(hidden=16, layers=layers, heads=2, feedforward=32, max_tokens=12)
     scm = StructuralCausalModel(settings, ScmSizes(vocab_size=VOCABULARY, head_sizes=head_sizes)).to(dtype).eval()
-    with torch.no_grad():  # An untrained head says almost the same of everything; make it opinionated.
+    with torch.no_grad():  # An untrained head says almost the same of everything; larger weights make it confident.
         for output in scm.outputs:
             output.weight.mul_(6.0)
     return scm
@@ -175,6 +175,6 @@ def test_the_gradient_is_the_change_of_log_probability_to_first_order():
     ("name", "missing"),
     [("scm", "causal model"), ("parser", "parser"), ("scm+parser", "parser"), ("oracle", "choose one")],
 )
-def test_an_estimator_that_lacks_what_it_asks_says_so(name, missing):
+def test_an_estimator_says_what_is_missing(name, missing):
     with pytest.raises(ValueError, match=missing):
         estimator(name, None if name == "scm" else make_scm(0))

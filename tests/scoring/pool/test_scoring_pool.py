@@ -1,4 +1,4 @@
-"""The pool scores everything once and loses no training, whichever of its processes is killed or stops answering."""
+"""The pool scores everything once and loses no training, whichever of its processes dies or does not answer."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts
 from scoring.pool.scorers import ScorerPool, ScoringError
 from scoring.pool.scoring_pool import ScoringContext, ScoringPool
-from scoring.pool.workers import yield_to_others
+from scoring.pool.workers import run_where_cores_are_idle
 from scoring.scm.shape import ScmSizes
 from scoring.scm.training import ScmTrainer
 from scoring.settings import ScmSettings, ScoringSettings
@@ -134,7 +134,7 @@ def test_scores_and_training_are_those_of_one_process(pool):
     assert sum(worker["utterances"] for worker in workers) == 2 * 39
 
 
-def test_workers_leave_the_cores_they_share_to_the_learner(pool):
+def test_actors_run_only_where_cores_are_idle(pool):
     for pid in (pool.trainer_pid(), *(int(answer["pid"]) for answer in pool.check())):
         assert os.sched_getscheduler(pid) == os.SCHED_IDLE
 
@@ -157,7 +157,7 @@ def test_a_scorer_killed_in_the_middle_of_its_task_loses_nothing(pool):
     utterances, labels = make_batch(2)
     victim, other = pool.check()
     recovered = pool.recoveries["scorer"]
-    os.kill(victim["pid"], signal.SIGSTOP)  # its task will certainly be under way when it dies
+    os.kill(victim["pid"], signal.SIGSTOP)  # its task is certainly in progress when it dies
     results = []
     thread = threading.Thread(target=lambda: results.append(pool.score(utterances, labels)))
     thread.start()
@@ -186,7 +186,7 @@ def test_an_idle_scorer_that_was_killed_is_replaced_by_a_check(pool):
     assert pool.recoveries["scorer"] == recovered + 1
 
 
-def test_a_trainer_killed_between_or_during_its_work_goes_on_from_its_state(pool):
+def test_a_trainer_killed_between_or_during_calls_continues_from_its_state(pool):
     twin = twin_of(pool)
     recovered = pool.recoveries["scm_trainer"]
     victim = pool.trainer_pid()
@@ -204,7 +204,7 @@ def test_a_trainer_killed_between_or_during_its_work_goes_on_from_its_state(pool
     assert_states_equal(pool, twin)
 
 
-def test_a_checkpoint_brings_weights_and_version_back(pool):
+def test_a_checkpoint_restores_weights_and_version(pool):
     utterances, labels = make_batch(5)
     state = pool.state()
     version, before = pool.version, pool.score(utterances, labels)[0]
@@ -216,7 +216,7 @@ def test_a_checkpoint_brings_weights_and_version_back(pool):
     assert pool.train(utterances, labels) == first
 
 
-def test_identical_answers_are_scored_once_a_version_and_what_asks_no_scm_once_for_all(pool):
+def test_identical_answers_are_scored_once_per_version_and_once_in_all_without_an_scm(pool):
     utterances, labels = make_batch(6)
     first, _ = pool.score(utterances, labels)
     busy = sum(worker["utterances"] for worker in pool.check())
@@ -234,12 +234,12 @@ def test_identical_answers_are_scored_once_a_version_and_what_asks_no_scm_once_f
     assert pool.score(utterances, labels, "parser")[1]["cache_hits"] == 39
 
 
-def test_scoring_goes_on_under_its_own_weights_while_new_ones_arrive(pool):
+def test_scoring_keeps_its_weights_while_new_ones_arrive(pool):
     utterances, labels = make_batch(7)
     before, weights = twin_of(pool), pool.weights
     pids = [worker["pid"] for worker in pool.check()]
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)  # so that the tasks are certainly under way when the next version comes
+        os.kill(pid, signal.SIGSTOP)  # so that the tasks are certainly in progress when the next version comes
     results = []
     thread = threading.Thread(target=lambda: results.append(pool.score(utterances, labels)))
     thread.start()
@@ -260,7 +260,7 @@ def test_scoring_goes_on_under_its_own_weights_while_new_ones_arrive(pool):
     assert [worker["pid"] for worker in pool.check()] == pids
 
 
-def test_the_pool_parses_in_its_workers(pool):
+def test_scorers_parse(pool):
     ids = np.array([8, 9, 5, 10, 6, 11], np.int32)  # the parser below wants 5 before 6
     values, statistics = pool.score([ids], np.array([[1, -1]]), "parser")
     assert values[0].tolist() == [0, 1, 1, 1, 1, 0]  # windows of two tokens, of which 8 does not count
@@ -268,7 +268,7 @@ def test_the_pool_parses_in_its_workers(pool):
 
 
 class Sleeper:
-    """A scorer that falls silent on some tasks, for good or in its first process only."""
+    """A scorer that does not answer on some tasks, always or in its first process only."""
 
     def ping(self):
         return {"pid": os.getpid()}
@@ -281,7 +281,7 @@ class Sleeper:
         return value
 
 
-def test_a_silent_scorer_is_ended_and_a_task_that_silences_all_is_an_error():
+def test_a_scorer_that_does_not_answer_is_replaced_and_a_task_that_none_finishes_is_an_error():
     scorers = ScorerPool(
         lambda: ray.remote(num_cpus=0.1)(Sleeper).remote(),
         count=2,
@@ -304,7 +304,7 @@ def test_a_silent_scorer_is_ended_and_a_task_that_silences_all_is_an_error():
         scorers.close()
 
 
-def test_workers_that_cannot_be_placed_are_an_error_that_says_so_and_leave_nothing():
+def test_actors_that_cannot_be_placed_are_an_error_and_none_is_left():
     settings = SETTINGS.model_copy(update={"start_deadline_s": 1.0})
     pool = ScoringPool(settings, replace(CONTEXT, actor_cpus=64.0))
     with pytest.raises(ScoringError, match="did not start within 1 s"):
@@ -320,14 +320,14 @@ def test_a_context_that_does_not_fit_is_refused():
         replace(CONTEXT, max_failures=0)
 
 
-def test_a_sandbox_that_refuses_the_idle_policy_gets_the_highest_niceness(monkeypatch):
+def test_where_the_idle_policy_is_refused_the_highest_niceness_is_set(monkeypatch):
     def refused(*_):
         raise PermissionError("not here")
 
     asked = []
     monkeypatch.setattr(os, "sched_setscheduler", refused)
     monkeypatch.setattr(os, "nice", asked.append)
-    yield_to_others("cuda")
+    run_where_cores_are_idle("cuda")
     assert asked == []
-    yield_to_others("cpu")
+    run_where_cores_are_idle("cpu")
     assert asked == [19]

@@ -1,4 +1,4 @@
-"""The SCM's scores do not change with padding or company, and an action's probability is that of its labels."""
+"""The SCM's output depends on neither padding nor batch, and an action's probability is the product of its labels'."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_scores_are_batch_invariant_in_float32(scm, training):
         for i, row in enumerate(rows):
             ids, lengths = padded([row], "cpu")
             alone = scm.log_probabilities(ids, lengths)
-            # Padding of any token and of any width is padding.
+            # Neither the padding's token nor its width matters.
             wide = torch.cat([ids, torch.full((1, 9), 33)], dim=1)
             for one, many, other in zip(alone, together, scm.log_probabilities(wide, lengths), strict=True):
                 assert one.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""A checkpoint that older code wrote still loads and goes on; one that cannot is refused in one line."""
+"""A checkpoint that older code wrote still loads, and training continues; another shape is refused in one line."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_an_old_checkpoint_scores_as_it_did():
     assert scm.action_probability(ids, lengths, labels).item() == pytest.approx(0.1102, abs=5e-5)
 
 
-def test_training_goes_on_from_an_old_checkpoint_as_the_old_code_did():
+def test_training_continues_from_an_old_checkpoint_as_with_the_old_code():
     trainer = ScmTrainer(SETTINGS, SIZES)
     trainer.load_state_dict(load_file(OLD / "scm.safetensors"), json.loads((OLD / "scm.json").read_text()))
     draw = np.random.default_rng(2)

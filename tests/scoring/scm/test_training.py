@@ -1,4 +1,4 @@
-"""The SCM finds the token that decides; its training resumes exactly and measures itself on what it has not seen."""
+"""The SCM finds the token that decides. Its training resumes exactly, and is measured on new utterances."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_after_training_the_token_that_decides_ranks_first():
     utterances, labels, _ = make_language(0, 1_000)
     trainer.train(utterances, labels, rounds=10)
     fresh, fresh_labels, places = make_language(1, 100)
-    fresh[0] = utterances[0]  # the one of them that is no news
+    fresh[0] = utterances[0]  # the only one that is not new
     fresh_labels[0] = labels[0]
     report = trainer.train(fresh, fresh_labels, rounds=0)
     assert report.metrics["accuracy"] > 0.95 and report.metrics["ece"] < 0.1
@@ -69,16 +69,16 @@ def test_after_training_the_token_that_decides_ranks_first():
     assert np.mean([1 / rank for rank in ranks]) >= 0.95
 
 
-def test_repeated_utterances_count_as_often_as_they_come():
-    """Distinct ones are computed once: held against training that computes every one of them."""
+def test_repeated_utterances_count_as_often_as_they_occur():
+    """Training computes distinct utterances once; it equals training that computes every one."""
     utterances, labels, _ = make_language(3, 8)
     chosen = np.random.default_rng(0).integers(0, 8, 90)
     labels[chosen[0], 1] = 1  # the same tokens with another action are another pair
     utterances, labels = [utterances[i] for i in chosen], labels[chosen]
     labels[1:, 1] = -1
     trainer, plain = make_trainer(), make_trainer()
-    # Adam makes whole steps of what is rounding in a gradient that is 0 by nature, as that of the keys' bias: in
-    # float64 it is too small for that.
+    # The gradient of the keys' bias is 0 but for rounding, and Adam makes full steps of that rounding in float32. In
+    # float64 it is too small.
     trainer.scm.double(), plain.scm.double()
     report = trainer.train(utterances, labels)
 
@@ -87,7 +87,7 @@ def test_repeated_utterances_count_as_often_as_they_come():
 
     def loss_of(row: int) -> torch.Tensor:
         logits = scm(torch.from_numpy(utterances[row])[None].long(), torch.tensor([len(utterances[row])]))
-        # A head that does not apply gets gradients of 0, not none at all: Adam tells these apart.
+        # A head that does not apply gets gradients of 0, not None: Adam treats these differently.
         pairs = zip(logits, labels[row], strict=True)
         return sum(-each.log_softmax(-1)[0, label] if label >= 0 else each.sum() * 0.0 for each, label in pairs)
 
@@ -103,7 +103,7 @@ def test_repeated_utterances_count_as_often_as_they_come():
         torch.testing.assert_close(trainer.scm.state_dict()[name], value, rtol=1e-6, atol=1e-8)
 
 
-def test_a_saved_and_loaded_trainer_goes_on_exactly():
+def test_a_saved_and_loaded_trainer_continues_exactly():
     straight, stopped = make_trainer(), make_trainer()
     for trainer in (straight, stopped):
         for seed in (1, 2):
@@ -116,7 +116,7 @@ def test_a_saved_and_loaded_trainer_goes_on_exactly():
     assert_equal_states(straight, resumed)
 
 
-def test_a_trainer_that_has_not_begun_can_be_saved_too():
+def test_a_trainer_that_has_not_trained_can_be_saved():
     fresh, loaded = make_trainer(), make_trainer()
     loaded.train(*make_language(1, 20)[:2])
     tensors, facts = fresh.state_dict()
@@ -160,7 +160,7 @@ def test_nothing_to_learn_from_is_no_error():
     assert report.metrics == {"version": 1, "buffer": 0, "new": 0, "steps": 0} and report.reliability == []
 
 
-def test_the_state_of_another_model_is_refused_by_name():
+def test_the_state_of_an_scm_of_another_shape_is_refused():
     tensors, facts = make_trainer().state_dict()
     other = ScmTrainer(SETTINGS, ScmSizes(vocab_size=30, head_sizes=(3, 2)))
     with pytest.raises(ValueError, match="vocab_size = 24, this run has 30"):
