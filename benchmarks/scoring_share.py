@@ -47,30 +47,19 @@ def main() -> None:
 
     from actors.chat import ChatProcessor
     from actors.trajectory import TrajectoryLog
-    from cluster.config import mapping
     from cluster.config.files import load_config
     from cluster.environments import make_environment
     from cluster.report.page import latest_model
-    from cluster.run.scoring_stage import ScoringStage
+    from cluster.run.scoring_stage import ScoringStage, make_scoring_pool
     from cluster.telemetry.metrics import read_metrics
-    from scoring.effects.parser_effects import ParserSource
-    from scoring.effects.tokens import token_facts
-    from scoring.pool.scoring_pool import ScoringPool
 
     config = load_config([arguments.run / "config.yaml"])
     chat = ChatProcessor(latest_model(arguments.run, config.model_dump()) or "")
-    tokens = token_facts(chat.tokenizer)
     environment: Any = make_environment(config.environment.id, config.environment.kwargs).unwrapped
     log = TrajectoryLog(arguments.run / "trajectories")
     batches = [log.read(update) for update in log.updates()[: WARM_UP + UPDATES]]
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="error")
-    pool = ScoringPool(
-        mapping.scm_settings(config, tokens.vocab_size, environment.label_space.sizes),
-        mapping.scm_training_settings(config),
-        mapping.pool_settings(config),
-        tokens,
-        ParserSource(tokenizer=chat.tokenizer, parser=environment.parser),
-    )
+    pool = make_scoring_pool(config, chat, environment.label_space.sizes, environment.parser)
     pool.start()
     stage = ScoringStage(config, pool, chat)
     before: dict[str, float] = {}

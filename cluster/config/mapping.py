@@ -14,9 +14,6 @@ from learner.algorithms.ppo import PpoOptions
 from learner.group import RankResources
 from learner.model import LoraOptions
 from learner.options import EngineOptions, LearnerOptions, PublishOptions, ScheduleOptions, SupervisedOptions
-from scoring.pool.scoring_pool import PoolSettings
-from scoring.scm.model import ScmSettings
-from scoring.scm.training import ScmTrainingSettings
 
 
 def transport(config: RunConfig, nodes: int) -> Transport:
@@ -67,54 +64,6 @@ def rollout_options(config: RunConfig) -> RolloutOptions:
             quarantine_after=environment.quarantine_after,
             quarantine_s=environment.quarantine_s,
         ),
-    )
-
-
-def scm_settings(config: RunConfig, vocab_size: int, head_sizes: tuple[int, ...]) -> ScmSettings:
-    scm = config.scoring.scm
-    return ScmSettings(
-        vocab_size=vocab_size,
-        head_sizes=head_sizes,
-        hidden=scm.hidden,
-        layers=scm.layers,
-        heads=scm.heads,
-        feedforward=scm.feedforward,
-        max_tokens=scm.max_tokens,
-    )
-
-
-def scm_training_settings(config: RunConfig) -> ScmTrainingSettings:
-    scm = config.scoring.scm
-    return ScmTrainingSettings(
-        learning_rate=scm.learning_rate,
-        rounds=scm.rounds,
-        round_utterances=scm.round_utterances,
-        minibatch=scm.minibatch,
-        buffer_utterances=scm.buffer_utterances,
-        seed=config.seed,
-    )
-
-
-def pool_settings(config: RunConfig) -> PoolSettings:
-    scoring = config.scoring
-    gpus = 0.25 if scoring.device == "cuda" else 0.0
-    return PoolSettings(
-        workers=scoring.workers,
-        worker_cpus=config.cluster.scorer_cpus,
-        trainer_cpus=config.cluster.scorer_cpus,
-        worker_gpus=gpus,
-        trainer_gpus=gpus,
-        device=scoring.device,
-        estimator=scoring.estimator,
-        precision=scoring.precision,
-        window=scoring.window,
-        batch_tokens=scoring.batch_tokens,
-        longest=scoring.longest_exact,
-        cache_bytes=scoring.cache_bytes,
-        task_utterances=scoring.batch_utterances,
-        score_deadline_s=scoring.deadline_s,
-        train_deadline_s=scoring.deadline_s,
-        max_failures=config.cluster.max_recoveries + 1,
     )
 
 

@@ -53,8 +53,6 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
     cluster = config.cluster
     servers = config.policy_server.replicas
     ranks = config.learner.ranks
-    # Scoring workers, and the one that trains the SCM, share a GPU unless told otherwise.
-    scoring_gpu = 0.25 if config.scoring.device == "cuda" else 0.0
     return {
         "policy servers": {
             "CPU": servers * cluster.policy_server_cpus,
@@ -67,7 +65,7 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
         },
         "scoring workers": {
             "CPU": (config.scoring.workers + 1) * cluster.scorer_cpus,
-            "GPU": (config.scoring.workers + 1) * scoring_gpu,
+            "GPU": (config.scoring.workers + 1) * scoring_gpus(config),
         },
         "learner ranks": {"CPU": ranks * cluster.learner_cpus, "GPU": ranks * float(config.learner.device == "cuda")},
     }
@@ -78,6 +76,11 @@ def total_resources(config: RunConfig) -> dict[str, float]:
     rows = required_resources(config).values()
     kinds = dict.fromkeys(kind for row in rows for kind in row)
     return {kind: sum(row.get(kind, 0.0) for row in rows) for kind in kinds}
+
+
+def scoring_gpus(config: RunConfig) -> float:
+    """The share of a GPU that each scorer and the SCM's trainer take: four of them fit on one."""
+    return 0.25 if config.scoring.device == "cuda" else 0.0
 
 
 def emulators_per_worker(config: RunConfig) -> dict[str, float]:

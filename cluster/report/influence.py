@@ -158,7 +158,10 @@ def _score_anew(
         checkpoints = run.checkpoint_updates()
         if not checkpoints or not (run.checkpoint_path(checkpoints[-1]) / "scm.json").exists():
             raise CosoError(f"{run.path} has no checkpoint with an SCM, which --estimator {estimator} asks: use parser")
-        scm = scoring.load_scm(run.checkpoint_path(checkpoints[-1]), config.scoring.precision)
+        try:
+            scm = scoring.load_scm(run.checkpoint_path(checkpoints[-1]), config.scoring)
+        except ValueError as error:  # another version of the code saved it
+            raise CosoError(str(error)) from None
     if "parser" in estimator:
         try:
             parser = action_parser(config.environment.id, config.environment.kwargs)
@@ -168,14 +171,10 @@ def _score_anew(
         update: scoring.influence(
             batch.ragged("response_ids", np.int32),
             batch.ragged("action_labels", np.int32),
+            config.scoring.model_copy(update={"estimator": estimator}),
             tokenizer=chat.tokenizer,
-            estimator=estimator,
             scm=scm,
             parser=parser,
-            window=config.scoring.window,
-            null_token=config.scoring.null_token,
-            batch_tokens=config.scoring.batch_tokens,
-            longest=config.scoring.longest_exact,
         )
         for update, batch in batches.items()
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,12 +23,11 @@ from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, Transport, Wei
 from actors.trajectory import TrajectoryBatch
 from cluster.config import mapping
 from cluster.config.run_config import RunConfig
-from cluster.demonstrations.warm_start import read_demonstrations
 from cluster.errors import CosoError
 from cluster.launch.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector
 from cluster.run.run_folder import RunFolder
-from cluster.run.scoring_stage import ScoringStage
+from cluster.run.scoring_stage import ScoringStage, load_scm, make_scoring_pool, pretrain_scm, save_scm
 from cluster.run.supervision import Supervisor
 from cluster.run.waiting import answer, answer_of_restarted, answers
 from envs.parsing import Parser
@@ -37,8 +35,6 @@ from learner.checkpoint import CheckpointMismatch
 from learner.group import LearnerFailed, LearnerGroup
 from learner.options import PublishOptions
 from learner.publish import connect_servers, remove_weight_files, sync_servers
-from scoring.effects.parser_effects import ParserSource
-from scoring.effects.tokens import token_facts
 from scoring.pool.scoring_pool import ScoringPool
 
 #: Tokens of the answer by which a live engine is compared with the learner after a swap.
@@ -203,14 +199,9 @@ class System:
         return self.pool.recoveries if self.pool is not None else {}
 
     def save_scm(self, folder: Path) -> None:
-        """The SCM trainer's whole state: tensors as safetensors, facts as JSON."""
-        from safetensors.torch import save_file
-
+        """Write the SCM trainer's state into a checkpoint's folder."""
         assert self.pool is not None
-        tensors, facts = self.pool.state()
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / "scm.safetensors")
-        (folder / "scm.json").write_text(json.dumps(facts), encoding="utf-8")
+        save_scm(self.pool, folder)
 
     def restart_learner(self, checkpoint: Path | None) -> None:
         """End what is left of the ranks and start anew, from a checkpoint or from the model the run began with."""
@@ -265,29 +256,14 @@ class System:
         await asyncio.to_thread(self._make_pool, sizes, parser, checkpoint)
 
     def _make_pool(self, head_sizes: tuple[int, ...], parser: Parser | None, checkpoint: Path | None) -> None:
-        from safetensors.torch import load_file
-
-        try:
-            tokens = token_facts(self._chat.tokenizer, _vocabulary_size(self._chat), self.config.scoring.null_token)
-        except ValueError as error:
-            raise CosoError(str(error)) from None
-        pool = ScoringPool(
-            mapping.scm_settings(self.config, tokens.vocab_size, head_sizes),
-            mapping.scm_training_settings(self.config),
-            mapping.pool_settings(self.config),
-            tokens,
-            None if parser is None else ParserSource(tokenizer=self._chat.tokenizer, parser=parser),
-        )
+        pool = make_scoring_pool(self.config, self._chat, head_sizes, parser)
         pool.start()
         self.pool = pool
         self._scoring = ScoringStage(self.config, pool, self._chat)
-        if checkpoint is not None:
-            facts = json.loads((checkpoint / "scm.json").read_text(encoding="utf-8"))
-            pool.load(load_file(checkpoint / "scm.safetensors"), facts)
-        elif shown := read_demonstrations(self.config.model.path):
-            utterances = shown.ragged("response_ids", np.int32)
-            labels = np.stack(shown.ragged("action_labels", np.int32))
-            pool.train(utterances, labels, rounds=self.config.scoring.scm.pretrain_rounds)
+        if checkpoint is None:
+            pretrain_scm(self.config, pool)
+        else:
+            load_scm(pool, checkpoint)
 
     async def _server_pids(self) -> list[int]:
         """Of the policy servers, once they are up."""
@@ -388,9 +364,3 @@ async def wait_for_servers(config: RunConfig, servers: dict[str, Any]) -> None:
         await answers([server.ready.remote() for server in servers.values()], deadline, "starting the policy servers")
     except ray.exceptions.RayTaskError as error:
         raise CosoError(f"a policy server could not start: {error.cause}") from None
-
-
-def _vocabulary_size(chat: ChatProcessor) -> int:
-    """Ids the model has logits for, which may be more than the tokenizer has tokens."""
-    text = chat.config.get_text_config()
-    return max(int(text.vocab_size), len(chat.tokenizer))
