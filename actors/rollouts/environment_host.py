@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from actors.rollouts.environment_process import LENGTH, PID, frame
-from actors.rollouts.environment_restarts import RestartPolicy, RestartSchedule
+from actors.rollouts.environment_restarts import RestartSchedule
 from envs.labels import LabelSpace
 from envs.parsing import Parser
+from envs.settings import EnvironmentSettings
 
 logger = logging.getLogger(__name__)
 
@@ -42,27 +43,16 @@ class EnvironmentFailure(Exception):
 
 
 class EnvironmentHost:
-    """Starts an environment in a process of its own and speaks with it, one call at a time.
+    """Starts an environment in a process of its own and calls it, one call at a time.
 
     A call that fails raises `EnvironmentFailure` and leaves no process behind; so does a cancelled one. The host
-    can then be started again: at once by `restart()`, or by `ensure_running()` when its restart policy allows.
+    can then be started again: at once by `restart()`, or by `ensure_running()` when its restart schedule allows.
     Hosts of one driver process share one fork server process, from which theirs are forked.
     """
 
-    def __init__(
-        self,
-        env_id: str,
-        kwargs: dict[str, Any] | None = None,
-        deadline_s: float = 30.0,
-        start_deadline_s: float = 60.0,
-        restart_policy: RestartPolicy | None = None,
-    ) -> None:
-        """`env_id` and `kwargs` as `gymnasium.make` takes them ("module:Name" imports the module there)."""
-        self.env_id = env_id
-        self.kwargs = dict(kwargs or {})
-        self.deadline_s = deadline_s
-        self.start_deadline_s = start_deadline_s
-        self._schedule = RestartSchedule(restart_policy or RestartPolicy())
+    def __init__(self, settings: EnvironmentSettings) -> None:
+        self.settings = settings
+        self._schedule = RestartSchedule(settings)
         self._steps_since_reset = 0
         self._label_space: LabelSpace | None = None
         self._link: _Link | None = None
@@ -82,29 +72,30 @@ class EnvironmentHost:
     def label_space(self) -> LabelSpace:
         """The heads of `info["action_labels"]`; known once the environment has been started."""
         if self._label_space is None:
-            raise RuntimeError(f"{self.env_id} has not been started yet")
+            raise RuntimeError(f"{self.settings.id} has not been started yet")
         return self._label_space
 
     async def start(self) -> None:
         """Start the process and make the environment in it."""
         if self._link is not None:
-            raise RuntimeError(f"{self.env_id} already runs, as process {self.pid}")
-        arguments = {"env_id": self.env_id, "kwargs": self.kwargs, "module_path": list(sys.path)}
+            raise RuntimeError(f"{self.settings.id} already runs, as process {self.pid}")
+        settings = self.settings
+        arguments = {"env_id": settings.id, "kwargs": settings.kwargs, "module_path": list(sys.path)}
         with self._only_call("start"):
             try:
-                async with asyncio.timeout(self.start_deadline_s):
+                async with asyncio.timeout(settings.start_deadline_s):
                     self._link = await _connect()
             except TimeoutError:
-                detail = f"no process for {self.env_id} came up within {self.start_deadline_s:g} s"
+                detail = f"no process for {settings.id} started within {settings.start_deadline_s:g} s"
                 raise self._failure("timeout", detail) from None
             except OSError as error:
-                raise self._failure("died", f"no process for {self.env_id} came up: {error}") from error
-            self._label_space = await self._call("make", arguments, self.start_deadline_s)
+                raise self._failure("died", f"no process for {settings.id} could start: {error}") from error
+            self._label_space = await self._call("make", arguments, settings.start_deadline_s)
 
     async def parser(self) -> Parser | None:
         """What reads the environment's utterances, on its own; None where the environment gives none."""
         with self._only_call("parser"):
-            return await self._call("parser", {}, self.deadline_s)  # type: ignore[no-any-return]
+            return await self._call("parser", {}, self.settings.deadline_s)  # type: ignore[no-any-return]
 
     async def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
@@ -115,17 +106,17 @@ class EnvironmentHost:
             if self._steps_since_reset:
                 self._schedule.succeeded()
                 self._steps_since_reset = 0
-            return await self._call("reset", {"seed": seed, "options": options}, self.deadline_s)
+            return await self._call("reset", {"seed": seed, "options": options}, self.settings.deadline_s)
 
     async def step(self, utterance: str) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """`Env.step`: (observation, reward, terminated, truncated, info)."""
         with self._only_call("step"):
-            result = await self._call("step", {"action": utterance}, self.deadline_s)
+            result = await self._call("step", {"action": utterance}, self.settings.deadline_s)
             self._steps_since_reset += 1
             return result
 
     async def ensure_running(self) -> None:
-        """Start the environment if it does not run, first waiting as long as its restart policy says.
+        """Start the environment if it does not run, first waiting as long as its restart schedule says.
 
         One try: a start that fails is counted and raised, and the next call waits longer.
         """
@@ -147,13 +138,13 @@ class EnvironmentHost:
         if self._busy_with is None:
             with contextlib.suppress(OSError, TimeoutError):
                 link.writer.write(frame(("close", None)))
-                await link.wait_for_end(self.deadline_s)
+                await link.wait_for_end(self.settings.deadline_s)
         await self._kill()
 
     @contextlib.contextmanager
     def _only_call(self, method: str) -> Any:
         if self._busy_with is not None:
-            raise RuntimeError(f"{self.env_id} is busy with {self._busy_with}; {method} must wait for it")
+            raise RuntimeError(f"{self.settings.id} is busy with {self._busy_with}; {method} must wait for it")
         self._busy_with = method
         try:
             yield
@@ -163,8 +154,8 @@ class EnvironmentHost:
     async def _call(self, method: str, arguments: dict[str, Any], deadline_s: float) -> Any:
         link = self._link
         if link is None:
-            raise RuntimeError(f"{self.env_id} is not running: start() or restart() it before {method}")
-        who = f"{self.env_id} (process {link.pid})"
+            raise RuntimeError(f"{self.settings.id} is not running: start() or restart() it before {method}")
+        who = f"{self.settings.id} (process {link.pid})"
         try:
             async with asyncio.timeout(deadline_s):
                 link.writer.write(frame((method, arguments)))
@@ -204,7 +195,7 @@ class EnvironmentHost:
             link.kill()
             await link.wait_for_end(_KILL_DEADLINE_S)
         except TimeoutError:
-            logger.error("process %d of %s outlives SIGKILL by %g s", link.pid, self.env_id, _KILL_DEADLINE_S)
+            logger.error("process %d of %s outlives SIGKILL by %g s", link.pid, self.settings.id, _KILL_DEADLINE_S)
         finally:
             self._drop(link)
 

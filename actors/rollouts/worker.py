@@ -14,19 +14,20 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
-from actors.generation import Generation, GenerationRequest
+from actors.generation import Generation
 from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
-from actors.rollouts.environment_restarts import RestartPolicy
 from actors.rollouts.episode import EpisodeRecorder, EpisodeSpec, training_seed
+from actors.rollouts.policy_client import PolicyClient
+from actors.settings import RolloutSettings
 from actors.trajectory import PngEncoder, TrajectoryBatch
 from envs.parsing import Parser
+from envs.settings import EnvironmentSettings
 
 logger = logging.getLogger(__name__)
 
@@ -34,21 +35,14 @@ logger = logging.getLogger(__name__)
 EVALUATION_ATTEMPTS = 3
 
 
-@dataclass(frozen=True)
-class RolloutOptions:
-    """What a worker must know; times in seconds."""
+@dataclass(frozen=True, kw_only=True)
+class RolloutLaunch:
+    """What the run tells a worker beside its settings."""
 
-    run: str
+    run: str  # the run's name
     run_seed: int
-    environment: str
-    environment_kwargs: dict[str, Any]
-    slots: int
-    temperature: float
-    max_new_tokens: int
-    environment_deadline_s: float
-    environment_start_deadline_s: float
-    answer_deadline_s: float
-    restart_policy: RestartPolicy = field(default_factory=RestartPolicy)
+    worker: int  # index of this worker
+    answer_deadline_s: float  # longest wait for an answer: `PolicyServerSettings.answer_deadline_s`
 
 
 @dataclass
@@ -60,25 +54,24 @@ class EvaluationResult:
 
 
 class RolloutWorker:
-    """One Ray actor driving `options.slots` environments. `servers` are policy-server handles; `stream` may be None
-    when only the lock-step calls are used."""
+    """One Ray actor that drives `rollout.envs_per_worker` environments, each in a slot of its own."""
 
-    def __init__(self, options: RolloutOptions, worker: int, servers: Sequence[Any], stream: Any | None) -> None:
-        self._options = options
-        self._worker = worker
-        self._servers = list(servers)
+    def __init__(
+        self,
+        environment: EnvironmentSettings,
+        rollout: RolloutSettings,
+        launch: RolloutLaunch,
+        servers: Sequence[Any],
+        stream: Any | None,
+    ) -> None:
+        """servers: handles of the policy servers. stream: handle of the `TrajectoryStream`; None where only the
+        lock-step calls are used."""
+        self._rollout = rollout
+        self._launch = launch
+        self._policy = PolicyClient(servers, launch.answer_deadline_s, f"rollout worker {launch.worker}")
         self._stream = stream
         self._encoder = PngEncoder()
-        self._hosts = [
-            EnvironmentHost(
-                options.environment,
-                options.environment_kwargs,
-                deadline_s=options.environment_deadline_s,
-                start_deadline_s=options.environment_start_deadline_s,
-                restart_policy=options.restart_policy,
-            )
-            for _ in range(options.slots)
-        ]
+        self._hosts = [EnvironmentHost(environment) for _ in range(rollout.envs_per_worker)]
         self._failed_slots: set[int] = set()
         self._restarts = 0
         self._failures: Counter[str] = Counter()
@@ -122,8 +115,9 @@ class RolloutWorker:
             if finished_steps + active_steps >= steps:
                 return None
             begun += 1
-            seed = training_seed(self._options.run_seed, update, self._worker, begun)
-            return EpisodeSpec(f"{update}-{self._worker}-{begun}", seed, self._options.temperature)
+            worker = self._launch.worker
+            seed = training_seed(self._launch.run_seed, update, worker, begun)
+            return EpisodeSpec(f"{update}-{worker}-{begun}", seed, self._rollout.temperature)
 
         batches = []
         async for recorder in self._lock_step(more):
@@ -154,12 +148,11 @@ class RolloutWorker:
 
         `next_spec(active_steps)` gives the next episode, or None to start no more now. Yields each finished recorder.
         """
-        server = self._servers[self._worker % len(self._servers)]
         active: dict[int, EpisodeRecorder] = {}
         while True:
             usable = [slot for slot, host in enumerate(self._hosts) if not host.quarantined]
             beginning: dict[int, EpisodeRecorder] = {}
-            for slot in usable or range(self._options.slots):
+            for slot in usable or range(len(self._hosts)):
                 if slot in active:
                     continue
                 under_way = [*active.values(), *beginning.values()]
@@ -176,7 +169,7 @@ class RolloutWorker:
                 return
             slots = sorted(active)
             requests = [active[slot].request() for slot in slots]
-            answers = await self._ask_batch(server, requests)
+            answers = await self._policy.generate_batch(self._launch.worker, requests)
             await asyncio.gather(
                 *(self._step(active[slot], slot, answer) for slot, answer in zip(slots, answers, strict=True))
             )
@@ -192,7 +185,7 @@ class RolloutWorker:
             return
         self._slot_tasks = [
             asyncio.create_task(self._run_slot(slot, self._training_specs(update, slot)))
-            for slot in range(self._options.slots)
+            for slot in range(len(self._hosts))
         ]
 
     async def evaluate(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
@@ -214,19 +207,20 @@ class RolloutWorker:
         return EvaluationResult(TrajectoryBatch.concatenate(kept), len(batches) - len(kept))
 
     def _training_specs(self, update: int, slot: int) -> Iterator[EpisodeSpec]:
+        worker = self._launch.worker
         count = 0
         while True:
-            seed = training_seed(self._options.run_seed, update, self._worker, slot, count)
+            seed = training_seed(self._launch.run_seed, update, worker, slot, count)
             # The process id tells a restarted worker's episodes from those of the one that died.
-            name = f"{update}-{self._worker}-{slot}-{count}-{os.getpid()}"
-            yield EpisodeSpec(name, seed, self._options.temperature)
+            name = f"{update}-{worker}-{slot}-{count}-{os.getpid()}"
+            yield EpisodeSpec(name, seed, self._rollout.temperature)
             count += 1
 
     async def _run_slot(self, slot: int, training: Iterator[EpisodeSpec]) -> None:
         """Episode after episode, each begun when the stream lets it. While it does not, the environment is still there
         for evaluation (which would otherwise wait for a learner that waits for it)."""
         assert self._stream is not None
-        environment = f"{self._worker}-{slot}"
+        environment = f"{self._launch.worker}-{slot}"
         leave = self._ask_stream(self._stream.begin, environment)
         while True:
             if self._evaluations:
@@ -271,22 +265,24 @@ class RolloutWorker:
     async def _run_episode(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
         recorder = self._recorder(spec, slot)
         if await self._begin(recorder, slot):
+            # Environments are spread evenly over the servers.
+            server = self._launch.worker * len(self._hosts) + slot
             while not recorder.over:
-                await self._step(recorder, slot, await self._ask(slot, recorder.request(seeded=False)))
+                answer = await self._policy.generate(server, recorder.request(seeded=False))
+                await self._step(recorder, slot, answer)
         return recorder
 
     # ---------------------------------------------------------------- shared
 
     def _recorder(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
-        options = self._options
         return EpisodeRecorder(
             spec,
-            run=options.run,
-            run_seed=options.run_seed,
-            environment=options.environment,
-            worker=self._worker,
+            run=self._launch.run,
+            run_seed=self._launch.run_seed,
+            environment=self._hosts[slot].settings.id,
+            worker=self._launch.worker,
             slot=slot,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=self._rollout.max_new_tokens,
             encoder=self._encoder,
         )
 
@@ -323,40 +319,6 @@ class RolloutWorker:
         self._failures[failure.reason] += 1
         self._failed_slots.add(slot)
         recorder.fail(f"environment_{failure.reason}")
-
-    async def _ask(self, slot: int, request: GenerationRequest) -> Generation:
-        """One answer from the slot's server; while that one is down, from the next."""
-        first = self._worker * self._options.slots + slot
-        return await self._with_failover(first, lambda server: server.generate.remote(request))
-
-    async def _ask_batch(self, server: Any, requests: list[GenerationRequest]) -> list[Generation]:
-        first = self._servers.index(server)
-        return await self._with_failover(first, lambda chosen: chosen.generate_batch.remote(requests))
-
-    async def _with_failover(self, first: int, call: Any) -> Any:
-        """Ask servers in turn from `first` on until one answers; a dead one is being restarted meanwhile."""
-        deadline = time.monotonic() + self._options.answer_deadline_s
-        attempt = 0
-        while True:
-            server = self._servers[(first + attempt) % len(self._servers)]
-            left = deadline - time.monotonic()
-            try:
-                # asyncio.wait_for would lose a cancellation that comes together with the answer (Python 3.11).
-                async with asyncio.timeout(max(left, 0.1)):
-                    return await call(server)
-            except (RayActorError, TimeoutError, RayTaskError) as error:
-                # A server that is alive and says what is wrong with the request would say it again; one that was too
-                # busy to answer in time might not.
-                if isinstance(error, RayTaskError) and not isinstance(error, TimeoutError):
-                    raise
-                if time.monotonic() >= deadline:
-                    raise TimeoutError(
-                        f"no policy server answered rollout worker {self._worker} within "
-                        f"{self._options.answer_deadline_s:.0f} s (policy_server.generate_deadline_s and "
-                        f"start_deadline_s together); last error: {error}"
-                    ) from error
-                attempt += 1
-                await asyncio.sleep(0.2)
 
     async def status(self) -> dict[str, Any]:
         """Process id, whether it is free-running, counts since it started and its memory in bytes.

@@ -19,13 +19,8 @@ from typing import Any
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest
-from actors.rollouts.admission import BusyMeter, Gate
-from actors.serving.policy_engine import (
-    ModelNotServable,
-    PolicyServerOptions,
-    policy_server_environment,
-    start_engine,
-)
+from actors.serving.admission import BusyMeter, Gate
+from actors.serving.policy_engine import ModelNotServable, PolicyServerLaunch, start_engine
 from actors.serving.weight_transfer import (
     COLLECTIVE_TRANSPORTS,
     CollectiveGroup,
@@ -35,9 +30,8 @@ from actors.serving.weight_transfer import (
     anonymous_file,
     check_readable,
 )
+from actors.settings import ModelSettings, PolicyServerSettings
 from actors.trajectory import decode_png
-
-__all__ = ["ModelNotServable", "PolicyServer", "PolicyServerOptions", "policy_server_environment"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +49,26 @@ REMEMBERED_IMAGES = 64
 class PolicyServer:
     """Serves one policy. An asynchronous Ray actor class: `ray.remote(PolicyServer)`.
 
-    Options for Ray: `max_restarts=-1`, and `runtime_env={"env_vars": policy_server_environment(options)}`.
+    Options for Ray: `max_restarts=-1`, and `policy_server_environment(...)` as the `env_vars` of its `runtime_env`.
     """
 
-    def __init__(self, options: PolicyServerOptions, name: str, registry: Any | None = None) -> None:
-        """name: for error messages. registry: handle of a `WeightRegistry` actor, from which current weights are
-        taken at a start; None: serve the model's own. Starts the engine in the background of the event loop."""
-        if options.device == "cpu":
+    def __init__(
+        self,
+        model: ModelSettings,
+        settings: PolicyServerSettings,
+        launch: PolicyServerLaunch,
+        registry: Any | None = None,
+    ) -> None:
+        """Starts the engine in the background of the event loop. registry: handle of a `WeightRegistry` actor, which
+        says how often this server was started and which weights are current; None: serve the model's own."""
+        if settings.device == "cpu":
             os.nice(LOWEST_PRIORITY)
-        self._options = options
-        self._name = name
+        self._model = model
+        self._settings = settings
+        self._launch = launch
+        self._name = launch.name
         self._registry = registry
+        self._incarnation = 0  # how often this server was started before
         self._broken: Exception | None = None
         self._current = asyncio.Event()  # set while the engine holds the weights it should
         self._pausing = asyncio.Lock()  # held while the engine's scheduler is paused
@@ -137,7 +140,8 @@ class PolicyServer:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
     async def status(self) -> dict[str, Any]:
-        """Process ids, version, requests running and answered, tokens generated, seconds busy and memory in bytes."""
+        """Process ids, how often it was started before, weights version, requests running and answered, tokens
+        generated, seconds busy and memory in bytes."""
         import psutil
 
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
@@ -151,6 +155,7 @@ class PolicyServer:
             "name": self._name,
             "pid": os.getpid(),
             "engine_pids": engines,
+            "incarnation": self._incarnation,
             "version": self._version,
             "running": self._gate.inside,
             "requests": self._requests,
@@ -167,15 +172,19 @@ class PolicyServer:
             raise self._broken
 
     async def _start(self) -> None:
-        options = self._options
+        deadline_s = self._settings.start_deadline_s
         try:
-            async with asyncio.timeout(options.start_deadline_s):
-                self._chat, self._engine = await asyncio.to_thread(start_engine, options)
+            async with asyncio.timeout(deadline_s):
+                if self._registry is not None:
+                    self._incarnation = await self._registry.count_start.remote(self._launch.index)
+                self._chat, self._engine = await asyncio.to_thread(
+                    start_engine, self._model, self._settings, self._launch, self._incarnation
+                )
                 self._bias = dict.fromkeys(self._chat.banned_token_ids, BAN_LOGIT_BIAS)
                 loop = asyncio.get_running_loop()
                 for process in multiprocessing.active_children():
                     loop.add_reader(process.sentinel, _end_this_process, f"{self._name}: the vLLM engine died")
-                if self._options.device == "cpu":
+                if self._settings.device == "cpu":
                     await self._engine.collective_rpc("unlink_own_semaphores")
                 await self._engine.update_weight_version("0")
                 await self._take_current_weights()
@@ -185,8 +194,7 @@ class PolicyServer:
                 process.kill()
             if isinstance(error, TimeoutError):
                 raise TimeoutError(
-                    f"{self._name} did not start within {options.start_deadline_s:.0f} s "
-                    "(policy_server.start_deadline_s)"
+                    f"{self._name} did not start within {deadline_s:.0f} s (policy_server.start_deadline_s)"
                 ) from error
             raise
 
@@ -224,7 +232,7 @@ class PolicyServer:
     async def _answering(self, failure: str) -> AsyncIterator[None]:
         """Within the deadline of an answer, on a started engine with current weights."""
         await self._started()
-        deadline_s = self._options.generate_deadline_s
+        deadline_s = self._settings.generate_deadline_s
         try:
             async with asyncio.timeout(deadline_s):
                 await self._current.wait()
@@ -279,7 +287,7 @@ class PolicyServer:
         expected = self._chat.encode_prompt(request.prompt, image)["input_ids"][0].tolist()
         if list(engine_ids) != expected:
             raise ModelNotServable(
-                f"vLLM and the processor of {self._options.model_path!r} turn a prompt into different tokens "
+                f"vLLM and the processor of {self._model.path!r} turn a prompt into different tokens "
                 f"({len(engine_ids)} and {len(expected)} of them), so what vLLM samples cannot be trained on. "
                 "Use a model whose processor vLLM reproduces."
             )

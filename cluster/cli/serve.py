@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,9 +35,13 @@ def serve(
     """
     from actors.serving.openai_api import listening_socket
     from actors.serving.openai_api import serve as serve_model
-    from actors.serving.policy_engine import ModelNotServable, policy_server_environment, start_engine
+    from actors.serving.policy_engine import (
+        ModelNotServable,
+        PolicyServerLaunch,
+        policy_server_environment,
+        start_engine,
+    )
     from cluster.config.files import config_of_words
-    from cluster.config.mapping import policy_server_options
     from cluster.errors import CosoError
     from cluster.launch.ray_runtime import short_temporary_folder, temporary_prefix
     from cluster.telemetry.progress import spinner
@@ -59,11 +62,13 @@ def serve(
         typer.echo(f"serving {name!r} at {address} (Ctrl-C ends it)")
 
     try:
-        options = replace(policy_server_options(config, temporary, 0, "shared_memory"), images_per_prompt=images)
-        os.environ.update(policy_server_environment(options) | quiet)
+        launch = PolicyServerLaunch(
+            index=0, run_seed=config.seed, temp_folder=str(temporary / "v0"), images_per_prompt=images
+        )
+        os.environ.update(policy_server_environment(config.model, config.policy_server, launch) | quiet)
         with starting:
             starting.enter_context(spinner(f"starting an engine for {config.model.path}"))
-            _, engine = start_engine(options)
+            _, engine = start_engine(config.model, config.policy_server, launch)
             try:
                 asyncio.run(serve_model(engine, config.model.path, name, bound, on_serving))
             finally:
