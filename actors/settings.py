@@ -32,7 +32,7 @@ class RolloutSettings(Section):
     temperature: PositiveFloat = Field(1.0, description="Sampling temperature (published for cards: 0.2).")
     max_new_tokens: PositiveInt = Field(256, description="Longest answer, tokens.")
     stream_bytes: PositiveInt = Field(
-        64 << 20, description="Trajectories waiting for the learner, bytes; full means that rollouts wait."
+        64 << 20, description="Trajectories that may wait for the learner, bytes; rollouts wait while it is full."
     )
     stall_deadline_s: PositiveFloat = Field(
         300.0, description="Longest wait for a batch of trajectories before the run stops with an error, seconds."

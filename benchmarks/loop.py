@@ -146,7 +146,7 @@ async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, An
     from actors.rollouts.stream import TrajectoryStream
     from cluster.config.files import load_config
     from cluster.launch.ray_runtime import ray_session
-    from cluster.run.system import start_policy_servers, start_rollout_workers, wait_for_servers
+    from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
 
     config = load_config(["configs/numberline.yaml"], [f"model.path={model}"])
     with ray_session(config) as temporary:

@@ -1,9 +1,9 @@
 """Rollout workers: Ray actors that drive many environments at once, each environment in a process of its own.
 
-Two ways to drive them. `collect` and `evaluate_batch` move all environments in lock-step with one deterministic batch
-of answers per round (sync mode). `start` lets every environment run at its own pace, taking evaluation episodes first
-and training episodes otherwise, and streams what is finished (async mode); there, one slow or dead environment holds
-up nobody.
+There are two ways to drive them. In sync mode, `collect` and `evaluate_batch` move all environments in lock-step, with
+one deterministic batch of answers per round. In async mode, `start` lets every environment run at its own pace. It
+takes evaluation episodes first, training episodes otherwise, and streams each finished episode. There, a slow or dead
+environment delays no other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from envs.settings import EnvironmentSettings
 
 logger = logging.getLogger(__name__)
 
-#: Attempts at an evaluation episode whose environment fails, before it is reported as failed.
+#: How often an evaluation episode is tried when its environment fails, before it is reported as failed.
 EVALUATION_ATTEMPTS = 3
 
 
@@ -47,7 +47,7 @@ class RolloutLaunch:
 
 @dataclass
 class EvaluationResult:
-    """Held-out episodes that were run, and how many could not be because their environments kept failing."""
+    """Held-out episodes, and the number of those that failed because their environments failed again and again."""
 
     episodes: TrajectoryBatch
     failed: int
@@ -76,7 +76,7 @@ class RolloutWorker:
         self._restarts = 0
         self._failures: Counter[str] = Counter()
         self._evaluations: deque[tuple[EpisodeSpec, asyncio.Future[TrajectoryBatch | None]]] = deque()
-        self._evaluation_called = asyncio.Event()
+        self._evaluation_requested = asyncio.Event()
         self._stream_calls: set[asyncio.Task[float]] = set()
         self._slot_tasks: list[asyncio.Task[None]] = []
         self._steps = 0
@@ -85,14 +85,14 @@ class RolloutWorker:
         self._stream_wait_seconds = 0.0
 
     async def label_sizes(self) -> tuple[int, ...]:
-        """Number of labels of each head of the environment's label space; starts an environment to ask it."""
+        """Number of labels of each head of the environment's label space; starts an environment where none runs."""
         host = self._hosts[0]
         if host.pid is None:
             await host.start()
         return tuple(head.size for head in host.label_space.heads)
 
     async def action_parser(self) -> Parser | None:
-        """What reads the environment's utterances, or None; starts an environment to ask it."""
+        """The parser of the environment's utterances, or None; starts an environment where none runs."""
         host = self._hosts[0]
         if host.pid is None:
             await host.start()
@@ -101,7 +101,7 @@ class RolloutWorker:
     # ---------------------------------------------------------------- lock-step (sync mode)
 
     async def collect(self, update: int, steps: int) -> TrajectoryBatch:
-        """Fresh whole episodes of at least `steps` steps together, moved in lock-step.
+        """New whole episodes with at least `steps` steps together, in lock-step.
 
         The same update and weights give the same episodes, whatever happened before.
         """
@@ -110,8 +110,8 @@ class RolloutWorker:
 
         def more(active_steps: int) -> EpisodeSpec | None:
             nonlocal begun
-            # Count episodes under way as far as they have come: enough of them are started to reach `steps`, and
-            # none when those that run will reach it by themselves.
+            # Running episodes count with the steps that they have so far. So enough episodes are started to reach
+            # `steps`, and no more once the running ones reach it.
             if finished_steps + active_steps >= steps:
                 return None
             begun += 1
@@ -128,7 +128,7 @@ class RolloutWorker:
         return TrajectoryBatch.concatenate(batch for _, batch in batches)
 
     async def evaluate_batch(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
-        """One held-out episode per seed, moved in lock-step."""
+        """One held-out episode per seed, in lock-step."""
         waiting = deque(EpisodeSpec(f"evaluation-{seed}", seed, temperature) for seed in seeds)
         attempts: Counter[int] = Counter()
         done: dict[int, TrajectoryBatch] = {}
@@ -144,9 +144,9 @@ class RolloutWorker:
         return EvaluationResult(TrajectoryBatch.concatenate(done[s] for s in seeds if s in done), failed)
 
     async def _lock_step(self, next_spec: Any) -> Any:
-        """Run episodes in rounds: every active environment's request in one batch, then every step at once.
+        """Run episodes in rounds: one batch with the request of every active environment, then all steps at once.
 
-        `next_spec(active_steps)` gives the next episode, or None to start no more now. Yields each finished recorder.
+        `next_spec(active_steps)` returns the next episode, or None to start none now. Yields each finished recorder.
         """
         active: dict[int, EpisodeRecorder] = {}
         while True:
@@ -155,13 +155,13 @@ class RolloutWorker:
             for slot in usable or range(len(self._hosts)):
                 if slot in active:
                     continue
-                under_way = [*active.values(), *beginning.values()]
-                spec = next_spec(sum(len(recorder) + 1 for recorder in under_way))
+                running = [*active.values(), *beginning.values()]
+                spec = next_spec(sum(len(recorder) + 1 for recorder in running))
                 if spec is not None:
                     beginning[slot] = self._recorder(spec, slot)
             begun = await asyncio.gather(*(self._begin(recorder, slot) for slot, recorder in beginning.items()))
-            for (slot, recorder), running in zip(beginning.items(), begun, strict=True):
-                if running:
+            for (slot, recorder), has_begun in zip(beginning.items(), begun, strict=True):
+                if has_begun:
                     active[slot] = recorder
                 else:
                     yield recorder
@@ -180,7 +180,7 @@ class RolloutWorker:
     # ---------------------------------------------------------------- free-running (async mode)
 
     async def start(self, update: int) -> None:
-        """Let every environment run and stream finished training episodes until `stop`; `update` seeds them."""
+        """Let every environment run training episodes, seeded by `update`, and stream them until `stop`."""
         if self._slot_tasks:
             return
         self._slot_tasks = [
@@ -189,19 +189,19 @@ class RolloutWorker:
         ]
 
     async def evaluate(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
-        """One held-out episode per seed, taken up by environments as they become free, ahead of training."""
+        """One held-out episode per seed. Environments take them as they become free, before training episodes."""
         futures = []
         for seed in seeds:
             future: asyncio.Future[TrajectoryBatch | None] = asyncio.get_running_loop().create_future()
             self._evaluations.append((EpisodeSpec(f"evaluation-{seed}", seed, temperature), future))
             futures.append(future)
-        self._evaluation_called.set()
+        self._evaluation_requested.set()
         everything = asyncio.gather(*futures)
         waiting: set[asyncio.Future[Any]] = {everything, *self._slot_tasks}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():
             everything.cancel()
-            await self.status()  # raises what ended an environment's loop
+            await self.status()  # raises the error that ended an environment's loop
         batches = await everything
         kept = [batch for batch in batches if batch is not None]
         return EvaluationResult(TrajectoryBatch.concatenate(kept), len(batches) - len(kept))
@@ -211,49 +211,49 @@ class RolloutWorker:
         count = 0
         while True:
             seed = training_seed(self._launch.run_seed, update, worker, slot, count)
-            # The process id tells a restarted worker's episodes from those of the one that died.
+            # The process id makes the names of a restarted worker's episodes different from those before.
             name = f"{update}-{worker}-{slot}-{count}-{os.getpid()}"
             yield EpisodeSpec(name, seed, self._rollout.temperature)
             count += 1
 
     async def _run_slot(self, slot: int, training: Iterator[EpisodeSpec]) -> None:
-        """Episode after episode, each begun when the stream lets it. While it does not, the environment is still there
-        for evaluation (which would otherwise wait for a learner that waits for it)."""
+        """Run episode after episode, each when the stream permits it. While it does not, the environment still runs
+        evaluations: the learner waits for these, and the stream for the learner."""
         assert self._stream is not None
         environment = f"{self._launch.worker}-{slot}"
-        leave = self._ask_stream(self._stream.begin, environment)
+        permit = self._call_stream(self._stream.begin, environment)
         while True:
             if self._evaluations:
                 await self._run_evaluation(slot)
-            elif not leave.done():
-                self._evaluation_called.clear()
-                call: asyncio.Future[Any] = asyncio.ensure_future(self._evaluation_called.wait())
-                waiting: set[asyncio.Future[Any]] = {leave, call}
+            elif not permit.done():
+                self._evaluation_requested.clear()
+                request: asyncio.Future[Any] = asyncio.ensure_future(self._evaluation_requested.wait())
+                waiting: set[asyncio.Future[Any]] = {permit, request}
                 try:
                     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 finally:
-                    call.cancel()
+                    request.cancel()
             else:
-                self._stream_wait_seconds += leave.result()
+                self._stream_wait_seconds += permit.result()
                 recorder = await self._run_episode(next(training), slot)
                 if len(recorder):
-                    leave = self._ask_stream(self._stream.put, environment, recorder.batch())
+                    permit = self._call_stream(self._stream.put, environment, recorder.batch())
                 else:
-                    leave = self._ask_stream(self._stream.begin, environment)
+                    permit = self._call_stream(self._stream.begin, environment)
 
-    def _ask_stream(self, method: Any, *arguments: Any) -> asyncio.Task[float]:
-        """A call of the stream under way; its result is the seconds waited until the next episode may begin."""
+    def _call_stream(self, method: Any, *arguments: Any) -> asyncio.Task[float]:
+        """Start a call of the stream. Its task ends when the next episode may begin; its result: the seconds waited."""
 
         async def call() -> float:
             return await method.remote(*arguments)
 
-        asked = asyncio.create_task(call())
-        self._stream_calls.add(asked)
-        asked.add_done_callback(self._stream_calls.discard)
-        return asked
+        task = asyncio.create_task(call())
+        self._stream_calls.add(task)
+        task.add_done_callback(self._stream_calls.discard)
+        return task
 
     async def _run_evaluation(self, slot: int) -> None:
-        """The next evaluation episode, tried again where its environment fails."""
+        """Run the next evaluation episode, again if its environment fails."""
         spec, future = self._evaluations.popleft()
         for _ in range(EVALUATION_ATTEMPTS):
             recorder = await self._run_episode(spec, slot)
@@ -287,7 +287,7 @@ class RolloutWorker:
         )
 
     async def _begin(self, recorder: EpisodeRecorder, slot: int) -> bool:
-        """Reset the slot's environment, starting it first where it does not run; False when it failed."""
+        """Reset the slot's environment; start it first if it does not run. False when it failed."""
         host = self._hosts[slot]
         try:
             if host.pid is None:
@@ -321,9 +321,9 @@ class RolloutWorker:
         recorder.fail(f"environment_{failure.reason}")
 
     async def status(self) -> dict[str, Any]:
-        """Process id, whether it is free-running, counts since it started and its memory in bytes.
+        """Process id, whether environments run freely (async mode), counts since the start, memory in bytes.
 
-        Raises what stopped a free-running environment's loop, so that it is seen and not only logged.
+        Raises the error that ended an environment's loop, so that the caller sees it and not only the log.
         """
         for task in self._slot_tasks:
             if task.done():
@@ -343,7 +343,7 @@ class RolloutWorker:
         }
 
     async def stop(self) -> None:
-        """Stop the free-running loops and end the environment processes."""
+        """Stop the environments' loops and end their processes."""
         ending = [*self._slot_tasks, *self._stream_calls]
         for task in ending:
             task.cancel()
@@ -355,9 +355,9 @@ class RolloutWorker:
 
 
 def make_rollout_worker(cpus: float, resources: dict[str, float], *arguments: Any) -> Any:
-    """Start a `RolloutWorker` as a Ray actor that Ray restarts when it dies; `arguments` as for the class.
+    """Start a `RolloutWorker` as a Ray actor, which Ray restarts when it dies; `arguments` as for the class.
 
-    resources: custom resources it takes, for instance {"emulator": 8.0}.
+    resources: custom Ray resources that it takes, for instance {"emulator": 8.0}.
     """
     options = {"num_cpus": cpus, "resources": resources, "max_restarts": -1, "max_concurrency": 1000}
     return ray.remote(RolloutWorker).options(**options).remote(*arguments)

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
-#: Bound on processed images that vLLM keeps, GiB.
+#: Size of vLLM's cache of processed images, GiB.
 IMAGE_CACHE_GIB = 0.25
-#: Tokens a CPU engine computes in one step: enough for many short prompts at once.
+#: Tokens that a CPU engine computes in one step, at least: enough for many short prompts at once.
 MINIMUM_BATCHED_TOKENS = 4096
 
 
 class ModelNotServable(ValueError):
-    """The named model is no vision-language model, or vLLM cannot serve it."""
+    """The model is no vision-language model, or vLLM cannot serve it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,10 @@ def policy_server_environment(
         environment["HF_HUB_OFFLINE"] = "1"
     if settings.device == "cpu":
         environment |= {
-            "OMP_NUM_THREADS": "1",  # with more, any other load slows vLLM tenfold
-            "TORCHDYNAMO_DISABLE": "1",  # or the first log-probabilities compile for ten seconds
-            # Keeps model and scheduler in one process: two processes per server instead of three, half the start time,
-            # and no shared-memory segments that a kill would leave behind.
+            "OMP_NUM_THREADS": "1",  # with more threads, any other load makes vLLM ten times slower
+            "TORCHDYNAMO_DISABLE": "1",  # else the first log-probabilities compile for ten seconds
+            # Model and scheduler in one process: two processes per server instead of three, half the start time, and
+            # no shared-memory segments that a kill would leave behind.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     return environment
@@ -91,7 +91,7 @@ def start_engine(
     """Start the engine and wait until it serves (20 s and more). incarnation: how often it was started before. Raises
     `ModelNotServable`."""
     Path(launch.temp_folder).mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = None  # it may have been looked up before the folder existed
+    tempfile.tempdir = None  # Python may have cached another folder before this one existed
     try:
         chat = ChatProcessor(model.path)
     except NotAVisionLanguageModel as error:
@@ -105,7 +105,7 @@ def start_engine(
         config = AsyncEngineArgs(**arguments).create_engine_config()
         engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     except Exception as error:
-        # When it is the engine's process that failed, its reason is in the log and not in the exception.
+        # If the engine's process failed, the reason is in its log and not in the exception.
         reason = log.last_error() or str(error).strip() or type(error).__name__
         raise ModelNotServable(f"vLLM cannot serve model.path {model.path!r} on {settings.device}: {reason}") from error
     if not config.model_config.is_multimodal_model:
@@ -154,7 +154,7 @@ def engine_arguments(
 
 
 class _OwnErrorLog:
-    """What this process and its children write to standard error from now on, where that is a file (as under Ray)."""
+    """What this process and its children write to standard error from now on, if that is a file (as under Ray)."""
 
     _ERROR = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception): \S.*")
 
