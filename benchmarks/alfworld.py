@@ -203,9 +203,13 @@ def _environment_steps(folder: Path, path: GamePath) -> Any:
 async def parallel(folder: Path, count: int) -> dict[str, Any]:
     """`count` environments in processes of their own behind deadlines: start, throughput and memory of each."""
     from actors.rollouts.environment_host import EnvironmentHost
+    from envs.settings import EnvironmentSettings
 
     begun = time.perf_counter()
-    hosts = [EnvironmentHost("coso/ALFWorld-v0", {"games": str(folder)}, DEADLINE_S, DEADLINE_S) for _ in range(count)]
+    settings = EnvironmentSettings(
+        id="coso/ALFWorld-v0", kwargs={"games": str(folder)}, deadline_s=DEADLINE_S, start_deadline_s=DEADLINE_S
+    )
+    hosts = [EnvironmentHost(settings) for _ in range(count)]
     try:
         await asyncio.gather(*(host.start() for host in hosts))
         started = time.perf_counter() - begun

@@ -146,7 +146,7 @@ async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, An
     from actors.rollouts.stream import TrajectoryStream
     from cluster.config.files import load_config
     from cluster.launch.ray_runtime import ray_session
-    from cluster.run.system import start_policy_servers, start_rollout_workers, wait_for_servers
+    from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
 
     config = load_config(["configs/numberline.yaml"], [f"model.path={model}"])
     with ray_session(config) as temporary:
@@ -170,14 +170,14 @@ async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, An
 
 def bare_engine(model: str, steps: list[dict[str, Any]], concurrent: int, temporary: str, seconds: float) -> float:
     """Tokens/s of vLLM's AsyncLLM alone, in this process, on the same prompts with answers of the same lengths."""
-    from actors.serving.policy_engine import PolicyServerOptions, policy_server_environment, start_engine
+    from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment, start_engine
+    from actors.settings import ModelSettings, PolicyServerSettings
     from actors.trajectory import decode_png
 
-    options = PolicyServerOptions(
-        model_path=model, temp_folder=temporary, max_model_len=256, max_concurrent_requests=64
-    )
-    os.environ.update(policy_server_environment(options))
-    chat, engine = start_engine(options)
+    policy, settings = ModelSettings(path=model), PolicyServerSettings(max_model_len=256)
+    launch = PolicyServerLaunch(index=0, run_seed=0, temp_folder=temporary)
+    os.environ.update(policy_server_environment(policy, settings, launch))
+    chat, engine = start_engine(policy, settings, launch)
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

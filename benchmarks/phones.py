@@ -30,6 +30,7 @@ import psutil
 from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
 from benchmarks.phone_devices import SCREEN, serve_still
 from envs.android.device import DeviceError
+from envs.settings import EnvironmentSettings
 
 ENV_ID = "coso/Android-v0"
 PHONES = (1, 4, 16, 32)
@@ -77,8 +78,9 @@ def usage(root: int) -> tuple[float, float]:
     return seconds, bytes_ / 1e6
 
 
-async def begin(count: int, kwargs: dict[str, Any], **options: Any) -> list[EnvironmentHost]:
-    hosts = [EnvironmentHost(ENV_ID, kwargs, deadline_s=120, start_deadline_s=300, **options) for _ in range(count)]
+async def begin(count: int, kwargs: dict[str, Any]) -> list[EnvironmentHost]:
+    settings = EnvironmentSettings(id=ENV_ID, kwargs=kwargs, deadline_s=120, start_deadline_s=300)
+    hosts = [EnvironmentHost(settings) for _ in range(count)]
     for start in range(0, count, 8):
         await asyncio.gather(*(host.start() for host in hosts[start : start + 8]))
     await asyncio.gather(*(host.reset(seed=number) for number, host in enumerate(hosts)))
@@ -272,8 +274,6 @@ def play_all(tasks: str, split: str, agent: str) -> dict[str, Any]:
 
 async def soak() -> dict[str, Any]:
     """Thousands of short episodes with calls that fail at random: none may stall, leak or go uncounted."""
-    from actors.rollouts.environment_restarts import RestartPolicy
-
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "failures.txt"
         log.touch()
@@ -282,11 +282,8 @@ async def soak() -> dict[str, Any]:
             "device": {"log": str(log), "share": SOAK_FAILURES},
             "horizon": 4,
         }
-        policy = RestartPolicy()
-        hosts = [
-            EnvironmentHost(ENV_ID, kwargs, deadline_s=SOAK_DEADLINE_S, start_deadline_s=60, restart_policy=policy)
-            for _ in range(SOAK_PHONES)
-        ]
+        settings = EnvironmentSettings(id=ENV_ID, kwargs=kwargs, deadline_s=SOAK_DEADLINE_S)
+        hosts = [EnvironmentHost(settings) for _ in range(SOAK_PHONES)]
         left = SOAK_EPISODES
         counted: Counter[str] = Counter()
         whole = cut_short = steps = 0

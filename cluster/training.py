@@ -48,7 +48,8 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     """Success of `model.path` on the held-out seeds; starts policy servers and rollout workers only."""
     from cluster.launch.ray_runtime import ray_session
     from cluster.run.collection import SynchronousCollector
-    from cluster.run.system import evaluation_actors, require_model
+    from cluster.run.rollout_actors import evaluation_actors
+    from cluster.run.system import require_model
     from cluster.telemetry.console import Console
     from cluster.telemetry.summaries import episode_metrics
 

@@ -40,6 +40,9 @@ class EnvironmentSettings(Section):
     restart_backoff_s: NonNegative = Field(
         0.5, description="Wait before the first restart, seconds; doubles with every failure in a row."
     )
+    restart_backoff_max_s: NonNegative = Field(
+        30.0, description="Longest wait before a restart, seconds, short of a quarantine."
+    )
     quarantine_after: PositiveInt = Field(
         5, description="Failures in a row after which an environment is left alone for `quarantine_s`."
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.serving.weight_transfer import meeting_place
+from actors.serving.weight_transfer import rendezvous_store
 from learner.options import EngineOptions
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def _join(options: EngineOptions, place: RankPlace) -> None:
     backend = "gloo" if on_cpu else "nccl"
     deadline = timedelta(seconds=options.collective_deadline_s)
     if not torch.distributed.is_initialized():
-        store = meeting_place(place.address, place.port, place.rank, place.world_size, deadline)
+        store = rendezvous_store(place.address, place.port, place.rank, place.world_size, deadline)
         torch.distributed.init_process_group(
             backend, store=store, rank=place.rank, world_size=place.world_size, timeout=deadline
         )

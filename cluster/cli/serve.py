@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,18 +33,15 @@ def serve(
     Its engine is set by `model` and `policy_server` of the config. With VLLM_API_KEY in the environment, requests have
     to bear that key.
     """
-    from actors.serving.openai_api import listening_socket
-    from actors.serving.openai_api import serve as serve_model
-    from actors.serving.policy_engine import ModelNotServable, policy_server_environment, start_engine
+    from actors.serving import openai_api, policy_engine
     from cluster.config.files import config_of_words
-    from cluster.config.mapping import policy_server_options
     from cluster.errors import CosoError
     from cluster.launch.ray_runtime import short_temporary_folder, temporary_prefix
     from cluster.telemetry.progress import spinner
 
     config = config_of_words([*(words or []), *([f"model.path={json.dumps(model)}"] if model else [])])
     try:
-        bound = listening_socket(host, port)
+        bound = openai_api.listening_socket(host, port)
     except OSError as error:
         raise CosoError(f"cannot listen at {host}:{port}: {error}; choose another --host or --port") from None
     address = f"http://{host}:{bound.getsockname()[1]}/v1"
@@ -59,16 +55,19 @@ def serve(
         typer.echo(f"serving {name!r} at {address} (Ctrl-C ends it)")
 
     try:
-        options = replace(policy_server_options(config, temporary, 0, "shared_memory"), images_per_prompt=images)
-        os.environ.update(policy_server_environment(options) | quiet)
+        launch = policy_engine.PolicyServerLaunch(
+            index=0, run_seed=config.seed, temp_folder=str(temporary / "v0"), images_per_prompt=images
+        )
+        environment = policy_engine.policy_server_environment(config.model, config.policy_server, launch)
+        os.environ.update(environment | quiet)
         with starting:
             starting.enter_context(spinner(f"starting an engine for {config.model.path}"))
-            _, engine = start_engine(options)
+            _, engine = policy_engine.start_engine(config.model, config.policy_server, launch)
             try:
-                asyncio.run(serve_model(engine, config.model.path, name, bound, on_serving))
+                asyncio.run(openai_api.serve(engine, config.model.path, name, bound, on_serving))
             finally:
                 engine.shutdown()
-    except ModelNotServable as error:
+    except policy_engine.ModelNotServable as error:
         raise CosoError(str(error)) from error
     finally:
         bound.close()

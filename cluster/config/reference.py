@@ -76,12 +76,16 @@ def _range(metadata: Sequence[Any]) -> str:
     signs = {annotated_types.Gt: (">", "gt"), annotated_types.Ge: ("≥", "ge"), annotated_types.Le: ("≤", "le"),
              annotated_types.Lt: ("<", "lt")}  # fmt: skip
     parts = [
-        f"{sign} {getattr(bound, name):g}"
+        f"{sign} {_number(getattr(bound, name))}"
         for bound in bounds
         if type(bound) in signs
         for sign, name in (signs[type(bound)],)
     ]
     return " " + ", ".join(parts) if parts else ""
+
+
+def _number(bound: int | float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _default(field: FieldInfo) -> str:

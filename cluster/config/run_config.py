@@ -61,7 +61,8 @@ class RunConfig(Section):
 
     name: str = Field("numberline", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name.")
     folder: str = Field("runs", description="Where run folders are made.")
-    seed: Count = Field(1, description="Seed of everything.")
+    # PyTorch takes no larger seed; what takes only 32 bits is given a seed derived from this one.
+    seed: int = Field(1, ge=0, lt=2**64, description="Seed of everything.")
     mode: Literal["sync", "async"] = Field(
         "async", description="sync: lock-step and deterministic; async: all stages overlap."
     )

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.rollouts.environment_restarts import RestartPolicy, RestartSchedule
+from actors.rollouts.environment_restarts import RestartSchedule
 from cluster.fleet.emulator import (
     EmulatorError,
     EmulatorOptions,
@@ -59,7 +59,11 @@ class AgentOptions:
     reset_deadline_s: float = 60.0
     probe_deadline_s: float = 10.0
     health_s: float = 10.0
-    restart: RestartPolicy = RestartPolicy(initial_s=2.0, maximum_s=60.0, quarantine_after=5, quarantine_s=600.0)
+    # When an emulator that failed is started again: see `RestartSchedule`.
+    restart_backoff_s: float = 2.0
+    restart_backoff_max_s: float = 60.0
+    quarantine_after: int = 5
+    quarantine_s: float = 600.0
 
 
 class Slot:
@@ -77,7 +81,7 @@ class Slot:
         self._options = options
         self._adb = AdbServer(port=options.emulator.adb_port)
         self._changed = changed
-        self._schedule = RestartSchedule(options.restart)
+        self._schedule = RestartSchedule(options)
         self._broken = asyncio.Event()
 
     def status(self) -> dict[str, Any]:
@@ -316,8 +320,6 @@ def read_options(text: str) -> AgentOptions:
     """Options as `cluster.fleet.node` writes them (the fields of AgentOptions, as JSON)."""
     values = json.loads(text)
     values["emulator"] = EmulatorOptions(**values["emulator"])
-    if "restart" in values:
-        values["restart"] = RestartPolicy(**values["restart"])
     return AgentOptions(**values)
 
 

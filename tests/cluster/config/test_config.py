@@ -77,6 +77,8 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     [
         ("training.updates=soon", ("'training.updates'", "integer", "'soon'")),
         ("training.updates=0", ("greater than 0", "got 0")),
+        ("seed=-1", ("'seed'", "greater than or equal to 0")),
+        (f"seed={2**64}", ("'seed'", "less than 18446744073709551616")),
         ("training.updates=2.5", ("integer", "2.5")),
         ("training.updates=true", ("'training.updates'", "true or false")),
         ("learner.value_learning_rate=yes", ("'learner.value_learning_rate'", "true or false")),
@@ -89,6 +91,10 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         ("name=../up", ("'name'", "../up")),
         ("warm_start.habit=-", ("'warm_start.habit'", "quote")),
         ("logging.console=3", ("'logging.console'", "boolean")),
+        ("environment.restart_backoff_s=-1", ("'environment.restart_backoff_s'", "greater than or equal to 0")),
+        ("environment.restart_backoff_max_s=-1", ("greater than or equal to 0",)),
+        ("environment.quarantine_after=0", ("'environment.quarantine_after'", "greater than 0")),
+        ("environment.quarantine_s=-0.1", ("'environment.quarantine_s'", "greater than or equal to 0")),
         ("learner.zero_stage=4", ("'learner.zero_stage'", "less than or equal to 3")),
     ],
 )

@@ -16,7 +16,6 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from actors.rollouts.environment_restarts import RestartPolicy
 from cluster.cli.main import app
 from cluster.errors import CosoError
 from cluster.fleet.agent import AgentOptions, read_options
@@ -82,8 +81,9 @@ def start_agent(fake: Path, adb_port: int, tmp_path: Path) -> Iterator[StartAgen
 
     def start(count: int, **options: Any) -> RunningAgent:
         emulator = EmulatorOptions("fake-phone", str(fake), adb_port=adb_port)
-        restart = RestartPolicy(initial_s=0.1, quarantine_after=3, quarantine_s=600)
-        values = {"boot_deadline_s": 20.0, "health_s": 0.3, "probe_deadline_s": 5.0, "restart": restart, **options}
+        deadlines = {"boot_deadline_s": 20.0, "health_s": 0.3, "probe_deadline_s": 5.0}
+        restarts = {"restart_backoff_s": 0.1, "quarantine_after": 3}
+        values = {**deadlines, **restarts, **options}
         fleet = f"test-{os.getpid()}-{len(agents)}"
         agents.append(RunningAgent(AgentOptions(emulator, count, str(tmp_path), fleet, **values), tmp_path))
         return agents[-1]
@@ -213,7 +213,7 @@ def test_how_many_fit() -> None:
 
 
 def test_options_travel_as_json(tmp_path: Path) -> None:
-    options = AgentOptions(EmulatorOptions("a"), 2, str(tmp_path), restart=RestartPolicy(initial_s=1.0))
+    options = AgentOptions(EmulatorOptions("a"), 2, str(tmp_path), restart_backoff_s=1.0)
     assert read_options(json.dumps(asdict(options))) == options
 
 

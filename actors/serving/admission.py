@@ -1,4 +1,4 @@
-"""Who may use an engine at a time, and for how long it was in use."""
+"""Admission of requests to an engine, and the time that it was busy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 
 class Gate:
-    """Many may be inside together, or one alone."""
+    """A lock that many holders may share, or that one may hold alone."""
 
     def __init__(self) -> None:
         self.inside = 0
@@ -32,7 +32,7 @@ class Gate:
     async def alone(self) -> AsyncIterator[None]:
         async with self._changed:
             await self._changed.wait_for(lambda: not self._alone)
-            self._alone = True  # nobody comes in any more
+            self._alone = True  # from here on, nobody else enters
         try:
             async with self._changed:
                 await self._changed.wait_for(lambda: self.inside == 0)
@@ -48,7 +48,7 @@ class Gate:
 
 
 class BusyMeter:
-    """Seconds during which at least one caller was being served."""
+    """Counts the seconds during which at least one request was running."""
 
     def __init__(self) -> None:
         self._running = 0
