@@ -1,6 +1,33 @@
-"""Options of the test run."""
+"""The layers of the test run, the Ray session that its tests share, and its options.
+
+Layers, from light to heavy: `unit`, `integration`, `end_to_end` (pyproject.toml says what each is). Most tests need no
+marker: a test belongs to the layer of the heaviest fixture that it uses. Tests that start processes without a fixture
+carry a marker, mostly one for the whole file. Lighter layers run first, so that most failures show within minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+# The tests' models are so small that a second thread of torch costs more than it gains. Set before torch is imported;
+# processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LAYERS = ("unit", "integration", "end_to_end")
+#: Fixtures that start programs, and the layer of the tests that use them.
+LAYER_OF_FIXTURE = {
+    "ray_cluster": "integration",
+    "needs_browser": "integration",
+    "adb_port": "integration",
+    "games_folder": "integration",
+    "tiny_model": "end_to_end",
+}
+#: A test of the unit layer that takes longer is named at the end of the run, seconds.
+UNIT_LIMIT_S = 10.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -9,3 +36,41 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="also run the phone drivers' conformance tests on this device of the adb server on port 5037",
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if (layer := layer_of(item)) not in item.keywords:
+            item.add_marker(layer)
+    items.sort(key=lambda item: LAYERS.index(layer_of(item)))
+
+
+def layer_of(item: pytest.Item) -> str:
+    """The heaviest of the item's own marker and its fixtures."""
+    fixtures = getattr(item, "fixturenames", ())
+    found = {layer for layer in LAYERS if item.get_closest_marker(layer)}
+    found |= {LAYER_OF_FIXTURE[name] for name in fixtures if name in LAYER_OF_FIXTURE}
+    return max(found, key=LAYERS.index, default="unit")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    slow = [
+        f"{report.duration:.1f} s {report.when} of {report.nodeid}"
+        for report in reports
+        if isinstance(report, pytest.TestReport) and "unit" in report.keywords and report.duration > UNIT_LIMIT_S
+    ]
+    if slow:
+        terminalreporter.section(f"unit tests slower than {UNIT_LIMIT_S:.0f} s: make them faster, or mark them")
+        terminalreporter.write_line("\n".join(slow))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Any]:
+    """The module `ray`, connected to a local Ray of the run's own: it takes 5 s to start, so all tests share it."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
+    yield ray
+    ray.shutdown()

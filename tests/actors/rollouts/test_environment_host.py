@@ -21,6 +21,8 @@ from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
 from actors.rollouts.environment_restarts import RestartPolicy
 from tests.envs_for_tests import TROUBLED
 
+pytestmark = pytest.mark.integration
+
 ADD = '{"thoughts": "", "action": "+"}'
 NUMBER_LINE = "coso/NumberLine-v0"
 
