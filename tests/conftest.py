@@ -1,8 +1,9 @@
-"""The layers of the test run, the Ray session that its tests share, and its options.
+"""The layers of the test run, how it is spread over processes, the Ray session that its tests share, and its options.
 
 Layers, from light to heavy: `unit`, `integration`, `end_to_end` (pyproject.toml says what each is). Most tests need no
 marker: a test belongs to the layer of the heaviest fixture that it uses. Tests that start processes without a fixture
 carry a marker, mostly one for the whole file. Lighter layers run first, so that most failures show within minutes.
+`-n auto` (pytest-xdist) runs two tests at a time where the machine has two cores and the memory of two whole runs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 # The tests' models are so small that a second thread of torch costs more than it gains. Set before torch is imported;
@@ -28,6 +30,8 @@ LAYER_OF_FIXTURE = {
 }
 #: A test of the unit layer that takes longer is named at the end of the run, seconds.
 UNIT_LIMIT_S = 10.0
+#: Memory that a whole run of the tiny model takes, with a margin, bytes.
+RUN_BYTES = 6 * 2**30
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +40,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="also run the phone drivers' conformance tests on this device of the adb server on port 5037",
     )
+
+
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    fitting = psutil.virtual_memory().available // RUN_BYTES
+    return max(1, min(2, len(os.sched_getaffinity(0)), fitting))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class LayerByLayer(LoadScopeScheduling):
+        """The tests of a file share fixtures, so one worker runs them all; whole runs can go to any worker."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return nodeid if file == "tests/cluster/test_end_to_end.py" else file
+
+    config.option.loadscopereorder = False  # keep the order of the layers
+    return LayerByLayer(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
@@ -55,15 +80,19 @@ def layer_of(item: pytest.Item) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    reports = [report for reports in terminalreporter.stats.values() for report in reports]
-    slow = [
-        f"{report.duration:.1f} s {report.when} of {report.nodeid}"
-        for report in reports
-        if isinstance(report, pytest.TestReport) and "unit" in report.keywords and report.duration > UNIT_LIMIT_S
-    ]
-    if slow:
-        terminalreporter.section(f"unit tests slower than {UNIT_LIMIT_S:.0f} s: make them faster, or mark them")
-        terminalreporter.write_line("\n".join(slow))
+    """What each layer took, summed over its tests (two may have run at a time), and which unit tests were slow."""
+    seconds = dict.fromkeys(LAYERS, 0.0)
+    slow = []
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport):
+            layer = next(layer for layer in LAYERS if layer in report.keywords)
+            seconds[layer] += report.duration
+            if layer == "unit" and report.duration > UNIT_LIMIT_S:
+                slow.append(f"slow unit test: {report.duration:.0f} s in {report.when} of {report.nodeid}")
+    terminalreporter.section("layers")
+    terminalreporter.write_line(", ".join(f"{layer} {value:.0f} s" for layer, value in seconds.items() if value))
+    for line in slow:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
