@@ -12,12 +12,19 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 
 # The tests' models are so small that a second thread of torch costs more than it gains. Set before torch is imported;
 # processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# `ci` is the default: the same examples each time, and no limit on the time of one, since the machine may be busy.
+# `--hypothesis-profile=thorough` looks for new examples, ten times as many where a test names no number of its own.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile("ci")
 
 LAYERS = ("unit", "integration", "end_to_end")
 #: Fixtures that start programs, and the layer of the tests that use them.
