@@ -104,9 +104,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """The module `ray`, connected to a local Ray of the run's own: it takes 5 s to start, so all tests share it."""
+    """The module `ray`, connected to a local Ray of the run's own: it takes 5 s to start, so all tests share it.
+
+    Ray keeps what actors print in its session's folder: printed here, it would mix with what other tests capture.
+    """
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+    )
     yield ray
     ray.shutdown()
