@@ -3,7 +3,7 @@
 Layers, from light to heavy: `unit`, `integration`, `end_to_end` (pyproject.toml says what each is). Most tests need no
 marker: a test belongs to the layer of the heaviest fixture that it uses. Tests that start processes without a fixture
 carry a marker, mostly one for the whole file. Lighter layers run first, so that most failures show within minutes.
-`-n auto` (pytest-xdist) runs two tests at a time where the machine has two cores and the memory of two whole runs.
+`-n auto` (pytest-xdist) runs two tests at a time where the machine has two cores and the memory for two whole runs.
 """
 
 from __future__ import annotations
@@ -73,16 +73,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if (layer := layer_of(item)) not in item.keywords:
-            item.add_marker(layer)
+        layer, marked = layer_of(item), {layer for layer in LAYERS if item.get_closest_marker(layer)}
+        if marked - {layer}:
+            raise pytest.UsageError(f"{item.nodeid} is marked {sorted(marked)} but belongs to the layer {layer}")
+        item.add_marker(layer)
     items.sort(key=lambda item: LAYERS.index(layer_of(item)))
 
 
 def layer_of(item: pytest.Item) -> str:
     """The heaviest of the item's own marker and its fixtures."""
-    fixtures = getattr(item, "fixturenames", ())
     found = {layer for layer in LAYERS if item.get_closest_marker(layer)}
-    found |= {LAYER_OF_FIXTURE[name] for name in fixtures if name in LAYER_OF_FIXTURE}
+    found |= {LAYER_OF_FIXTURE[name] for name in getattr(item, "fixturenames", ()) if name in LAYER_OF_FIXTURE}
     return max(found, key=LAYERS.index, default="unit")
 
 
