@@ -8,7 +8,7 @@
 
 Each prints JSON and writes it to benchmarks/results/alfworld_NAME.json. `equality` takes about 3 s a game; with --skip
 it goes on where a former call stopped, and adds to its result. The plain engine is `alfworld`'s own stack of wrappers
-round TextWorld (`tests/envs/embodied/plain_engine.py`), in the same process on the same games and commands.
+round TextWorld (`tests/envs/alfworld/plain_engine.py`), in the same process on the same games and commands.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def spread(folder: Path, count: int) -> list[GamePath]:
 
 def equality(folder: Path, count: int, skip: int, out: Path) -> dict[str, Any]:
     """Compare text, admissible commands, facts, reward and victory after every step with the engine driven directly."""
-    from tests.envs.embodied.plain_engine import PlainEngine, assert_same
+    from tests.envs.alfworld.plain_engine import PlainEngine, assert_same
 
     ours = Engine()
     counts = Counter(json.loads(out.read_text())["counts"]) if skip and out.exists() else Counter[str]()
@@ -113,7 +113,7 @@ def equality(folder: Path, count: int, skip: int, out: Path) -> dict[str, Any]:
 
 def speed(folder: Path, count: int) -> dict[str, Any]:
     """CPU time per load with reset, per reset and per step, plain and ours, on the same games and commands."""
-    from tests.envs.embodied.plain_engine import PlainEngine
+    from tests.envs.alfworld.plain_engine import PlainEngine
 
     times: dict[str, list[float]] = {}
 

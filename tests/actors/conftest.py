@@ -27,15 +27,6 @@ def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def ray_cluster() -> Iterator[Any]:
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    yield ray
-    ray.shutdown()
-
-
-@pytest.fixture(scope="package")
 def policy_server(ray_cluster: Any, tiny_vlm: Path) -> Iterator[LiveServer]:
     from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
     from actors.serving.policy_server import PolicyServer

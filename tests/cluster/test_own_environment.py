@@ -15,8 +15,6 @@ from tests.cluster.conftest import TINY, Coso
 
 PAGE = Path(__file__).parents[2] / "docs" / "environments.md"
 
-pytestmark = pytest.mark.timeout(400)
-
 
 def example(language: str, first_line: str) -> str:
     """The page's code block of a language that begins with a line."""
@@ -29,6 +27,8 @@ def test_the_example_is_under_forty_lines() -> None:
     assert len(example("python", "# light_switch.py").splitlines()) < 40
 
 
+@pytest.mark.end_to_end
+@pytest.mark.timeout(400)
 def test_the_example_is_shown_by_its_expert_taught_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "light_switch.py").write_text(example("python", "# light_switch.py"), encoding="utf-8")

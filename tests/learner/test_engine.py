@@ -106,7 +106,7 @@ def world(size: int) -> list:
 
 
 @pytest.fixture(scope="module")
-def worlds(ray_session):
+def worlds(ray_cluster):
     made = {1: world(1), 2: world(2)}
     yield made
     for ranks in made.values():

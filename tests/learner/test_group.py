@@ -60,7 +60,7 @@ def trajectories(model_folder):
 
 
 @pytest.fixture(scope="module")
-def group(ray_session, options):
+def group(ray_cluster, options):
     made = LearnerGroup(options, 2, RESOURCES)
     yield made
     made.close()
@@ -224,14 +224,14 @@ def test_a_checkpoint_of_another_schema_or_none_is_refused(group, checkpoint, tm
         group.load_checkpoint(tmp_path / "nothing")
 
 
-def test_a_path_without_a_model_is_one_clear_error(ray_session, options, tmp_path):
+def test_a_path_without_a_model_is_one_clear_error(ray_cluster, options, tmp_path):
     from actors.chat import NotAVisionLanguageModel
 
     with pytest.raises(NotAVisionLanguageModel, match="cannot be loaded"):
         LearnerGroup(replace(options, model_path=str(tmp_path)), 1, RESOURCES)
 
 
-def test_ranks_that_cannot_be_placed_are_named(ray_session, options):
+def test_ranks_that_cannot_be_placed_are_named(ray_cluster, options):
     hungry = RankResources(cpus=1000.0, start_deadline_s=3.0)
     with pytest.raises(LearnerFailed, match="starting: learner rank 0, 1 did not finish within 3 s"):
         LearnerGroup(options, 2, hungry)

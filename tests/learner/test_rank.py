@@ -71,7 +71,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def worlds(ray_session):
+def worlds(ray_cluster):
     made = {1: World(1), 2: World(2)}
     yield made
     for world in made.values():

@@ -22,6 +22,8 @@ from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
 from envs.settings import EnvironmentSettings
 from tests.envs_for_tests import TROUBLED
 
+pytestmark = pytest.mark.integration
+
 ADD = '{"thoughts": "", "action": "+"}'
 NUMBER_LINE = "coso/NumberLine-v0"
 

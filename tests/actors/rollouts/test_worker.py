@@ -29,6 +29,8 @@ from actors.trajectory import TrajectoryBatch, image_hash
 from envs.settings import EnvironmentSettings
 from tests.envs_for_tests import TROUBLED
 
+pytestmark = pytest.mark.integration
+
 HELD_OUT = range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + 6)
 NUMBER_LINE = "coso/NumberLine-v0"
 

@@ -11,6 +11,8 @@ from cluster.cli.main import app
 from cluster.errors import CosoError
 from envs.alfworld.games import DATA_FOLDER, GAME_FILE, list_games
 
+pytestmark = pytest.mark.integration
+
 MAKE = ["alfworld", "make", "--floor-plan", "305", "--floor-plan", "308", "--task", "pick_and_place_simple",
         "--workers", "1", "--train", "2", "--unseen", "1"]  # fmt: skip
 

@@ -16,6 +16,8 @@ from envs.android.evaluators import Moment
 from envs.android.evaluators.judge import JudgeEvaluator
 from envs.android.tasks import Task
 
+pytestmark = pytest.mark.end_to_end
+
 TASK = Task("t", "Turn on Wi-Fi")
 ANSWERS = {240: "The switch is on.\nStatus: success", 15: "The switch is off.\nStatus: failure"}
 

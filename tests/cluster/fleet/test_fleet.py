@@ -25,6 +25,8 @@ from envs.android.device import DeviceError, Start
 from envs.android.fleet_client import FleetConnection, FleetPhone
 from tests.envs.android.conftest import adb_port  # noqa: F401  (a fixture)
 
+pytestmark = pytest.mark.integration
+
 DEADLINE_S = 40.0
 FAKE = Path(__file__).with_name("fake_emulator.py")
 

@@ -11,7 +11,7 @@ import pytest
 
 from envs.alfworld.engine import NOTHING_HAPPENS, BadGame, Engine
 from envs.alfworld.games import GameFile
-from tests.envs.embodied.plain_engine import PlainEngine, assert_same
+from tests.envs.alfworld.plain_engine import PlainEngine, assert_same
 
 ROOT = Path(__file__).resolve().parents[3]
 

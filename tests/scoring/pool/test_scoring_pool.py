@@ -51,15 +51,11 @@ SETTINGS = ScoringSettings(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
-def pool(cluster):
+def pool(ray_cluster):
     pool = ScoringPool(SETTINGS, CONTEXT)
     pool.start()
     yield pool
