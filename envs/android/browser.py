@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from envs.android.actions import Point
 from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
+from envs.android.phone.content import initial_state
 from envs.android.phone.page import phone_html
 
 #: Whose environments share a browser: set by a worker's fork server for the environments it forks.
@@ -101,10 +102,10 @@ class BrowserPhone(Device):
         if start.page is not None:
             self.instruction = str(self._call("show_miniwob", miniwob_page(start.page), start.seed))
             return
-        if start.phone_state is None:
-            raise DeviceError("an embedded phone is reset to a state, and was given none")
+        # Tasks from a file say nothing of the phone, so it begins as its seed says.
+        state = initial_state(start.seed) if start.phone_state is None else start.phone_state
         self.instruction = ""
-        self._call("show_phone", phone_html(), start.phone_state)
+        self._call("show_phone", phone_html(), state)
 
     def miniwob_outcome(self) -> dict[str, Any]:
         """`{"done": bool, "reward": float}` of the page's own, without its time penalty."""

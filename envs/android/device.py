@@ -29,8 +29,8 @@ class DeviceTimeout(DeviceError):
 class Start:
     """What a phone is brought to at the beginning of an episode.
 
-    phone_state: the embedded phone's state, or None for a device that has a life of its own; page: name of the
-    MiniWoB++ page to open instead of the embedded phone, with its seed.
+    phone_state: the embedded phone's state; None for a device that has a life of its own, and for an embedded phone
+    that begins as `seed` says; page: name of the MiniWoB++ page to open instead of the embedded phone, with its seed.
     """
 
     phone_state: dict[str, Any] | None = None

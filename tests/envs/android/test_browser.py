@@ -73,6 +73,13 @@ def test_phones_share_a_browser_and_nothing_else(phone: BrowserPhone) -> None:
         other.close()
 
 
+def test_a_phone_that_is_given_no_state_begins_as_its_seed_says(phone: BrowserPhone) -> None:
+    phone.reset(Start(seed=4))
+    without = phone.inspect()["state"]
+    phone.reset(Start(initial_state(4)))
+    assert without == phone.inspect()["state"]
+
+
 def test_a_reset_takes_less_than_100_ms(phone: BrowserPhone) -> None:
     seconds = []
     for seed in range(7):

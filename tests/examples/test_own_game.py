@@ -1,8 +1,7 @@
-"""A user's own environment: the very example of docs/environments.md, from its class to its training."""
+"""A game of one's own, from its class to its training: examples/own_game."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -13,28 +12,18 @@ from cluster.run.run_folder import RunFolder
 from cluster.telemetry.metrics import read_metrics
 from tests.cluster.conftest import TINY, Coso
 
-PAGE = Path(__file__).parents[2] / "docs" / "environments.md"
-
-
-def example(language: str, first_line: str) -> str:
-    """The page's code block of a language that begins with a line."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    (found,) = [block for block in blocks if block.startswith(first_line + "\n")]
-    return found
+EXAMPLE = Path(__file__).parents[2] / "examples" / "own_game"
 
 
 def test_the_example_is_under_forty_lines() -> None:
-    assert len(example("python", "# light_switch.py").splitlines()) < 40
+    assert len((EXAMPLE / "light_switch.py").read_text(encoding="utf-8").splitlines()) < 40
 
 
 @pytest.mark.end_to_end
 @pytest.mark.timeout(400)
 def test_the_example_is_shown_by_its_expert_taught_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "light_switch.py").write_text(example("python", "# light_switch.py"), encoding="utf-8")
-    settings = example("yaml", "# lamp.yaml")
-    (tmp_path / "lamp.yaml").write_text(settings, encoding="utf-8")
-    env_id = yaml.safe_load(settings)["environment"]["id"]
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLE), prepend=":")
+    env_id = yaml.safe_load((EXAMPLE / "lamp.yaml").read_text(encoding="utf-8"))["environment"]["id"]
     coso = Coso(tmp_path / "runs", tmp_path / "model")
 
     shown = coso.run("demos", env_id, "60", str(tmp_path / "demos"), "--noise", "0.6", "--habit", "press")
@@ -44,10 +33,11 @@ def test_the_example_is_shown_by_its_expert_taught_and_trained(tmp_path: Path, m
 
     words = [
         *TINY,
-        str(tmp_path / "lamp.yaml"),
+        str(EXAMPLE / "lamp.yaml"),
         f"folder={coso.folder}",
         f"model.path={coso.folder / 'model'}",
         f"warm_start.output={coso.folder / 'model'}",
+        "training.evaluation_episodes=8",
     ]
     coso.run(
         "warmstart",
