@@ -38,7 +38,6 @@ app = typer.Typer(
 )
 
 
-
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"coso-rl {version('coso-rl')}")
