@@ -7,6 +7,7 @@ without a fingerprint, and the next one goes on from there.
 """
 
 import argparse
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -50,23 +51,30 @@ class MachineLacks(Exception):
     """One line: what is missing, and what to do."""
 
 
-def preflight(profile: str) -> None:
-    """Raise `MachineLacks` for the first thing that set-up or a run of `profile` would fail on later."""
+def preflight(profile: str, for_image: bool = False) -> None:
+    """Raise `MachineLacks` for the first thing that set-up or a run of `profile` would fail on later.
+
+    for_image: set up a container image, which will run on another machine: memory, processor and GPU are not checked.
+    """
     require_python(tuple(sys.version_info[:2]), platform.python_implementation())
     require_platform(platform.system(), platform.machine())
     require_glibc(platform.libc_ver())
     require_modules(find_missing_modules())
-    require_memory(memory_bytes())
     require_disk(shutil.disk_usage(str(ROOT)).free, profile, ROOT)
+    if not for_image:
+        require_memory(memory_bytes())
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if profile == "cpu":
-        require_avx2(read_text(Path("/proc/cpuinfo")))
+        require_numa(has_library("libnuma.so.1"))
+        if not for_image:
+            require_avx2(read_text(Path("/proc/cpuinfo")))
         if compiler is None:
             print("setup: note: there is no C compiler; demo and training do without, torch.compile and offload do not")
     else:
         require_compiler(compiler)
         require_headers(Path(sysconfig.get_path("include")))
-        require_gpu(Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
+        if not for_image:
+            require_gpu(Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
 
 
 def preflight_extras() -> None:
@@ -114,6 +122,23 @@ def require_modules(missing: "list[str]") -> None:
         raise MachineLacks(
             "this Python lacks {}; install its missing part (Debian and Ubuntu: apt-get install python3-venv) or name "
             "another Python: make setup PYTHON=python3.11".format(" and ".join(missing))
+        )
+
+
+def has_library(name: str) -> bool:
+    """Whether the loader finds this shared library."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def require_numa(present: bool) -> None:
+    if not present:
+        raise MachineLacks(
+            "the library libnuma.so.1 is needed by vLLM's CPU build; install it "
+            "(Debian and Ubuntu: apt-get install libnuma1)"
         )
 
 
@@ -224,15 +249,15 @@ def write_stamp(profile: str, extras: "tuple[str, ...]", finished: bool) -> None
     aside.replace(STAMP)
 
 
-def set_up(profile: str, wanted_extras: "tuple[str, ...]" = ()) -> None:
-    """Make or mend `.venv` for `profile`, with the extras wanted and those it has already. Raises `MachineLacks`."""
+def set_up(profile: str, wanted_extras: "tuple[str, ...]" = (), for_image: bool = False) -> None:
+    """Make or repair `.venv` for `profile`, with the extras wanted and those it has already. Raises `MachineLacks`."""
     started = time.monotonic()
     former = read_stamp()
     same_place = (former.get("profile"), former.get("path")) == (profile, str(ROOT))
     extras = tuple(sorted({*wanted_extras, *(former.get("extras") or [])}))
     if same_place and former.get("fingerprint") == fingerprint(profile, extras):
         return
-    preflight(profile)
+    preflight(profile, for_image)
     if extras:
         preflight_extras()
     requirements = ROOT / "requirements" / f"{profile}.txt"
@@ -323,6 +348,9 @@ def main() -> int:
     parser.add_argument(
         "--extras", nargs="*", default=[], choices=EXTRAS, help="engines of environments to install too"
     )
+    parser.add_argument(
+        "--for-image", action="store_true", help="in a container image: do not check this machine's memory, CPU and GPU"
+    )
     wanted = parser.parse_args()
     folder = os.open(str(ROOT), os.O_RDONLY)
     try:
@@ -332,7 +360,7 @@ def main() -> int:
         except BlockingIOError:
             print("setup: another set-up of this folder is running; waiting for it", flush=True)
             fcntl.flock(folder, fcntl.LOCK_EX)
-        set_up(wanted.profile or read_stamp().get("profile") or "cpu", tuple(wanted.extras))
+        set_up(wanted.profile or read_stamp().get("profile") or "cpu", tuple(wanted.extras), wanted.for_image)
     except MachineLacks as problem:
         print(f"setup: {problem}", file=sys.stderr)
         return 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -24,6 +26,8 @@ from cluster.errors import CosoError
 
 #: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
 INTERRUPTED = 130
+#: What `pip install coso-rl` alone does not bring, since the CPU and GPU profiles need different builds.
+STACK = ("torch", "vllm", "ray", "transformers", "peft", "deepspeed", "pyarrow", "safetensors", "tensorboard")
 
 app = typer.Typer(
     name="coso",
@@ -32,6 +36,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"coso-rl {version('coso-rl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    wanted: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass  # the option's callback has done it
+
 
 app.command()(train)
 app.command()(warmstart)
@@ -66,6 +86,15 @@ def main() -> None:
         if os.environ.get("COSO_TRACEBACK"):
             raise
         typer.echo(f"coso: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in STACK or os.environ.get("COSO_TRACEBACK"):
+            raise
+        typer.echo(
+            f"coso: this command needs {error.name}, which is not installed; install the pinned packages of the "
+            "project's requirements/cpu.txt or requirements/gpu.txt (in a checkout: make setup)",
+            err=True,
+        )
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
         typer.echo("coso: interrupted; everything it had started was ended", err=True)

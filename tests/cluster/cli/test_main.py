@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -105,6 +106,25 @@ def test_help_and_mistakes_answer_at_once_because_nothing_heavy_is_imported() ->
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0 and done.stderr.strip() == "[]"
+
+
+def test_version_is_that_of_the_installed_package(coso: Coso) -> None:
+    shown = coso("--version")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out == f"coso-rl {importlib.metadata.version('coso-rl')}\n"
+
+
+def test_without_the_training_packages_a_command_says_which_one_it_needs(tmp_path: Path) -> None:
+    program = (
+        "import sys\nsys.modules['pyarrow'] = None\nfrom cluster.cli.main import main\n"
+        "sys.argv = ['coso', 'demos', 'coso/NumberLine-v0', '1', 'demos']\nmain()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "needs pyarrow" in done.stderr and "requirements/cpu.txt" in done.stderr
 
 
 # ---------------------------------------------------------------- demos
