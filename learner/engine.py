@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.serving.weight_transfer import meeting_place
-from learner.options import EngineOptions
+from learner.settings import LearnerSettings
 
 if TYPE_CHECKING:
     import torch
@@ -52,13 +52,15 @@ class DeepSpeedEngine:
     `collective_deadline_s`; every later exchange has the same deadline.
     """
 
-    def __init__(self, options: EngineOptions, place: RankPlace) -> None:
-        self.options = options
+    def __init__(self, settings: LearnerSettings, dtype: str, place: RankPlace) -> None:
+        """dtype: of the parameters, "float32" or "bfloat16"."""
+        self.settings = settings
+        self.dtype = dtype
         self.place = place
-        _join(options, place)
+        _join(settings, place)
         import torch
 
-        self.device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+        self.device = torch.device(settings.device, 0) if settings.device == "cuda" else torch.device("cpu")
         self._engine: Any = None
 
     # --- training
@@ -75,16 +77,16 @@ class DeepSpeedEngine:
         ]
         optimizer = torch.optim.AdamW(
             [group for group in parameter_groups if group["params"]],
-            betas=self.options.betas,
-            eps=self.options.epsilon,
-            weight_decay=self.options.weight_decay,
-            fused=self.options.device == "cuda",
+            betas=self.settings.betas,
+            eps=self.settings.epsilon,
+            weight_decay=self.settings.weight_decay,
+            fused=self.settings.device == "cuda",
         )
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=_deepspeed_config(self.options)
+            model=module, optimizer=optimizer, config=_deepspeed_config(self.settings, self.dtype)
         )
         self._engine.checkpoint_engine = _restricted_checkpoint_engine()
-        if self.options.zero_stage == 0 and self.options.dtype == "float32":
+        if self.settings.zero_stage == 0 and self.dtype == "float32":
             # The one case in which DeepSpeed clips without keeping the norm.
             self._engine.clip_fp32_gradients = self._clip_whole_gradients
         self._engine.train()
@@ -93,7 +95,7 @@ class DeepSpeedEngine:
         import torch
 
         self._engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(
-            self._engine.module.parameters(), self.options.gradient_clip
+            self._engine.module.parameters(), self.settings.gradient_clip
         )
 
     @property
@@ -132,7 +134,7 @@ class DeepSpeedEngine:
     def gather(self, parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
         """Within the context the given parameters are whole on every rank (a collective under stage 3; under the
         other stages they always are). For reading only."""
-        if self.options.zero_stage < 3:
+        if self.settings.zero_stage < 3:
             return nullcontext()
         import deepspeed
 
@@ -186,16 +188,16 @@ class DeepSpeedEngine:
             raise OSError(f"{what}: {'; '.join(texts)}") from failure
 
 
-def _join(options: EngineOptions, place: RankPlace) -> None:
+def _join(settings: LearnerSettings, place: RankPlace) -> None:
     """Set the environment DeepSpeed reads at import, then join the process group (once per process)."""
-    on_cpu = options.device == "cpu"
+    on_cpu = settings.device == "cpu"
     os.environ.update(
         RANK=str(place.rank),
         LOCAL_RANK="0",  # every rank sees only its own device
         WORLD_SIZE=str(place.world_size),
         MASTER_ADDR=place.address,
         MASTER_PORT=str(place.port),
-        OMP_NUM_THREADS=str(options.threads),
+        OMP_NUM_THREADS=str(settings.threads),
         DS_ACCELERATOR="cpu" if on_cpu else "cuda",
     )
     if on_cpu and place.address.startswith("127."):
@@ -203,7 +205,7 @@ def _join(options: EngineOptions, place: RankPlace) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = _loopback_interface()
     import torch
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(settings.threads)
     import logging
 
     import deepspeed
@@ -213,7 +215,7 @@ def _join(options: EngineOptions, place: RankPlace) -> None:
     # Else DeepSpeed compiles a C++ helper for CPU collectives at the first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if on_cpu else "nccl"
-    deadline = timedelta(seconds=options.collective_deadline_s)
+    deadline = timedelta(seconds=settings.collective_deadline_s)
     if not torch.distributed.is_initialized():
         store = meeting_place(place.address, place.port, place.rank, place.world_size, deadline)
         torch.distributed.init_process_group(
@@ -229,9 +231,9 @@ def _loopback_interface() -> str:
     return next(name for name in ("lo", "lo0") if name in names)
 
 
-def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
-    stage = options.zero_stage
-    if stage == 0 and options.dtype == "bfloat16":
+def _deepspeed_config(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
+    stage = settings.zero_stage
+    if stage == 0 and dtype == "bfloat16":
         # DeepSpeed's stage 0 adds up gradients in bfloat16, where small micro-batches are rounded away. Stage 1 takes
         # the same steps, adds up in fp32 and on one rank is the same thing.
         stage = 1
@@ -243,9 +245,9 @@ def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": options.gradient_clip,
+        "gradient_clipping": settings.gradient_clip,
         "zero_optimization": zero,
-        "bf16": {"enabled": options.dtype == "bfloat16"},
+        "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,

@@ -8,27 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from actors.chat import NotAVisionLanguageModel
 from learner.batch import TokenBatch
+from learner.settings import LoraSettings
 from learner.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
 from learner.weight_export import Materialize, checkpoint_weights
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """Low-rank adapters (published figures: RL4VLM, arXiv 2405.10292)."""
-
-    rank: int = 128
-    alpha: float = 256.0  # the update is alpha / rank · B A
-    dropout: float = 0.05
-    #: language_model: every linear layer of the text decoder; all-linear: of the vision tower and connector too.
-    #: Neither adapts the output head.
-    target: Literal["language_model", "all-linear"] = "language_model"
 
 
 @dataclass
@@ -103,7 +92,7 @@ def load_policy(
     path: str,
     *,
     dtype: torch.dtype,
-    lora: LoraOptions | None,
+    lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
     gradient_checkpointing: bool = False,
     value_gradient: bool = True,
@@ -135,7 +124,7 @@ def load_policy(
 def build_policy(
     vlm: Any,
     *,
-    lora: LoraOptions | None,
+    lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
     gradient_checkpointing: bool = False,
     value_gradient: bool = True,
@@ -167,19 +156,19 @@ def _value_head(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers, last)
 
 
-def _with_adapters(vlm: Any, options: LoraOptions) -> nn.Module:
+def _with_adapters(vlm: Any, settings: LoraSettings) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     targets: str | list[str] = "all-linear"
-    if options.target == "language_model":
+    if settings.target == "language_model":
         decoder = vlm.get_decoder()
         head = vlm.get_output_embeddings()
         inside = {id(module) for module in decoder.modules() if isinstance(module, nn.Linear) and module is not head}
         targets = [name for name, module in vlm.named_modules() if id(module) in inside]
     config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # any number works
-        lora_dropout=options.dropout,
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number works
+        lora_dropout=settings.dropout,
         target_modules=targets,
     )
     return get_peft_model(vlm, config)

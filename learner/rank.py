@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from actors.trajectory import TrajectoryBatch
-from learner.options import LearnerOptions, SupervisedOptions
+from learner.settings import WarmStartSettings
+from learner.setup import LearnerSetup
 
 #: Passes without gradients keep no activations, so they take this many times as many steps at once.
 FORWARD_ONLY_FACTOR = 4
@@ -28,8 +29,8 @@ _ORDER, _DROPOUT, _SUPERVISED = 1, 2, 3
 class LearnerRank:
     """Every method but `ping` and `rendezvous` is to be called on all ranks at once, with the same arguments."""
 
-    def __init__(self, options: LearnerOptions, rank: int, world_size: int) -> None:
-        self.options = options
+    def __init__(self, setup: LearnerSetup, rank: int, world_size: int) -> None:
+        self.setup = setup
         self.rank = rank
         self.world_size = world_size
         self.updates = 0  # made so far
@@ -45,32 +46,34 @@ class LearnerRank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def setup(self, address: str, port: int) -> None:
-        """Meet the other ranks and load the model. Raises what `learner.model.load_policy` raises."""
+    def start(self, address: str, port: int) -> None:
+        """Connect to the other ranks and load the model. Raises what `learner.model.load_policy` raises."""
         from learner.engine import DeepSpeedEngine, RankPlace
 
         # First of all: DeepSpeed reads the environment when it is imported.
-        self.engine = DeepSpeedEngine(self.options.engine, RankPlace(self.rank, self.world_size, address, port))
+        setup = self.setup
+        place = RankPlace(self.rank, self.world_size, address, port)
+        self.engine = DeepSpeedEngine(setup.learner, setup.model.dtype, place)
         import torch
 
         from actors.chat import ChatProcessor
-        from learner.algorithms.ppo import Ppo
+        from learner.algorithms.entropy import EntropyBonus
+        from learner.algorithms.registry import algorithm_class
         from learner.batch import BatchBuilder
         from learner.model import load_policy
         from learner.storage import LearnerStorage
 
-        options = self.options
-        self.chat = ChatProcessor(options.model_path)
+        self.chat = ChatProcessor(setup.model.path)
         self.builder = BatchBuilder(self.chat)
-        self.algorithm = Ppo(options.algorithm)
+        self.algorithm = algorithm_class(setup.algorithm.name)(setup.algorithm, EntropyBonus(setup.entropy))
         model = load_policy(
-            options.model_path,
-            dtype=getattr(torch, options.engine.dtype),
-            lora=options.lora,
-            value_hidden=options.value_hidden,
-            gradient_checkpointing=options.gradient_checkpointing,
-            value_gradient=options.value_gradient,
-            seed=options.seed,
+            setup.model.path,
+            dtype=getattr(torch, setup.model.dtype),
+            lora=setup.learner.lora,
+            value_hidden=setup.model.value_hidden,
+            gradient_checkpointing=setup.learner.gradient_checkpointing,
+            value_gradient=self.algorithm.value_gradient,
+            seed=setup.seed,
         )
         self.storage = LearnerStorage(self.engine, model, self.chat.processor)  # while parameters are whole
         self.model = model
@@ -95,48 +98,51 @@ class LearnerRank:
     def update(self, trajectories: TrajectoryBatch, update_index: int) -> dict[str, float]:
         """One whole update of the policy on whole episodes; returns its metrics, the same on every rank.
 
-        update_index: 0-based, sets the learning rate and the seeds. Metrics: those of `Ppo.loss` as means per step,
-        of `mismatch_metrics`, `explained_variance`, `gradient_norm` (mean and `_max` over optimizer steps, before
-        clipping), `learning_rate`, `optimizer_steps`, `return_mean`, `value_mean`.
+        update_index: 0-based, sets the learning rate and the seeds. Metrics: those of the algorithm's loss as means
+        per step and of its targets, of `mismatch_metrics`, `gradient_norm` (mean and `_max` over optimizer steps,
+        before clipping), `learning_rate`, `optimizer_steps`. Raises `ValueError` where a column that the algorithm
+        needs is null.
         """
         import torch
 
+        from learner.algorithms.base import Evaluation
+        from learner.batch import target_columns
         from learner.division import minibatches
         from learner.mismatch import mismatch_metrics, token_versions
         from learner.schedules import learning_rate
 
         if len(trajectories) == 0:
             raise ValueError("an update needs at least one step")
-        options = self.options
-        logprobs, values, final_values = self._evaluate(trajectories)
+        setup = self.setup
+        self._check_columns(trajectories)
+        evaluation = Evaluation(*self._evaluate(trajectories))
         metrics = mismatch_metrics(
-            logprobs,
+            evaluation.logprobs,
             trajectories.ragged("behaviour_logprobs", np.float32),
             token_versions(trajectories),
             self.version,
         )
-        targets = self.algorithm.targets(trajectories, values, final_values)
-        per_step = {"advantages": targets.advantages, "returns": targets.returns, "old_values": values}
+        targets = self.algorithm.targets(trajectories, evaluation)
 
+        starts = {"policy": setup.learner.learning_rate, "value_head": setup.learner.value_rate}
         rates = {
-            "policy": learning_rate(options.schedule, options.schedule.learning_rate, update_index),
-            "value_head": learning_rate(options.schedule, options.schedule.value_rate, update_index),
+            group: learning_rate(setup.learner, start, update_index, setup.total_updates)
+            for group, start in starts.items()
         }
         self.engine.set_learning_rates(rates)
-        torch.manual_seed(_seed(options.seed, _DROPOUT, update_index, self.rank))
+        torch.manual_seed(_seed(setup.seed, _DROPOUT, update_index, self.rank))
         self.engine.train(True)
         lengths = _lengths(trajectories)
 
         def loss_of(output: Any, batch: Any, indices: np.ndarray) -> Any:
-            for name, column in per_step.items():
-                setattr(batch, name, torch.from_numpy(column[indices]).to(self.engine.device))
+            batch.targets = target_columns(targets, indices, self.engine.device)
             return self.algorithm.loss(output, batch)
 
         sums: dict[str, float] = {}
         norms = []
-        for epoch in range(options.epochs):
-            seed = (options.seed, _ORDER, update_index, epoch)
-            for indices in minibatches(len(trajectories), options.minibatch, seed):
+        for epoch in range(setup.algorithm.epochs):
+            seed = (setup.seed, _ORDER, update_index, epoch)
+            for indices in minibatches(len(trajectories), setup.learner.minibatch, seed):
                 report = self._optimizer_step(trajectories, indices, lengths, loss_of, sums, with_entropy=True)
                 norms.append(report.gradient_norm)
         self.updates = update_index + 1
@@ -146,10 +152,7 @@ class LearnerRank:
         metrics["gradient_norm_max"] = float(np.max(norms))
         metrics["optimizer_steps"] = float(len(norms))
         metrics["learning_rate"] = rates["policy"]
-        metrics["explained_variance"] = targets.explained_variance
-        metrics["return_mean"] = float(targets.returns.mean())
-        metrics["value_mean"] = float(values.mean())
-        return metrics
+        return metrics | targets.metrics
 
     def token_logprobs(self, trajectories: TrajectoryBatch) -> list[np.ndarray]:
         """Log-probabilities (nats, float32 (n,) per step) of the response tokens under the present weights."""
@@ -157,11 +160,11 @@ class LearnerRank:
 
     # --- supervised fine-tuning
 
-    def begin_supervised(self, demonstrations: TrajectoryBatch, options: SupervisedOptions) -> None:
+    def begin_supervised(self, demonstrations: TrajectoryBatch, settings: WarmStartSettings) -> None:
         """Take up a course of supervised fine-tuning, which `supervised_steps` goes through."""
         from learner.supervised.course import SupervisedCourse
 
-        self._course = SupervisedCourse(demonstrations, options, _seed(self.options.seed, _SUPERVISED))
+        self._course = SupervisedCourse(demonstrations, settings, _seed(self.setup.seed, _SUPERVISED))
 
     def supervised_steps(self, count: int) -> list[dict[str, float]]:
         """The next `count` optimizer steps of the course (fewer at its end). Of each: `loss` (weighted by token), `nll`
@@ -181,9 +184,9 @@ class LearnerRank:
 
         self.engine.train(True)
         reports = []
-        for _ in range(min(count, course.options.steps - course.step)):
+        for _ in range(min(count, course.settings.steps - course.step)):
             self.engine.set_learning_rates({"policy": course.learning_rate(), "value_head": 0.0})
-            torch.manual_seed(_seed(self.options.seed, _SUPERVISED, course.step, self.rank))
+            torch.manual_seed(_seed(self.setup.seed, _SUPERVISED, course.step, self.rank))
             sums: dict[str, float] = {}
             report = self._optimizer_step(
                 course.demonstrations, course.indices(), lengths, loss_of, sums, with_entropy=False
@@ -228,7 +231,7 @@ class LearnerRank:
     def _publisher(self) -> Any:
         from learner.publish import make_publisher
 
-        publishing = self.options.publishing
+        publishing = self.setup.publishing
         if publishing is None:
             raise RuntimeError("this learner was started without `publishing`, so it has nowhere to publish to")
         if self._open_publisher is None:
@@ -256,17 +259,25 @@ class LearnerRank:
 
     # --- parts
 
+    def _check_columns(self, trajectories: TrajectoryBatch) -> None:
+        for column in self.algorithm.needs:
+            if missing := trajectories.steps[column].null_count:
+                raise ValueError(
+                    f"algorithm {self.setup.algorithm.name} needs {column} of every step; {missing} of "
+                    f"{len(trajectories)} steps have none"
+                )
+
     def _share(self, indices: np.ndarray, lengths: np.ndarray, factor: int = 1) -> Sequence[Any]:
         from learner.division import divide
 
-        return divide(indices, lengths, self.options.micro_batch * factor, self.rank, self.world_size)
+        return divide(indices, lengths, self.setup.learner.micro_batch * factor, self.rank, self.world_size)
 
     def _forward(self, batch: Any, with_entropy: bool) -> Any:
         return self.engine.forward(
             batch,
-            temperature=self.options.temperature,
+            temperature=self.setup.temperature,
             banned_token_ids=self.chat.banned_token_ids,
-            token_chunk=self.options.token_chunk,
+            token_chunk=self.setup.learner.token_chunk,
             with_entropy=with_entropy,
         )
 

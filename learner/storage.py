@@ -42,9 +42,9 @@ class LearnerStorage:
         self.signature = Signature(
             architecture=type(model.hf_model).__name__,
             parameters=parameter_digest(model),
-            dtype=engine.options.dtype,
+            dtype=engine.dtype,
             world_size=engine.place.world_size,
-            zero_stage=engine.options.zero_stage,
+            zero_stage=engine.settings.zero_stage,
         )
 
     def save_checkpoint(self, folder: Path, update: int, version: int) -> None:

@@ -26,6 +26,7 @@ from cluster.config import mapping
 from cluster.config.run_config import RunConfig
 from cluster.demonstrations.warm_start import read_demonstrations
 from cluster.errors import CosoError
+from cluster.launch.learner import learner_setup, start_learner
 from cluster.launch.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector
 from cluster.run.run_folder import RunFolder
@@ -35,8 +36,8 @@ from cluster.run.waiting import answer, answer_of_restarted, answers
 from envs.parsing import Parser
 from learner.checkpoint import CheckpointMismatch
 from learner.group import LearnerFailed, LearnerGroup
-from learner.options import PublishOptions
 from learner.publish import connect_servers, remove_weight_files, sync_servers
+from learner.setup import PublishTarget
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import token_facts
 from scoring.pool.scoring_pool import ScoringPool
@@ -236,15 +237,11 @@ class System:
         await wait_for_servers(self.config, self.servers)
 
     def _start_learner(self, checkpoint: Path | None) -> None:
-        publishing = PublishOptions(
+        publishing = PublishTarget(
             transport=self.transport, run=self._weights_name, fallback_folder=self._fallback_folder.absolute()
         )
         try:
-            self._learner = LearnerGroup(
-                mapping.learner_options(self.config, self.config.model.path, publishing),
-                self.config.learner.ranks,
-                mapping.rank_resources(self.config),
-            )
+            self._learner = start_learner(self.config, learner_setup(self.config, publishing))
             if checkpoint is not None:
                 self._learner.load_checkpoint(checkpoint)
         except (LearnerFailed, ValueError, CheckpointMismatch) as error:

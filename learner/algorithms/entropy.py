@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from learner.settings import EntropyMode, EntropySettings
 
-EntropyMode = Literal["none", "uniform", "counterfactual"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from learner.batch import TokenBatch
+
+
+class EntropyBonus:
+    """α times the weighted entropy of an utterance: what every algorithm subtracts from its loss."""
+
+    def __init__(self, settings: EntropySettings) -> None:
+        self.settings = settings
+
+    def __call__(self, entropy: Tensor, batch: TokenBatch) -> Tensor:
+        """entropy float32 (B, R), nats -> float32 (B,), nats per token times α."""
+        mode = self.settings.mode
+        return self.settings.coefficient * mean_weighted_entropy(mode, entropy, batch.influence, batch.response_mask)
 
 
 def mean_weighted_entropy(mode: EntropyMode, entropy: Tensor, influence: Tensor, mask: Tensor) -> Tensor:
@@ -17,7 +31,7 @@ def mean_weighted_entropy(mode: EntropyMode, entropy: Tensor, influence: Tensor,
     the n tokens of the utterance. none: zeros; uniform: B_i = 1 (naive soft RL); counterfactual: B_i = influence.
     """
     if mode == "none":
-        return torch.zeros(len(entropy), device=entropy.device)
+        return entropy.new_zeros(len(entropy))
     weights = mask.float() if mode == "uniform" else influence.detach() * mask
     tokens = mask.sum(-1).clamp(min=1)
     return (weights * entropy.masked_fill(~mask, 0.0)).sum(-1) / tokens

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from learner.engine import DeepSpeedEngine, RankPlace
-from learner.options import EngineOptions
+from learner.settings import LearnerSettings
 
 RATES = {"policy": 3e-3, "value_head": 1e-2}
 
@@ -43,8 +43,9 @@ class Rank:
         connections = psutil.Process().net_connections(kind="tcp")
         self.ports_of_ray = {found.laddr for found in connections if found.status == psutil.CONN_LISTEN}
 
-    def make(self, **options: object) -> None:
-        self.engine = DeepSpeedEngine(EngineOptions(**{"gradient_clip": 0.5, **options}), self.place)
+    def make(self, dtype: str = "float32", **settings: object) -> None:
+        learner = LearnerSettings.model_validate({"gradient_clip": 0.5, **settings})
+        self.engine = DeepSpeedEngine(learner, dtype, self.place)
         module = TwoHeads()
         value = list(module.value_head.parameters())
         policy = [p for name, p in module.named_parameters() if not name.startswith("value_head")]

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from learner.batch import BatchBuilder
-from learner.model import LoraOptions, build_policy
+from learner.model import build_policy
+from learner.settings import LoraSettings
 from tests.tiny_models import FAMILIES, PROMPT, TEXTS, picture
 from tests.tiny_steps import steps
 
@@ -97,7 +98,7 @@ def test_published_adapters_reload_as_the_adapted_model(tiny, tmp_path):
     from safetensors.torch import save_file
 
     plain = type(tiny.model)(tiny.model.config).eval()
-    policy = build_policy(plain, lora=LoraOptions(rank=2, alpha=8, dropout=0.0), value_hidden=(16,), seed=3).eval()
+    policy = build_policy(plain, lora=LoraSettings(rank=2, alpha=8, dropout=0.0), value_hidden=(16,), seed=3).eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:

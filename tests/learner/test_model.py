@@ -7,7 +7,8 @@ from torch.utils._pytree import tree_flatten
 
 from actors.chat import NotAVisionLanguageModel
 from learner.batch import BatchBuilder
-from learner.model import LoraOptions, load_policy
+from learner.model import load_policy
+from learner.settings import LoraSettings
 from tests.tiny_models import PROMPT, TEXTS, make_idefics3, picture
 from tests.tiny_steps import steps
 
@@ -102,7 +103,7 @@ def test_recomputing_activations_changes_nothing(tiny, batch):
 
 @pytest.mark.parametrize("target", ["language_model", "all-linear"])
 def test_adapters_and_the_value_head_are_all_that_lora_trains(tiny, batch, target):
-    policy = _load(tiny, lora=LoraOptions(rank=2, alpha=4, dropout=0.0, target=target))
+    policy = _load(tiny, lora=LoraSettings(rank=2, alpha=4, dropout=0.0, target=target))
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
     assert {name for name in trained if "lora_" not in name} == {
         f"value_head.{name}" for name, _ in policy.value_head.named_parameters()
