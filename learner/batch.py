@@ -67,7 +67,7 @@ class BatchBuilder:
         self._size = 0
         self._encoded: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
 
-    def build(self, trajectories: TrajectoryBatch, indices: Sequence[int]) -> TokenBatch:
+    def build(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
         """The steps of the given row numbers. Raises `PromptMismatch`, and `KeyError` for an image that is missing."""
         steps = _rows(
             trajectories, indices, "prompt", "image", "prompt_ids", "response_ids", "behaviour_logprobs", "influence"
@@ -87,7 +87,7 @@ class BatchBuilder:
             [_floats(row["influence"], len(row["response_ids"])) for row in steps],
         )
 
-    def build_final(self, trajectories: TrajectoryBatch, indices: Sequence[int]) -> TokenBatch:
+    def build_final(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
         """The observations after the last step of cut-off episodes (R = 0), for the values they still had ahead.
 
         Raises `ValueError` for a row that has no final observation.
@@ -137,7 +137,7 @@ def target_columns(targets: Targets, rows: np.ndarray, device: torch.device | st
     return {name: column.to(device) for name, column in columns.items()}
 
 
-def _rows(trajectories: TrajectoryBatch, indices: Sequence[int], *columns: str) -> list[dict]:
+def _rows(trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray, *columns: str) -> list[dict]:
     table = trajectories.steps.select(list(columns))
     return table.take(pa.array(np.asarray(indices, np.int64))).to_pylist()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.trajectory import TrajectoryBatch
 from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
+from learner.finite import NotFinite
 from learner.rank import LearnerRank
 from learner.settings import WarmStartSettings
 from learner.setup import LearnerSetup
@@ -40,7 +41,7 @@ class LearnerGroup:
     come from several threads.
 
     Failures of ranks are raised as `LearnerFailed`; what a rank has to say about its input (`CheckpointMismatch`,
-    `CheckpointWriteFailed`, `NotAVisionLanguageModel`, other `ValueError`s) is raised as it is.
+    `CheckpointWriteFailed`, `NotFinite`, `NotAVisionLanguageModel`, other `ValueError`s) is raised as it is.
     """
 
     def __init__(self, setup: LearnerSetup, resources: RankResources) -> None:
@@ -199,7 +200,7 @@ class LearnerGroup:
             raise LearnerFailed(f"{operation}: learner rank {', '.join(map(str, dead))} died ({reason})")
         for failure in failures.values():
             cause = getattr(failure, "cause", None)
-            if isinstance(cause, (ValueError, CheckpointMismatch, CheckpointWriteFailed)):
+            if isinstance(cause, (ValueError, NotFinite, CheckpointMismatch, CheckpointWriteFailed)):
                 raise cause
         rank, failure = next(iter(failures.items()))
         raise LearnerFailed(f"{operation}: learner rank {rank} failed: {_last_line(failure)}") from failure

@@ -30,15 +30,23 @@ class PolicyOutput:
 
 
 class PolicyModel(nn.Module):
-    """A vision-language model and a value head on the hidden state of the last prompt token."""
+    """A vision-language model and a value head on the hidden state of the last prompt token.
 
-    def __init__(self, vlm: nn.Module, value_head: nn.Module, value_gradient: bool = True) -> None:
-        """vlm: a Hugging Face model whose head is a `TokenHead`, or a peft model around one; value_head: (…, width)
-        -> (…, 1); value_gradient: whether the value loss trains the vlm too (published: it does)."""
+    The value head is no submodule: whatever changes the module's precision or spreads it over ranks leaves the head as
+    it is, float32 and whole. `learner.engine` trains it beside the module.
+    """
+
+    def __init__(self, vlm: nn.Module, value_head: nn.Module, value_gradient: bool) -> None:
+        """vlm: a Hugging Face model whose head is a `TokenHead`, or a peft model around one; value_head: float32
+        (…, width) -> (…, 1); value_gradient: whether the value loss trains the vlm too."""
         super().__init__()
         self.vlm = vlm
-        self.value_head = value_head
+        self._outside = (value_head,)  # in a tuple, so that torch does not register it
         self.value_gradient = value_gradient
+
+    @property
+    def value_head(self) -> nn.Module:
+        return self._outside[0]
 
     @property
     def hf_model(self) -> Any:
@@ -67,7 +75,7 @@ class PolicyModel(nn.Module):
         state = hidden[rows, batch.prompt_lengths - 1]
         if not self.value_gradient:
             state = state.detach()
-        values = self.value_head(state.to(next(self.value_head.parameters()).dtype))[:, 0].float()
+        values = self.value_head(state.float())[:, 0]
 
         mask = batch.response_mask
         logprobs = torch.zeros(mask.shape, device=hidden.device)
@@ -94,8 +102,8 @@ def load_policy(
     dtype: torch.dtype,
     lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
-    gradient_checkpointing: bool = False,
-    value_gradient: bool = True,
+    gradient_checkpointing: bool,
+    value_gradient: bool,
     seed: int,
 ) -> PolicyModel:
     """Load a Hugging Face VLM from a folder or the hub and give it a value head (and adapters).
@@ -126,8 +134,8 @@ def build_policy(
     *,
     lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
-    gradient_checkpointing: bool = False,
-    value_gradient: bool = True,
+    gradient_checkpointing: bool,
+    value_gradient: bool,
     seed: int,
 ) -> PolicyModel:
     """As `load_policy`, of a Hugging Face model in memory, which becomes part of the policy (its head is adopted)."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from envs.settings import Count, NonNegative, Probability, Section
 
-EntropyMode = Literal["none", "uniform", "counterfactual"]
+EntropyMode = Literal["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]
 
 
 class LoraSettings(Section):
@@ -61,12 +61,50 @@ class LearnerSettings(Section):
 
 
 class EntropySettings(Section):
-    """The entropy bonus of soft RL: −coefficient · mean over the batch of Σ_i B_i H_i / n, added to the loss."""
+    """The entropy bonus of soft RL: coefficient · mean over the batch of Σ_i B_i H_i / n, taken from the loss. It is
+    in nats per token of the answer: where d of n tokens decide (B_i = 1), α per deciding token is α · d / n."""
 
     mode: EntropyMode = Field(
-        "counterfactual", description="none: no bonus; uniform: B_i = 1; counterfactual: B_i = influence (CoSo)."
+        "counterfactual",
+        description="What weighs a token's entropy. none: no bonus; uniform: B_i = 1; counterfactual: B_i = influence "
+        "(CoSo); and controls: action_tokens: 1 on the part that the parser reads; random: influence, shuffled within "
+        "the answer; token_entropy: the policy's own entropy, over the answer's largest.",
     )
-    coefficient: NonNegative = Field(1.0, description="α.")
+    coefficient: NonNegative = Field(1.0, description="α, or where it starts if `entropy.target` is set.")
+    weighting: Literal["utterance_max", "mass"] = Field(
+        "utterance_max",
+        description="utterance_max: weights as they are (the largest influence of an answer is 1); mass: scaled to sum "
+        "to the number of tokens, so that modes can be compared at equal weight.",
+    )
+    target: PositiveFloat | None = Field(
+        None,
+        description="Tune α so that the weighted entropy Σ_i B_i H_i / n stays here, nats per token; null: α is fixed.",
+    )
+    final_target: PositiveFloat | None = Field(
+        None, description="Where the target ends, on a straight line over the updates; null: it stays."
+    )
+    target_rate: PositiveFloat = Field(
+        0.03, description="How much log α moves in an optimizer step, per relative distance from the target."
+    )
+    coefficient_min: PositiveFloat = Field(1e-4, description="Least α while it is tuned.")
+    coefficient_max: PositiveFloat = Field(100.0, description="Largest α while it is tuned.")
+    gradient_every: Count = Field(
+        5, description="Measure the norms of the loss's parts every n-th update (ZeRO below 3); 0: never."
+    )
+
+    @property
+    def needs_influence(self) -> bool:
+        """Whether the weights are made of influence, so that answers have to be scored."""
+        return self.mode in ("counterfactual", "random")
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> EntropySettings:
+        if self.target is not None and not self.coefficient_min <= self.coefficient <= self.coefficient_max:
+            raise ValueError(
+                f"entropy.coefficient ({self.coefficient:g}) must lie between entropy.coefficient_min "
+                f"({self.coefficient_min:g}) and entropy.coefficient_max ({self.coefficient_max:g})"
+            )
+        return self
 
 
 class WarmStartSettings(Section):

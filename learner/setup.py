@@ -33,5 +33,6 @@ class LearnerSetup:
     entropy: EntropySettings
     temperature: float  # of the distribution that was sampled from
     total_updates: int  # that the schedule spans
+    max_policy_lag: int | None  # steps of older versions give context only; None: all are trained on
     seed: int
     publishing: PublishTarget | None = None  # None: a learner without policy servers (warm start)

@@ -249,7 +249,7 @@ class System:
 
     async def _start_pool(self, checkpoint: Path | None) -> None:
         """The scoring pool, with an SCM from the checkpoint or pre-trained on the model's demonstrations."""
-        if self.config.entropy.mode != "counterfactual":
+        if not self.config.entropy.needs_influence:
             return
         deadline = self.config.environment.start_deadline_s
         sizes = await answer(self.workers[0].label_sizes.remote(), deadline, "an environment's label space")

@@ -40,6 +40,7 @@ class Evaluation:
     logprobs: Sequence[np.ndarray]  # float32 (n,) per step: nats, of the response tokens
     values: np.ndarray  # float32 (N,): V of the state of every step
     final_values: np.ndarray  # float32 (N,): V of the observation after a step, NaN where the trajectory has none
+    trained: np.ndarray  # bool (N,): steps that the loss will see; the others are too old and give context only
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,19 @@ class Algorithm(ABC):
         """The targets of whole episodes, computed once an update."""
 
     @abstractmethod
-    def loss(self, output: PolicyOutput, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
-        """(loss, metrics) of the B steps of a micro-batch, sums over its steps, each times its `sample_weight`.
+    def loss(self, output: PolicyOutput, batch: TokenBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(parts, metrics) of the B steps of a micro-batch: the loss is the sum of its parts, each float32 (B,).
 
-        `batch.targets` holds the columns that `targets` returned: float32 (B,) per step, (B, R) per token. The rank
-        divides by the number of steps of the whole minibatch, over all micro-batches and ranks, so that how a
-        minibatch is cut does not change its gradient. Metrics are sums too, with `samples` as the sum of weights; of a
-        name that ends in `_max` the largest counts.
+        `batch.targets` holds the columns that `targets` returned: float32 (B,) per step, (B, R) per token. Metrics are
+        float32 (B,) without gradient. The rank takes the mean over the minibatch's steps, over all micro-batches and
+        ranks, so that how a minibatch is cut does not change its gradient; of a metric that ends in `_max`, the
+        largest.
         """
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint must remember of the algorithm besides the model."""
+        return self.entropy.state()
+
+    def load(self, state: dict[str, float]) -> None:
+        """Go on from what `state` returned."""
+        self.entropy.load(state)

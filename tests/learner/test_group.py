@@ -57,6 +57,7 @@ def setup(model_folder, tmp_path_factory) -> LearnerSetup:
             collective_deadline_s=60.0,
         ),
         temperature=1.0,
+        max_policy_lag=None,
         total_updates=4,
         seed=1,
         publishing=PublishTarget(
@@ -229,7 +230,7 @@ def test_a_checkpoint_of_another_learner_is_refused(group, checkpoint, tmp_path,
 def test_a_checkpoint_of_another_schema_or_none_is_refused(group, checkpoint, tmp_path):
     record = json.loads((checkpoint / "learner.json").read_text())
     (tmp_path / "learner.json").write_text(json.dumps(record | {"schema_version": 99}))
-    with pytest.raises(CheckpointMismatch, match="schema 99; this program reads 1"):
+    with pytest.raises(CheckpointMismatch, match="schema 99; this program reads 2"):
         group.load_checkpoint(tmp_path)
     with pytest.raises(CheckpointMismatch, match="no learner checkpoint"):
         group.load_checkpoint(tmp_path / "nothing")

@@ -41,6 +41,8 @@ class Host:
 
     def weights(self) -> dict[str, np.ndarray]:
         whole = {}
+        for name, parameter in self.learner.model.value_head.named_parameters():
+            whole[f"value_head.{name}"] = parameter.detach().numpy().copy()
         for name, parameter in self.learner.model.named_parameters():
             with self.learner.engine.gather([parameter]):
                 whole[name] = parameter.detach().float().numpy().copy()
@@ -104,6 +106,7 @@ def setup(model_folder) -> LearnerSetup:
             final_learning_rate=1e-4,
         ),
         temperature=1.0,
+        max_policy_lag=None,
         total_updates=3,
         seed=1,
     )
