@@ -21,7 +21,10 @@ import numpy as np
 
 from benchmarks.record import record
 
-SIZES = {"small": {"hidden": 128, "layers": 2}, "large": {"hidden": 1024, "layers": 8}}
+SIZES = {
+    "small": {"hidden": 128, "layers": 2, "image_size": 64},
+    "large": {"hidden": 1024, "layers": 8, "image_size": 64},
+}
 TRANSPORTS = ("shared_memory", "object_store", "gloo")
 REPEATS = 5
 #: Not one colour: vLLM takes an Idefics3 picture whose normalised pixels are all 0 for padding, and dies of it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from actors.chat import ChatProcessor
 from actors.trajectory import TrajectoryBatch, decode_png
+from learner.algorithms.base import Targets
 
 
 class PromptMismatch(ValueError):
@@ -38,10 +39,8 @@ class TokenBatch:
     behaviour_logprobs: Tensor  # float32 (B, R), nats, of the distribution sampled from; 0 where padded or none
     influence: Tensor  # float32 (B, R) in [0, 1]; 0 where padded or not scored
     sample_weight: Tensor  # float32 (B,), 0 for a sample that only fills up a micro-batch
-    # Filled in by the algorithm's caller:
-    advantages: Tensor | None = None  # float32 (B,)
-    returns: Tensor | None = None  # float32 (B,)
-    old_values: Tensor | None = None  # float32 (B,), the value head's when the batch was made
+    #: Columns of `learner.algorithms.base.Targets`: float32, (B,) per step and (B, R) per token, 0 where padded.
+    targets: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -49,12 +48,13 @@ class TokenBatch:
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on `device`."""
         moved = {
-            field.name: value.to(device)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
+            each.name: value.to(device)
+            for each in fields(self)
+            if isinstance(value := getattr(self, each.name), Tensor)
         }
         inputs = {name: tensor.to(device) for name, tensor in self.model_inputs.items()}
-        return replace(self, model_inputs=inputs, **moved)
+        targets = {name: tensor.to(device) for name, tensor in self.targets.items()}
+        return replace(self, model_inputs=inputs, targets=targets, **moved)
 
 
 class BatchBuilder:
@@ -67,7 +67,7 @@ class BatchBuilder:
         self._size = 0
         self._encoded: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
 
-    def build(self, trajectories: TrajectoryBatch, indices: Sequence[int]) -> TokenBatch:
+    def build(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
         """The steps of the given row numbers. Raises `PromptMismatch`, and `KeyError` for an image that is missing."""
         steps = _rows(
             trajectories, indices, "prompt", "image", "prompt_ids", "response_ids", "behaviour_logprobs", "influence"
@@ -87,7 +87,7 @@ class BatchBuilder:
             [_floats(row["influence"], len(row["response_ids"])) for row in steps],
         )
 
-    def build_final(self, trajectories: TrajectoryBatch, indices: Sequence[int]) -> TokenBatch:
+    def build_final(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
         """The observations after the last step of cut-off episodes (R = 0), for the values they still had ahead.
 
         Raises `ValueError` for a row that has no final observation.
@@ -129,7 +129,15 @@ class BatchBuilder:
         return encoded
 
 
-def _rows(trajectories: TrajectoryBatch, indices: Sequence[int], *columns: str) -> list[dict]:
+def target_columns(targets: Targets, rows: np.ndarray, device: torch.device | str) -> dict[str, Tensor]:
+    """The columns of `targets` for the given row numbers, as `TokenBatch.targets` holds them."""
+    columns = {name: torch.from_numpy(column[rows]) for name, column in targets.per_step.items()}
+    for name, arrays in targets.per_token.items():
+        columns[name] = right_padded([arrays[row] for row in rows.tolist()], torch.float32)
+    return {name: column.to(device) for name, column in columns.items()}
+
+
+def _rows(trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray, *columns: str) -> list[dict]:
     table = trajectories.steps.select(list(columns))
     return table.take(pa.array(np.asarray(indices, np.int64))).to_pylist()
 
@@ -187,16 +195,16 @@ def _assemble(
         model_inputs=model_inputs,
         prompt_lengths=torch.tensor(prompt_lengths),
         response_lengths=torch.tensor(response_lengths),
-        response_ids=_right_padded(responses, torch.int64),
-        response_mask=_right_padded([np.ones(n, bool) for n in response_lengths], torch.bool),
-        action_mask=_right_padded(action_masks, torch.bool),
-        behaviour_logprobs=_right_padded(behaviour_logprobs, torch.float32),
-        influence=_right_padded(influence, torch.float32),
+        response_ids=right_padded(responses, torch.int64),
+        response_mask=right_padded([np.ones(n, bool) for n in response_lengths], torch.bool),
+        action_mask=right_padded(action_masks, torch.bool),
+        behaviour_logprobs=right_padded(behaviour_logprobs, torch.float32),
+        influence=right_padded(influence, torch.float32),
         sample_weight=torch.ones(rows),
     )
 
 
-def _right_padded(arrays: list[np.ndarray], dtype: torch.dtype) -> Tensor:
+def right_padded(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
     """Ragged arrays as one (B, longest) tensor, zeros where padded."""
     padded = torch.zeros(len(arrays), max(map(len, arrays)), dtype=dtype)
     for row, array in enumerate(arrays):

@@ -4,7 +4,7 @@
       learner.json             what it is of (`Signature`) and how far it had come
       model/                   a complete Hugging Face model folder (adapters merged), processor included
       adapter/                 with LoRA: the adapters alone, as peft saves them
-      value_head.safetensors
+      value_head.safetensors   the value head, and its optimizer's state as `optimizer.…`
       deepspeed/state/         parameters, optimizer state and counters, one file per rank and kind
 
 Random numbers need no file: everything random in an update is drawn from (seed, update, …), see `learner.rank`.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RECORD_FILE = "learner.json"
 #: Weights are written in files of at most about this size, so that no rank holds a whole large model in host memory.
 SHARD_BYTES = 4 << 30
@@ -55,14 +55,15 @@ class Record:
     signature: Signature
     update: int  # updates made
     version: int  # of the weights
+    algorithm: dict[str, float]  # `Algorithm.state`
 
 
-def parameter_digest(module: torch.nn.Module) -> str:
+def parameter_digest(*modules: torch.nn.Module) -> str:
     """Digest (32 hex digits) of names, shapes and trainability of all parameters, and of up to 16 values of each
     frozen one: those are not in the checkpoint, so they have to be the same already. Take it of whole parameters,
     before a ZeRO-3 engine has partitioned them."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(module.named_parameters()):
+    for name, parameter in [pair for module in modules for pair in sorted(module.named_parameters())]:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.requires_grad};".encode())
         if not parameter.requires_grad:
             flat = parameter.detach().reshape(-1)
@@ -84,7 +85,7 @@ def read_record(folder: Path) -> Record:
             f"the checkpoint in {folder} was written under schema {schema}; this program reads {SCHEMA_VERSION}. "
             "Load it with the version of coso-rl that wrote it."
         )
-    return Record(Signature(**stored["signature"]), update=stored["update"], version=stored["version"])
+    return Record(Signature(**stored["signature"]), stored["update"], stored["version"], stored["algorithm"])
 
 
 def check_signature(folder: Path, stored: Signature, expected: Signature) -> None:

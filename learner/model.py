@@ -8,27 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from actors.chat import NotAVisionLanguageModel
 from learner.batch import TokenBatch
+from learner.settings import LoraSettings
 from learner.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
 from learner.weight_export import Materialize, checkpoint_weights
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """Low-rank adapters (published figures: RL4VLM, arXiv 2405.10292)."""
-
-    rank: int = 128
-    alpha: float = 256.0  # the update is alpha / rank · B A
-    dropout: float = 0.05
-    #: language_model: every linear layer of the text decoder; all-linear: of the vision tower and connector too.
-    #: Neither adapts the output head.
-    target: Literal["language_model", "all-linear"] = "language_model"
 
 
 @dataclass
@@ -41,15 +30,23 @@ class PolicyOutput:
 
 
 class PolicyModel(nn.Module):
-    """A vision-language model and a value head on the hidden state of the last prompt token."""
+    """A vision-language model and a value head on the hidden state of the last prompt token.
 
-    def __init__(self, vlm: nn.Module, value_head: nn.Module, value_gradient: bool = True) -> None:
-        """vlm: a Hugging Face model whose head is a `TokenHead`, or a peft model around one; value_head: (…, width)
-        -> (…, 1); value_gradient: whether the value loss trains the vlm too (published: it does)."""
+    The value head is no submodule: whatever changes the module's precision or spreads it over ranks leaves the head as
+    it is, float32 and whole. `learner.engine` trains it beside the module.
+    """
+
+    def __init__(self, vlm: nn.Module, value_head: nn.Module, value_gradient: bool) -> None:
+        """vlm: a Hugging Face model whose head is a `TokenHead`, or a peft model around one; value_head: float32
+        (…, width) -> (…, 1); value_gradient: whether the value loss trains the vlm too."""
         super().__init__()
         self.vlm = vlm
-        self.value_head = value_head
+        self._outside = (value_head,)  # in a tuple, so that torch does not register it
         self.value_gradient = value_gradient
+
+    @property
+    def value_head(self) -> nn.Module:
+        return self._outside[0]
 
     @property
     def hf_model(self) -> Any:
@@ -78,7 +75,7 @@ class PolicyModel(nn.Module):
         state = hidden[rows, batch.prompt_lengths - 1]
         if not self.value_gradient:
             state = state.detach()
-        values = self.value_head(state.to(next(self.value_head.parameters()).dtype))[:, 0].float()
+        values = self.value_head(state.float())[:, 0]
 
         mask = batch.response_mask
         logprobs = torch.zeros(mask.shape, device=hidden.device)
@@ -103,10 +100,10 @@ def load_policy(
     path: str,
     *,
     dtype: torch.dtype,
-    lora: LoraOptions | None,
+    lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
-    gradient_checkpointing: bool = False,
-    value_gradient: bool = True,
+    gradient_checkpointing: bool,
+    value_gradient: bool,
     seed: int,
 ) -> PolicyModel:
     """Load a Hugging Face VLM from a folder or the hub and give it a value head (and adapters).
@@ -135,10 +132,10 @@ def load_policy(
 def build_policy(
     vlm: Any,
     *,
-    lora: LoraOptions | None,
+    lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
-    gradient_checkpointing: bool = False,
-    value_gradient: bool = True,
+    gradient_checkpointing: bool,
+    value_gradient: bool,
     seed: int,
 ) -> PolicyModel:
     """As `load_policy`, of a Hugging Face model in memory, which becomes part of the policy (its head is adopted)."""
@@ -167,19 +164,19 @@ def _value_head(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers, last)
 
 
-def _with_adapters(vlm: Any, options: LoraOptions) -> nn.Module:
+def _with_adapters(vlm: Any, settings: LoraSettings) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     targets: str | list[str] = "all-linear"
-    if options.target == "language_model":
+    if settings.target == "language_model":
         decoder = vlm.get_decoder()
         head = vlm.get_output_embeddings()
         inside = {id(module) for module in decoder.modules() if isinstance(module, nn.Linear) and module is not head}
         targets = [name for name, module in vlm.named_modules() if id(module) in inside]
     config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # any number works
-        lora_dropout=options.dropout,
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number works
+        lora_dropout=settings.dropout,
         target_modules=targets,
     )
     return get_peft_model(vlm, config)

@@ -24,11 +24,13 @@ from learner.checkpoint import (
     write_record,
 )
 from learner.engine import DeepSpeedEngine
+from learner.finite import finite_weights
 
 if TYPE_CHECKING:
     from learner.model import PolicyModel
 
 STATE_FOLDER, STATE_TAG = "deepspeed", "state"
+HEAD_FILE, OPTIMIZER = "value_head.safetensors", "optimizer."
 
 
 class LearnerStorage:
@@ -41,13 +43,13 @@ class LearnerStorage:
         self._processor = processor
         self.signature = Signature(
             architecture=type(model.hf_model).__name__,
-            parameters=parameter_digest(model),
-            dtype=engine.options.dtype,
+            parameters=parameter_digest(model, model.value_head),
+            dtype=engine.dtype,
             world_size=engine.place.world_size,
-            zero_stage=engine.options.zero_stage,
+            zero_stage=engine.settings.zero_stage,
         )
 
-    def save_checkpoint(self, folder: Path, update: int, version: int) -> None:
+    def save_checkpoint(self, folder: Path, update: int, version: int, algorithm: dict[str, float]) -> None:
         """Write aside, then rename; a checkpoint already in `folder` is replaced. With several nodes the folder has to
         be shared. Raises `CheckpointWriteFailed` on every rank, with what was there before still whole."""
 
@@ -55,7 +57,7 @@ class LearnerStorage:
             self._engine.save(aside / STATE_FOLDER, STATE_TAG)
             self._write_model(aside / "model")
             self._write_small_parts(aside)
-            record = Record(self.signature, update, version)
+            record = Record(self.signature, update, version, algorithm)
             self._on_writer("writing the record", lambda: write_record(aside, record))
 
         self._write_aside(folder, write)
@@ -70,6 +72,7 @@ class LearnerStorage:
         record = read_record(folder)
         check_signature(folder, record.signature, self.signature)
         self._engine.load(folder / STATE_FOLDER, STATE_TAG)
+        self._load_head(folder / HEAD_FILE)
         return record
 
     def _write_aside(self, folder: Path, write: Callable[[Path], None]) -> None:
@@ -96,7 +99,9 @@ class LearnerStorage:
         self._on_writer("making the model folder", lambda: folder.mkdir(exist_ok=True))
         self._engine.together(
             "writing the model's weights",
-            lambda: save_weights(folder if on_writer else None, self._model.checkpoint_weights(self._engine.gather)),
+            lambda: save_weights(
+                folder if on_writer else None, finite_weights(self._model.checkpoint_weights(self._engine.gather))
+            ),
         )
         self._on_writer(
             "writing the model's description",
@@ -105,15 +110,24 @@ class LearnerStorage:
 
     def _write_small_parts(self, folder: Path) -> None:
         """Value head, and adapters where there are any: small enough to be gathered whole."""
-        head = self._whole(dict(self._model.value_head.named_parameters()))
+        head = {name: tensor.cpu() for name, tensor in self._model.value_head.state_dict().items()}
+        head |= {f"{OPTIMIZER}{name}": tensor for name, tensor in self._engine.head_state().items()}
         adapters = self._whole({name: p for name, p in self._model.vlm.named_parameters() if ".lora_" in name})
 
         def write() -> None:
-            save_tensors(folder / "value_head.safetensors", head)
+            save_tensors(folder / HEAD_FILE, head)
             if adapters:
                 save_adapter(folder / "adapter", self._model.vlm, adapters)
 
         self._on_writer("writing value head and adapters", write)
+
+    def _load_head(self, path: Path) -> None:
+        from safetensors.torch import load_file
+
+        tensors = load_file(path)
+        state = {name: tensors.pop(name) for name in list(tensors) if name.startswith(OPTIMIZER)}
+        self._model.value_head.load_state_dict(tensors)
+        self._engine.load_head_state({name.removeprefix(OPTIMIZER): tensor for name, tensor in state.items()})
 
     def _whole(self, parameters: dict[str, Any]) -> dict[str, Any]:
         with self._engine.gather(parameters.values()):

@@ -23,7 +23,9 @@ TEXTS = [
     '{"current number": "2", "thoughts": "the target is 0 so I should subtract", "action": "-"}',
 ]
 PROMPT = TEXTS[0]
-TINY = DefaultModelOptions(hidden=32, layers=2, heads=4, vision_hidden=32, vision_layers=1, vocabulary=320)
+TINY = DefaultModelOptions(
+    hidden=32, layers=2, image_size=64, heads=4, vision_hidden=32, vision_layers=1, vocabulary=320
+)
 
 
 @dataclass

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from learner.algorithms.base import AlgorithmSettings
+from learner.algorithms.registry import algorithms
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,15 +108,18 @@ def valid_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
     keys: list[str] = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        if section := section_of(field.annotation):
+        for section in sections_of(field.annotation):
             keys.extend(valid_keys(section, f"{prefix}{name}."))
-    return keys
+    return list(dict.fromkeys(keys))
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The config section that a field's annotation holds (also `Section | None`), if any."""
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The config sections that a field's annotation may hold (also `Section | None`): none, one, or one for each
+    algorithm."""
+    if annotation is AlgorithmSettings:
+        return [algorithm.Settings for algorithm in algorithms().values()]
     candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cluster.config.files import section_of
+from cluster.config.files import sections_of
 from cluster.config.run_config import RunConfig
 
 
@@ -33,15 +33,19 @@ def config_markdown(model: type[BaseModel] = RunConfig) -> str:
 def _section(model: type[BaseModel], title: str, prefix: str) -> list[str]:
     """The table of a section's own keys, then the sections inside it."""
     lines = [f"## {title}", "", " ".join((model.__doc__ or "").split()), ""]
-    own = {name: field for name, field in model.model_fields.items() if section_of(field.annotation) is None}
+    own = {name: field for name, field in model.model_fields.items() if not sections_of(field.annotation)}
     if own:
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         lines += [_row(f"{prefix}{name}", field) for name, field in own.items()]
         lines.append("")
     for name, field in model.model_fields.items():
-        if (inner := section_of(field.annotation)) is not None:
-            key = f"{prefix}{name}"
-            lines += _section(inner, f"`{key}`" + (" (null by default)" if field.default is None else ""), f"{key}.")
+        key = f"{prefix}{name}"
+        inner = sections_of(field.annotation)
+        for section in inner:
+            note = " (null by default)" if field.default is None else ""
+            if len(inner) > 1:
+                note = f" of {section.__name__}"
+            lines += _section(section, f"`{key}`{note}", f"{key}.")
     return lines
 
 

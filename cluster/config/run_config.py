@@ -12,7 +12,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from actors.settings import ModelSettings, PolicyServerSettings, RolloutSettings, WeightSyncSettings
 from envs.settings import Count, EnvironmentSettings, NonNegative, Section
-from learner.settings import EntropySettings, LearnerSettings, PpoSettings, WarmStartSettings
+from learner.algorithms.registry import AnyAlgorithmSettings, default_algorithm
+from learner.settings import EntropySettings, LearnerSettings, WarmStartSettings
 from scoring.settings import ScoringSettings
 
 
@@ -78,7 +79,7 @@ class RunConfig(Section):
     weight_sync: WeightSyncSettings = WeightSyncSettings()
     scoring: ScoringSettings = ScoringSettings()
     learner: LearnerSettings = LearnerSettings()
-    algorithm: PpoSettings = PpoSettings()
+    algorithm: AnyAlgorithmSettings = Field(default_factory=default_algorithm)
     entropy: EntropySettings = EntropySettings()
     training: TrainingSettings = TrainingSettings()
     warm_start: WarmStartSettings = WarmStartSettings()

@@ -7,6 +7,7 @@ at `model.path` is fine-tuned instead. Training runs through the same DeepSpeed 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 DEMONSTRATIONS = "demonstrations"
 #: Optimizer steps between two movements of the progress bar.
 STEPS_PER_CALL = 10
+#: AdamW as it suits fitting a model from scratch; the run's own settings are for the small steps of reinforcement
+#: learning.
+ADAMW = {"betas": (0.9, 0.98), "epsilon": 1e-8, "weight_decay": 0.01, "gradient_clip": 1.0}
 
 
 def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
@@ -129,17 +133,23 @@ def _make_and_pretrain(config: RunConfig, shown: Demonstrations, folder: str) ->
 def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, aside: Path) -> None:
     """Supervised fine-tuning of the model at `start`; leaves a whole model folder at `aside / "model"`."""
     from actors.chat import ChatProcessor
-    from cluster.config.mapping import rank_resources, supervised_options, warm_start_learner_options
-    from learner.group import LearnerFailed, LearnerGroup
+    from cluster.launch.learner import learner_setup, start_learner
+    from learner.group import LearnerFailed
 
     chat = ChatProcessor(start)
     batch = with_token_ids(shown.batch, chat)
     steps = config.warm_start.steps
+    changes = ADAMW | ({"lora": None} if config.warm_start.make_model else {})
+    setup = replace(
+        learner_setup(config),
+        model=config.model.model_copy(update={"path": start}),
+        learner=config.learner.model_copy(update=changes),
+    )
     try:
-        learner = LearnerGroup(warm_start_learner_options(config, start), config.learner.ranks, rank_resources(config))
+        learner = start_learner(config, setup)
         try:
             with progress_bar("fine-tuning", steps) as advance:
-                learner.begin_supervised(batch, supervised_options(config))
+                learner.begin_supervised(batch, config.warm_start)
                 for done in range(0, steps, STEPS_PER_CALL):
                     reports = learner.supervised_steps(min(STEPS_PER_CALL, steps - done))
                     advance(len(reports), f"{reports[-1]['nll']:.3f} nats per token")

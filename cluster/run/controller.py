@@ -118,7 +118,7 @@ class Controller:
                 batch, collected = await self._system.collector.collect(update)
                 row |= collected
         row |= episode_metrics(batch, "rollout")
-        if self._config.entropy.mode == "counterfactual":
+        if self._config.entropy.needs_influence:
             with _timed(row, "time/score"):
                 batch, scores = await asyncio.to_thread(self._system.score, batch)
             row |= scores
@@ -182,7 +182,7 @@ class Controller:
             await self._with_learner(
                 lambda: self._system.learner.save_checkpoint(folder / "learner"), self._progress.update
             )
-            if self._config.entropy.mode == "counterfactual":
+            if self._config.entropy.needs_influence:
                 await asyncio.to_thread(self._system.save_scm, folder)
             self._progress.wall_seconds = time.monotonic() - self._started
             self._progress.recoveries = dict(self._system.supervisor.recoveries)

@@ -17,9 +17,9 @@ from actors.generation import GenerationRequest
 from actors.rollouts.stream import TrajectoryStream
 from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry
 from actors.trajectory import TrajectoryBatch
-from cluster.config import mapping
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.launch.learner import learner_setup, start_learner
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector
 from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
 from cluster.run.run_folder import RunFolder
@@ -29,8 +29,8 @@ from cluster.run.waiting import answer, answer_of_restarted, answers
 from envs.parsing import Parser
 from learner.checkpoint import CheckpointMismatch
 from learner.group import LearnerFailed, LearnerGroup
-from learner.options import PublishOptions
 from learner.publish import connect_servers, remove_weight_files, sync_servers
+from learner.setup import PublishTarget
 from scoring.pool.scoring_pool import ScoringPool
 
 #: Tokens of the answer by which a live engine is compared with the learner after a swap.
@@ -225,15 +225,11 @@ class System:
         await wait_for_servers(self.config, self.servers)
 
     def _start_learner(self, checkpoint: Path | None) -> None:
-        publishing = PublishOptions(
+        publishing = PublishTarget(
             transport=self.transport, run=self._weights_name, fallback_folder=self._fallback_folder.absolute()
         )
         try:
-            self._learner = LearnerGroup(
-                mapping.learner_options(self.config, self.config.model.path, publishing),
-                self.config.learner.ranks,
-                mapping.rank_resources(self.config),
-            )
+            self._learner = start_learner(self.config, learner_setup(self.config, publishing))
             if checkpoint is not None:
                 self._learner.load_checkpoint(checkpoint)
         except (LearnerFailed, ValueError, CheckpointMismatch) as error:
@@ -241,7 +237,7 @@ class System:
 
     async def _start_pool(self, checkpoint: Path | None) -> None:
         """The scoring pool, with an SCM from the checkpoint or pre-trained on the model's demonstrations."""
-        if self.config.entropy.mode != "counterfactual":
+        if not self.config.entropy.needs_influence:
             return
         deadline = self.config.environment.start_deadline_s
         sizes = await answer(self.workers[0].label_sizes.remote(), deadline, "an environment's label space")

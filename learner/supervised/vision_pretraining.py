@@ -28,7 +28,7 @@ def pretrain_vision(
     *,
     steps: int,
     batch: int = 32,
-    learning_rate: float = 2e-3,
+    learning_rate: float,
     seed: int = 0,
 ) -> list[float]:
     """Train `vlm`'s image features, in place, to give the labels away linearly; returns the loss of each step.

@@ -96,11 +96,11 @@ def test_the_cache_is_bounded_and_changes_nothing(chat):
 
 def test_moving_a_batch_moves_all_of_it(chat):
     batch = BatchBuilder(chat).build(steps(chat, [PROMPT], [picture()], [[7]]), [0])
-    batch.returns = torch.ones(1)
+    batch.targets = {"returns": torch.ones(1)}
     moved = batch.to("meta")
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
-    assert {t.device.type for t in [*tensors, *moved.model_inputs.values()]} == {"meta"}
-    assert len(tensors) == 9 and moved.advantages is None
+    assert {t.device.type for t in [*tensors, *moved.model_inputs.values(), *moved.targets.values()]} == {"meta"}
+    assert len(tensors) == 8 and list(moved.targets) == ["returns"]
 
 
 def test_image_tensors_of_different_sizes_are_padded_with_zeros():

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from learner.batch import BatchBuilder
-from learner.model import LoraOptions, build_policy
+from learner.model import build_policy
+from learner.settings import LoraSettings
 from tests.tiny_models import FAMILIES, PROMPT, TEXTS, picture
 from tests.tiny_steps import steps
 
@@ -20,9 +21,13 @@ def tiny(request, tmp_path_factory):
     return FAMILIES[request.param](tmp_path_factory.mktemp(request.param))
 
 
+def _build(vlm, lora=None):
+    return build_policy(vlm, lora=lora, value_hidden=(16,), gradient_checkpointing=False, value_gradient=True, seed=3)
+
+
 @pytest.fixture(scope="module")
 def policy(tiny):
-    return build_policy(tiny.model, lora=None, value_hidden=(16,), seed=3).eval()
+    return _build(tiny.model).eval()
 
 
 def _steps(tiny):
@@ -97,7 +102,7 @@ def test_published_adapters_reload_as_the_adapted_model(tiny, tmp_path):
     from safetensors.torch import save_file
 
     plain = type(tiny.model)(tiny.model.config).eval()
-    policy = build_policy(plain, lora=LoraOptions(rank=2, alpha=8, dropout=0.0), value_hidden=(16,), seed=3).eval()
+    policy = _build(plain, LoraSettings(rank=2, alpha=8, dropout=0.0)).eval()
     generator = torch.Generator().manual_seed(0)
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
@@ -116,7 +121,7 @@ def test_published_adapters_reload_as_the_adapted_model(tiny, tmp_path):
     reloaded, report = type(tiny.model).from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     with torch.no_grad():
-        merged = _run(build_policy(reloaded, lora=None, value_hidden=(16,), seed=3).eval(), tiny, batch)
+        merged = _run(_build(reloaded).eval(), tiny, batch)
     torch.testing.assert_close(merged.logprobs, adapted.logprobs, atol=1e-5, rtol=0)
     assert (bare.logprobs - adapted.logprobs).abs().max() > 1e-2
 

@@ -7,7 +7,8 @@ from torch.utils._pytree import tree_flatten
 
 from actors.chat import NotAVisionLanguageModel
 from learner.batch import BatchBuilder
-from learner.model import LoraOptions, load_policy
+from learner.model import load_policy
+from learner.settings import LoraSettings
 from tests.tiny_models import PROMPT, TEXTS, make_idefics3, picture
 from tests.tiny_steps import steps
 
@@ -25,8 +26,19 @@ def batch(tiny):
 
 
 def _load(tiny, **options):
-    defaults = {"dtype": torch.float32, "lora": None, "value_hidden": (16, 8), "seed": 5}
+    defaults = {
+        "dtype": torch.float32,
+        "lora": None,
+        "value_hidden": (16, 8),
+        "gradient_checkpointing": False,
+        "value_gradient": True,
+        "seed": 5,
+    }
     return load_policy(tiny.chat.path, **{**defaults, **options})
+
+
+def _parameters(policy):
+    return [*policy.parameters(), *policy.value_head.parameters()]
 
 
 def _run(policy, batch, chunk=16):
@@ -37,7 +49,7 @@ def test_values_start_at_zero_and_the_same_seed_starts_alike(tiny, batch):
     first, second, third = _load(tiny), _load(tiny), _load(tiny, seed=6)
     assert torch.equal(_run(first, batch).values, torch.zeros(3))
     same, other = (
-        [torch.equal(a, b) for a, b in zip(first.parameters(), policy.parameters(), strict=True)]
+        [torch.equal(a, b) for a, b in zip(_parameters(first), _parameters(policy), strict=True)]
         for policy in (second, third)
     )
     assert all(same) and not all(other)
@@ -102,11 +114,10 @@ def test_recomputing_activations_changes_nothing(tiny, batch):
 
 @pytest.mark.parametrize("target", ["language_model", "all-linear"])
 def test_adapters_and_the_value_head_are_all_that_lora_trains(tiny, batch, target):
-    policy = _load(tiny, lora=LoraOptions(rank=2, alpha=4, dropout=0.0, target=target))
+    policy = _load(tiny, lora=LoraSettings(rank=2, alpha=4, dropout=0.0, target=target))
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
-    assert {name for name in trained if "lora_" not in name} == {
-        f"value_head.{name}" for name, _ in policy.value_head.named_parameters()
-    }
+    assert all("lora_" in name for name in trained)
+    assert all(parameter.requires_grad for parameter in policy.value_head.parameters())
     assert not any("lm_head" in name for name in trained)
     decoder_linears = 7 * len(policy.hf_model.model.text_model.layers)
     adapted = {name.split(".lora_")[0] for name in trained if "lora_" in name}
@@ -120,6 +131,7 @@ def test_bfloat16_answers_in_float32_near_the_float32_model(tiny, batch):
     with torch.no_grad():
         exact, rough = _run(_load(tiny), batch), _run(_load(tiny, dtype=torch.bfloat16), batch)
     assert rough.logprobs.dtype == rough.entropy.dtype == rough.values.dtype == torch.float32
+    assert {p.dtype for p in _load(tiny, dtype=torch.bfloat16).value_head.parameters()} == {torch.float32}
     assert 0 < (exact.logprobs - rough.logprobs).abs().max() < 0.05
 
 

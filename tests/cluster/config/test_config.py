@@ -105,11 +105,29 @@ def test_a_value_of_the_wrong_kind_names_key_override_and_value(override: str, p
         assert part in message
 
 
-def test_a_minibatch_must_accumulate_a_whole_number_of_times(tmp_path: Path) -> None:
-    assert load_config([], ["learner.minibatch=12", "learner.micro_batch=2", "learner.ranks=3"]).learner.ranks == 3
-    path = written(tmp_path, "learner: {minibatch: 10, micro_batch: 2, ranks: 3}")
-    message = complaint([path])
-    assert str(path) in message and "learner.minibatch (10)" in message and "2 × 3" in message
+def test_the_algorithm_section_is_that_of_the_algorithm_it_names() -> None:
+    assert type(load_config([]).algorithm).__name__ == "PpoSettings"
+    own = load_config([], ["algorithm.name=examples.own_algorithm.reinforce:Reinforce", "algorithm.discount=0.5"])
+    assert own.algorithm.discount == 0.5  # type: ignore[attr-defined]
+    assert validate(own.model_dump()) == own
+    assert "discount: 0.5" in to_yaml(own)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["algorithm.name=pp"], ("no algorithm 'pp'", "did you mean ppo?", "module:Class")),
+        (["algorithm.name=3"], ("algorithm.name should be text",)),
+        (["algorithm.name=nowhere.to.find:X"], ("module nowhere.to.find cannot be imported", "ModuleNotFoundError")),
+        (["algorithm.name=json:JSONDecoder"], ("json has no class JSONDecoder that is an Algorithm",)),
+        (["algorithm.clipp=0.2"], ("'algorithm.clipp'", "nearest valid key is 'algorithm.clip'")),
+        (["algorithm.clip=-1"], ("'algorithm.clip'", "greater than 0")),
+    ],
+)
+def test_a_wrong_algorithm_section_is_explained(overrides: list[str], parts: tuple[str, ...]) -> None:
+    message = complaint([], *overrides)
+    for part in parts:
+        assert part in message
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.algorithms.advantages import gae
+from learner.algorithms.gae import gae
 
 numbers = st.floats(-5, 5)
 
