@@ -123,7 +123,7 @@ def _expected_failures() -> tuple[type[BaseException], ...]:
 
     from actors.serving.weight_transfer import WeightTransferError
     from actors.trajectory import SchemaMismatch
-    from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
+    from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
     from learner.finite import NotFinite
     from learner.group import LearnerFailed
     from scoring.pool.scorers import ScoringError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.trajectory import TrajectoryBatch
-from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
+from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
 from learner.finite import NotFinite
 from learner.rank import LearnerRank
 from learner.settings import WarmStartSettings

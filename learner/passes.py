@@ -13,11 +13,11 @@ from torch import Tensor
 from actors.chat import ChatProcessor
 from actors.trajectory import TrajectoryBatch
 from learner.algorithms.base import Evaluation
-from learner.batch import BatchBuilder, TokenBatch
 from learner.division import MicroBatch, divide
 from learner.engine import DeepSpeedEngine, StepReport
 from learner.metric_sums import MetricSums
-from learner.model import PolicyOutput
+from learner.policy.batch import BatchBuilder, TokenBatch
+from learner.policy.model import PolicyOutput
 from learner.setup import LearnerSetup
 
 #: Passes without gradients keep no activations, so they take this many times as many steps at once.

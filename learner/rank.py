@@ -54,7 +54,7 @@ class LearnerRank:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def start(self, address: str, port: int) -> None:
-        """Connect to the other ranks and load the model. Raises what `learner.model.load_policy` raises."""
+        """Connect to the other ranks and load the model. Raises what `learner.policy.model.load_policy` raises."""
         from learner.engine import DeepSpeedEngine, RankPlace
 
         setup = self.setup
@@ -66,9 +66,9 @@ class LearnerRank:
         from actors.chat import ChatProcessor
         from learner.algorithms.entropy import EntropyBonus
         from learner.algorithms.registry import algorithm_class
-        from learner.model import load_policy
+        from learner.checkpoints.storage import LearnerStorage
         from learner.passes import Passes
-        from learner.storage import LearnerStorage
+        from learner.policy.model import load_policy
 
         chat = ChatProcessor(setup.model.path)
         self.algorithm = algorithm_class(setup.algorithm.name)(setup.algorithm, EntropyBonus(setup.entropy))
@@ -126,7 +126,7 @@ class LearnerRank:
         self.engine.train(False, checkpointing=setup.learner.gradient_checkpointing)
 
         def loss_of(output: Any, batch: Any, indices: np.ndarray) -> Any:
-            from learner.batch import target_columns
+            from learner.policy.batch import target_columns
 
             batch.targets = target_columns(targets, indices, self.engine.device)
             return self.algorithm.loss(output, batch)

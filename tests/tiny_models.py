@@ -28,6 +28,10 @@ TINY = DefaultModelOptions(
 )
 
 
+#: The sizes of a warm start's model.
+SMALL = DefaultModelOptions(hidden=128, layers=2, image_size=64)
+
+
 @dataclass
 class TinyVlm:
     model: Any

@@ -27,7 +27,7 @@ from cluster.run.scoring_stage import ScoringStage, load_scm, make_scoring_pool,
 from cluster.run.supervision import Supervisor
 from cluster.run.waiting import answer, answer_of_restarted, answers
 from envs.parsing import Parser
-from learner.checkpoint import CheckpointMismatch
+from learner.checkpoints.format import CheckpointMismatch
 from learner.group import LearnerFailed, LearnerGroup
 from learner.publish import connect_servers, remove_weight_files, sync_servers
 from learner.setup import PublishTarget

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actors.trajectory import TrajectoryBatch
-    from learner.batch import TokenBatch
-    from learner.model import PolicyOutput
+    from learner.policy.batch import TokenBatch
+    from learner.policy.model import PolicyOutput
 
 
 class ReinforceSettings(AlgorithmSettings):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from actors.trajectory import TrajectoryBatch
     from learner.algorithms.entropy import EntropyBonus
-    from learner.batch import TokenBatch
-    from learner.model import PolicyOutput
+    from learner.policy.batch import TokenBatch
+    from learner.policy.model import PolicyOutput
 
 
 class AlgorithmSettings(Section):

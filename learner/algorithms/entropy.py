@@ -16,7 +16,7 @@ from learner.settings import EntropySettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from learner.batch import TokenBatch
+    from learner.policy.batch import TokenBatch
 
 
 #: What the present distance from the target counts in log α. On a bandit of ten arms, of 0, 0.5, 1, 2 and 4, this one

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from actors.trajectory import TrajectoryBatch
     from learner.algorithms.entropy import EntropyBonus
-    from learner.batch import TokenBatch
-    from learner.model import PolicyOutput
+    from learner.policy.batch import TokenBatch
+    from learner.policy.model import PolicyOutput
 
 #: A ratio of e^20 is far beyond any limit, and finite: an infinite one would make its gradient 0 · inf.
 LARGEST_LOG_RATIO = 20.0

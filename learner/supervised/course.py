@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from actors.trajectory import TrajectoryBatch
-from learner.batch import TokenBatch
+from learner.policy.batch import TokenBatch
 from learner.schedules import warm_up_and_decay
 from learner.settings import WarmStartSettings
 from learner.supervised.loss import informative_token_weights

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from learner.batch import TokenBatch
-from learner.model import PolicyOutput
+from learner.policy.batch import TokenBatch
+from learner.policy.model import PolicyOutput
 
 #: Nats of uncertainty about the next token from which on a token counts as informative.
 UNCERTAIN_NATS = 0.1

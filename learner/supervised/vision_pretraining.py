@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.batch import concatenate_padded
+from learner.policy.batch import concatenate_padded
 
 #: What `get_image_features` takes besides the pixels, family by family, as the processors name it.
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}

@@ -20,9 +20,10 @@ ANSWER = '{"thoughts": "the current number is 3 and the target number is 5", "ac
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Idefics3 with tied head, tokenizer and processor."""
     from learner.supervised.default_model import make_default_vlm
+    from tests.tiny_models import SMALL
 
     folder = tmp_path_factory.mktemp("tiny_vlm")
-    make_default_vlm(folder, [PROMPT, ANSWER], [picture(seed) for seed in range(4)], seed=0)
+    make_default_vlm(folder, [PROMPT, ANSWER], [picture(seed) for seed in range(4)], SMALL, seed=0)
     return folder
 
 
@@ -128,7 +129,7 @@ class Reference:
         """As the learner would publish them: by checkpoint name, the tied head left out."""
         from contextlib import nullcontext
 
-        from learner.weight_export import checkpoint_weights
+        from learner.policy.weight_export import checkpoint_weights
 
         return list(checkpoint_weights(self.model, lambda parameters: nullcontext()))
 

@@ -19,7 +19,7 @@ import ray
 from actors.chat import ChatProcessor
 from actors.settings import ModelSettings
 from learner.algorithms.ppo import PpoSettings
-from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
+from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
 from learner.group import LearnerFailed, LearnerGroup, RankResources
 from learner.settings import EntropySettings, LearnerSettings, LoraSettings
 from learner.setup import LearnerSetup, PublishTarget

@@ -68,9 +68,10 @@ def told(ended: Ended, *parts: str) -> None:
 @pytest.fixture(scope="module")
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from learner.supervised.default_model import make_default_vlm
+    from tests.tiny_models import TINY as SIZES
 
     folder = tmp_path_factory.mktemp("tiny_vlm")
-    make_default_vlm(folder, ["what is it", "it is this"], [np.zeros((8, 8, 3), np.uint8)], seed=0)
+    make_default_vlm(folder, ["what is it", "it is this"], [np.zeros((8, 8, 3), np.uint8)], SIZES, seed=0)
     return folder
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.algorithms.entropy import EntropyBonus
-from learner.batch import TokenBatch
+from learner.policy.batch import TokenBatch
 from learner.settings import EntropySettings
 
 MODES = ["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]

@@ -13,8 +13,8 @@ from learner.algorithms.base import Evaluation
 from learner.algorithms.entropy import EntropyBonus
 from learner.algorithms.ppo import Ppo, PpoSettings
 from learner.algorithms.returns import ReturnScale
-from learner.batch import TokenBatch
-from learner.model import PolicyOutput
+from learner.policy.batch import TokenBatch
+from learner.policy.model import PolicyOutput
 from learner.settings import EntropySettings
 
 SETTINGS = PpoSettings(thought_weight=0.3, clip=0.2, value_coefficient=0.7, value_clip=0.25, importance_limit=1.3)
@@ -138,7 +138,7 @@ def test_loss_and_metrics_equal_plain_loops(lengths, seed, mode, spread, choice)
     entropy = ENTROPY.model_copy(update={"mode": mode})
     with torch.no_grad():
         parts, metrics = ppo(chosen, entropy).loss(output, batch)
-    expected_losses, expected_metrics = _slow(batch, output, chosen, entropy)
+        expected_losses, expected_metrics = _slow(batch, output, chosen, entropy)
     assert sum(parts.values()).tolist() == pytest.approx(expected_losses, abs=1e-5, rel=1e-5)
     for name in expected_metrics[0]:
         expected = [row[name] for row in expected_metrics]

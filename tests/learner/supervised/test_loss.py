@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.batch import TokenBatch
-from learner.model import PolicyOutput
+from learner.policy.batch import TokenBatch
+from learner.policy.model import PolicyOutput
 from learner.supervised.loss import Sft, informative_token_weights
 
 

@@ -1,4 +1,4 @@
-"""Weights and state of a learner to disk and back, all ranks together. The format is `learner.checkpoint`'s."""
+"""Weights and state of a learner to disk and back, all ranks together. The format is `learner.checkpoints.format`'s."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from learner.checkpoint import (
+from learner.checkpoints.format import (
     CheckpointWriteFailed,
     Record,
     Signature,
@@ -27,7 +27,7 @@ from learner.engine import DeepSpeedEngine
 from learner.finite import finite_weights
 
 if TYPE_CHECKING:
-    from learner.model import PolicyModel
+    from learner.policy.model import PolicyModel
 
 STATE_FOLDER, STATE_TAG = "deepspeed", "state"
 HEAD_FILE, OPTIMIZER = "value_head.safetensors", "optimizer."

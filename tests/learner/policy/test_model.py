@@ -6,8 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from actors.chat import NotAVisionLanguageModel
-from learner.batch import BatchBuilder
-from learner.model import load_policy
+from learner.policy.batch import BatchBuilder
+from learner.policy.model import load_policy
 from learner.settings import LoraSettings
 from tests.tiny_models import PROMPT, TEXTS, make_idefics3, picture
 from tests.tiny_steps import steps
@@ -140,4 +140,12 @@ def test_a_path_that_holds_no_vlm_is_named(tmp_path):
 
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
     with pytest.raises(NotAVisionLanguageModel, match=str(tmp_path)):
-        load_policy(str(tmp_path), dtype=torch.float32, lora=None, value_hidden=(8,), seed=0)
+        load_policy(
+            str(tmp_path),
+            dtype=torch.float32,
+            lora=None,
+            value_hidden=(8,),
+            gradient_checkpointing=False,
+            value_gradient=True,
+            seed=0,
+        )

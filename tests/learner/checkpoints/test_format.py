@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from learner import checkpoint
-from learner.checkpoint import (
+from learner.checkpoints import format as checkpoint
+from learner.checkpoints.format import (
     CheckpointMismatch,
     Record,
     Signature,
@@ -28,7 +28,7 @@ SIGNATURE = Signature(architecture="A", parameters="f" * 32, dtype="float32", wo
 
 
 def test_a_record_reads_back(tmp_path):
-    record = Record(SIGNATURE, update=12, version=13)
+    record = Record(SIGNATURE, update=12, version=13, algorithm={"entropy_coefficient": 0.5})
     write_record(tmp_path, record)
     assert read_record(tmp_path) == record
 

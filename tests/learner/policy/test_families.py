@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from learner.batch import BatchBuilder
-from learner.model import build_policy
+from learner.policy.batch import BatchBuilder
+from learner.policy.model import build_policy
 from learner.settings import LoraSettings
 from tests.tiny_models import FAMILIES, PROMPT, TEXTS, picture
 from tests.tiny_steps import steps

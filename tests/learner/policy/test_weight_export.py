@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import torch
 from safetensors.torch import load_file
 
-from learner.weight_export import checkpoint_weights
+from learner.policy.weight_export import checkpoint_weights
 
 
 def _mixture_of_experts():

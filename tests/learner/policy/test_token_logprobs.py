@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from learner.token_logprobs import (
+from learner.policy.token_logprobs import (
     LogitTransform,
     SamplingDistribution,
     TokenHead,

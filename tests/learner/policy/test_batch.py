@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from actors.trajectory import TrajectoryBatch
-from learner.batch import BatchBuilder, PromptMismatch, concatenate_padded
+from learner.policy.batch import BatchBuilder, PromptMismatch, concatenate_padded
 from tests.tiny_models import PROMPT, TEXTS, make_idefics3, picture
 from tests.tiny_steps import step_rows, steps
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from actors.chat import NotAVisionLanguageModel
-from learner.batch import TokenBatch
+from learner.policy.batch import TokenBatch
+from learner.policy.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
+from learner.policy.weight_export import Materialize, checkpoint_weights
 from learner.settings import LoraSettings
-from learner.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
-from learner.weight_export import Materialize, checkpoint_weights
 
 
 @dataclass
@@ -92,7 +92,7 @@ class PolicyModel(nn.Module):
 
     def checkpoint_weights(self, materialize: Materialize) -> Iterator[tuple[str, Tensor]]:
         """The vlm's weights as `save_pretrained` would write them: (checkpoint name, tensor), adapters merged, tied
-        weights once; the model stays as it is. See `learner.weight_export.checkpoint_weights`."""
+        weights once; the model stays as it is. See `learner.policy.weight_export.checkpoint_weights`."""
         return checkpoint_weights(self.hf_model, materialize)
 
 
