@@ -97,8 +97,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             seconds[layer] += report.duration
             if layer == "unit" and report.duration > UNIT_LIMIT_S:
                 slow.append(f"slow unit test: {report.duration:.0f} s in {report.when} of {report.nodeid}")
-    terminalreporter.section("layers")
-    terminalreporter.write_line(", ".join(f"{layer} {value:.0f} s" for layer, value in seconds.items() if value))
+    took = ", ".join(f"{layer} {value:.0f}" for layer, value in seconds.items() if value)
+    if took:
+        terminalreporter.section(f"seconds by layer: {took}")
     for line in slow:
         terminalreporter.write_line(line)
 
