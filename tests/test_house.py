@@ -15,7 +15,6 @@ LIMITS = {**dict.fromkeys(PROGRAM, (400, 60)), "tests": (450, 60), "benchmarks":
 FOLDER_LIMIT = 15
 FULL_FOLDERS = {
     "envs/android": "drivers of a phone (browser, adb, Appium, fleet) share device.py's protocol and one environment",
-    "learner": "the parts of one rank (batch, model, passes, engine, storage, publishing), which rank.py puts together",
 }
 
 
