@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
+from cluster.environments import require_environment
 from cluster.errors import CosoError
 from cluster.run.run_folder import Progress, RunFolder
 
@@ -22,6 +23,7 @@ def train(config: RunConfig, overwrite: bool = False) -> Summary:
     from cluster.launch.ray_runtime import require_local_resources
     from cluster.run.system import require_model
 
+    require_environment(config.environment.id)
     require_model(config)
     require_local_resources(config)
     run = RunFolder.create(config, overwrite)
@@ -36,6 +38,7 @@ def resume(path: Path, updates: int | None = None) -> Summary:
         values = config.model_dump()
         values["training"]["updates"] = max(updates, config.training.updates)
         config = validate(values)
+    require_environment(config.environment.id)
     run.lock()
     checkpoints = run.checkpoint_updates()
     progress = run.read_progress(checkpoints[-1]) if checkpoints else Progress()
@@ -52,6 +55,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from cluster.telemetry.console import Console
     from cluster.telemetry.summaries import episode_metrics
 
+    require_environment(config.environment.id)
     require_model(config)
     # Lock-step, whatever the mode: the same model gives the same figure.
     config = validate({**config.model_dump(), "mode": "sync"})

@@ -25,9 +25,14 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for 
 
 
 def print_plan(config: RunConfig) -> None:
-    """The resolved config, and what it takes of the machine: `--dry-run`."""
+    """`--dry-run`: print the resolved config and the resources it needs.
+
+    Raises `CosoError` for an environment that is unknown or whose module cannot be imported.
+    """
+    from cluster.environments import require_environment
     from cluster.launch.ray_runtime import local_cpus, required_resources, total_resources
 
+    require_environment(config.environment.id)
     typer.echo(to_yaml(config))
     typer.echo("# resources")
     for name, row in required_resources(config).items():

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cluster.config.changed_keys import CHANGED_KEYS
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 
@@ -157,6 +158,10 @@ def _explain(problem: Any, sources: dict[str, str]) -> str:
     source = _nearest_source(problem["loc"], sources)
     where = f" (in {source})" if source else ""
     if problem["type"] == "extra_forbidden":
+        if key in CHANGED_KEYS:
+            new = CHANGED_KEYS[key]
+            change = f"is now called {new!r}; rename it" if new else "has no effect any more; remove it"
+            return f"config key {key!r}{where} {change}"
         near = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.5) or _same_leaf(key)
         hint = f"; the nearest valid key is {near[0]!r}" if near else "; `coso config` lists the valid keys"
         return f"unknown config key {key!r}{where}{hint}"

@@ -38,9 +38,9 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
         raise CosoError(f"model folder {output} exists; keep it, or replace it with --overwrite")
     aside = output.with_name(output.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.parent.mkdir(parents=True, exist_ok=True)
     try:
         shown = demonstrations(config)
+        aside.parent.mkdir(parents=True, exist_ok=True)
         start = config.model.path
         with ray_session(config):
             if settings.make_model:
