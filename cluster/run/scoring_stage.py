@@ -29,7 +29,7 @@ Utterances = Sequence[np.ndarray]
 
 
 class ScoringStage:
-    """Writes influence into batches; one thread at a time.
+    """Writes influence into batches. Not thread-safe.
 
     In sync mode the SCM first learns from a batch and then scores it. In async mode both happen at once: the SCM that
     scores a batch has learnt from the batches before it. Only for the first batch, scoring waits for the training.
@@ -44,7 +44,7 @@ class ScoringStage:
         self._chat = chat
 
     def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, Metrics]:
-        """Return the batch with every token's influence written into it, and what is logged of it."""
+        """Return the batch with the influence of every token, and metrics."""
         utterances = batch.ragged("response_ids", np.int32)
         labels = np.stack(batch.ragged("action_labels", np.int32))
         self._pool.check()
@@ -73,7 +73,7 @@ class ScoringStage:
         return {f"scm/{name}": value for name, value in report.metrics.items()}
 
     def _fidelity(self, utterances: Utterances, labels: np.ndarray, weights: ScmWeights) -> Metrics:
-        """How the SCM's influence agrees with the parser's, and the gradient's with the SCM's, on a few answers."""
+        """Agreement of the SCM's influence with the parser's, and of the gradient's with the SCM's, on some answers."""
         chosen = self._first_distinct(utterances, labels)
         if not chosen:
             return {}

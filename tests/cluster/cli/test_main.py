@@ -151,7 +151,7 @@ def test_a_dry_run_prints_config_and_resources_and_leaves_no_trace(coso: Coso, c
     (tmp_path / "shown.yaml").write_text(shown.out)  # the resources are comments, so it is a config file
     config = load_config([tmp_path / "shown.yaml"])
     assert (config.seed, config.rollout.workers, config.learner.ranks) == (5, 2, 2)
-    for line in ("learner ranks         2 CPU", "6 environment processes", "this machine would offer"):
+    for line in ("learner ranks         2 CPU", "6 environment processes", "this machine offers"):
         assert line in shown.out
 
 
@@ -301,6 +301,21 @@ def test_play_lets_the_expert_play_and_saves_every_frame(coso: Coso, tmp_path: P
 
 def test_play_names_the_nearest_environment(coso: Coso) -> None:
     told(coso("play", "coso/NumberLin-v0", "--expert"), "coso/NumberLin-v0", "did you mean coso/NumberLine-v0?")
+
+
+@pytest.mark.parametrize("command", ["play", "demos", "train", "train --dry-run", "eval", "warmstart"])
+def test_an_environment_whose_module_fails_on_import_is_told_in_one_line_and_leaves_no_trace(
+    coso: Coso, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lamp_module.py").write_text("import os\nimport not_installed_anywhere\n", encoding="utf-8")
+    env_id = "lamp_module:coso-lamp/Lamp-v0"
+    words = {"play": [env_id, "--expert"], "demos": [env_id, 5, "demos"]}.get(command, [f"environment.id={env_id}"])
+    ended = coso(*command.split(), *words)
+    told(ended, f"environment {env_id}", "module lamp_module cannot be imported", f"{tmp_path}/lamp_module.py:2")
+    told(ended, "ModuleNotFoundError: No module named 'not_installed_anywhere'")
+    assert len(ended.err.splitlines()) == 1 and ended.out == ""
+    assert {path.name for path in tmp_path.iterdir()} <= {"lamp_module.py", "__pycache__"}
 
 
 @pytest.mark.parametrize("argument", ["max_position", "max_position=[", "max_position=1", "maximum=3"])
