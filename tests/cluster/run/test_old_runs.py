@@ -15,7 +15,7 @@ from cluster.demonstrations.warm_start import read_demonstrations
 from cluster.errors import CosoError
 from cluster.run.run_folder import Progress, RunFolder
 from cluster.training import resume
-from learner.checkpoint import CheckpointMismatch, read_record
+from learner.checkpoints.format import CheckpointMismatch, read_record
 
 OLD_CONFIGS = Path(__file__).parents[1] / "config" / "old"
 
