@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import hypothesis
@@ -60,11 +62,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadScopeScheduling
 
     class LayerByLayer(LoadScopeScheduling):
-        """The tests of a file share fixtures, so one worker runs them all; whole runs can go to any worker."""
+        """The tests of a file share fixtures: one worker runs those of one layer, after those of the layers before."""
+
+        @cached_property
+        def scopes(self) -> dict[str, str]:
+            files = groupby(self.collection, key=lambda nodeid: nodeid.partition("::")[0])
+            return {nodeid: f"{file} {number}" for number, (file, block) in enumerate(files) for nodeid in block}
 
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return nodeid if file == "tests/cluster/test_end_to_end.py" else file
+            return self.scopes[nodeid]
 
     config.option.loadscopereorder = False  # keep the order of the layers
     return LayerByLayer(config, log)
