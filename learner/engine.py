@@ -180,18 +180,29 @@ class DeepSpeedEngine:
         self._head_optimizer.zero_grad()
         return norm if np.isfinite(norm) else float("inf")
 
-    def part_norms(self, parts: Mapping[str, torch.Tensor]) -> dict[str, float]:
-        """Gradient norm of each scalar part of a loss over the module's parameters, on this rank alone, leaving what
-        `backward` collects as it is. Not under stage 3, where no rank has a whole parameter."""
+    def gradients(self, part: torch.Tensor) -> list[torch.Tensor]:
+        """Gradient of a scalar over each trained parameter of the module, on this rank alone, leaving what `backward`
+        collects as it is. Not under stage 3, where no rank has a whole parameter."""
         import torch
 
         parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        norms = {}
-        for name, part in parts.items():
-            gradients = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
-            squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
-            norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-        return norms
+        found = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(parameters, found, strict=True)
+        ]
+
+    def norm_over_ranks(self, gradients: Iterable[torch.Tensor]) -> float:
+        """Norm of the mean over ranks of gradients that each rank has summed up for itself. All ranks must call it."""
+        import torch.distributed as distributed
+
+        square = 0.0
+        for gradient in gradients:
+            if self.place.world_size > 1:
+                distributed.all_reduce(gradient)
+                gradient = gradient / self.place.world_size
+            square += float(gradient.float().square().sum())
+        return square**0.5
 
     # --- the head's own state, the same on every rank
 

@@ -23,6 +23,9 @@ from learner.setup import LearnerSetup
 #: Passes without gradients keep no activations, so they take this many times as many steps at once.
 FORWARD_ONLY_FACTOR = 4
 
+#: Parts of a loss whose gradients are compared.
+MEASURED_PARTS = {"policy", "entropy"}
+
 #: (what the model says, the micro-batch, its row numbers) -> (parts of the loss, metrics), float32 (B,) each.
 LossOf = Callable[[PolicyOutput, TokenBatch, np.ndarray], tuple[dict[str, Tensor], dict[str, Tensor]]]
 
@@ -92,11 +95,12 @@ class Passes:
     ) -> StepResult:
         """One step of the optimizer, whose gradient is that of the mean loss over `rows` however they are divided.
 
-        with_part_norms: measure the gradient norms of the loss's parts, on this rank's share, before the step.
+        with_part_norms: measure the gradient norms of the policy's and the entropy's part before the step, which holds
+        two more gradients for that long.
         """
         sums = MetricSums()
         seen: list[tuple[np.ndarray, Tensor]] = []  # row numbers and their loss, looked at when the step goes wrong
-        squares: dict[str, float] = {}
+        gradients: dict[str, list[Tensor]] = {}
         scale = self._engine.place.world_size / len(rows)
         for part in self._share(rows, lengths(trajectories)):
             batch = self._builder.build(trajectories, part.indices)
@@ -108,14 +112,17 @@ class Passes:
             loss = torch.stack(list(totals.values())).sum()
             seen.append((part.indices, loss.detach()))
             if with_part_norms:
-                for name, norm in self._engine.part_norms(totals).items():
-                    squares[name] = squares.get(name, 0.0) + norm**2
+                for name in MEASURED_PARTS & totals.keys():
+                    found = self._engine.gradients(totals[name])
+                    so_far = gradients.get(name)
+                    gradients[name] = found if so_far is None else [a + b for a, b in zip(so_far, found, strict=True)]
             self._engine.backward(loss)
             sums.add(metrics, batch.sample_weight)
+        norms = {name: self._engine.norm_over_ranks(gradients[name]) for name in sorted(gradients)}
         report = self._engine.step()
         broken = [] if report.applied else [indices for indices, loss in seen if not bool(loss.isfinite())]
         rows_not_finite = [row for indices in broken for row in indices.tolist()]
-        return StepResult(report, sums, rows_not_finite, {name: square**0.5 for name, square in squares.items()})
+        return StepResult(report, sums, rows_not_finite, norms)
 
     def _share(self, rows: np.ndarray, of_all: np.ndarray, factor: int = 1) -> list[MicroBatch]:
         place = self._engine.place

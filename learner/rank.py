@@ -318,7 +318,7 @@ class LearnerRank:
         norms_of_parts = results[0].part_norms
         for name, norm in norms_of_parts.items():
             metrics[f"part_norm_{name}"] = norm
-        if norms_of_parts.get("policy"):
+        if norms_of_parts.get("policy") and "entropy" in norms_of_parts:
             metrics["entropy_gradient_share"] = norms_of_parts["entropy"] / norms_of_parts["policy"]
         return metrics
 

@@ -89,7 +89,7 @@ class EntropySettings(Section):
     coefficient_min: PositiveFloat = Field(1e-4, description="Least α while it is tuned.")
     coefficient_max: PositiveFloat = Field(100.0, description="Largest α while it is tuned.")
     gradient_every: Count = Field(
-        5, description="Measure the norms of the loss's parts every n-th update (ZeRO below 3); 0: never."
+        5, description="Compare the gradients of entropy and policy every n-th update (ZeRO below 3); 0: never."
     )
 
     @property

@@ -60,7 +60,7 @@ _LEARNER = (
     Metric("learner/entropy_gradient_share", "entropy's gradient", "number",
            "Gradient norm of the entropy term over that of the policy loss, at the update's first optimizer step."),
     Metric("learner/part_norm_*", "gradient norm of a part", "number",
-           "Gradient norm of one part of the loss (policy, value, entropy) on rank 0's share of that step."),
+           "Gradient norm of one part of the loss (policy, entropy) at that step."),
     Metric("learner/approx_kl", "KL to the sampling policy", "number",
            "KL(sampling ‖ current) of an answer during the update, k3 estimator, nats."),
     Metric("learner/clip_fraction", "clip fraction", "share", "Share of steps whose ratio left the clip range."),
