@@ -1,20 +1,20 @@
-"""How fast the scoring pool is beside the published procedure, on the same weights and utterances; do they agree?
+"""Speed of the scoring pool and of the published procedure on the same weights and utterances, and their agreement.
 
     coso warmstart configs/numberline.yaml && coso train configs/numberline.yaml training.updates=12
     python -m benchmarks.scoring runs/numberline [--out benchmarks/results/scoring.json]
 
-The published procedure, written straightforwardly: every call is scored afresh, at all positions, by whole forward
-passes of the SCM over padded batches of 64 positions. Two readings of "padded" are measured. As published, the call's
-utterances are padded together, so every row is as long as the call's longest; the kinder one pads the 64 rows of a
-batch to the longest of these. Both run in this process, on one thread and on two, in evaluation mode without gradients,
-where torch uses its fused encoder layer. The pool is the real one, with its processes, and scorers of one thread each:
-one worker is held against one thread, two workers against two threads.
+The published procedure, written directly, scores every call from scratch, at all positions, with whole forward passes
+of the SCM over padded batches of 64 positions. Two readings of "padded" are measured. As published, every row is padded
+to the call's longest utterance; the more favourable one pads the 64 rows of a batch to the longest of them. Both run in
+this process, on one thread and on two, in evaluation mode without gradients, where torch uses its fused encoder layer.
+The pool is the real one, with its processes and scorers of one thread each: one worker is compared with one thread, two
+workers with two threads.
 
-Utterances of 40 to 200 (and 1,000) tokens are the run's own answers joined end to end and cut, so the share of tokens
-that cannot count is the real one. "every token counts" takes that advantage away. The stream is what the learner of the
-recorded run trained on, in the calls that the published code makes of it: every minibatch of every epoch.
-Wall and CPU seconds are both given: where others use the machine, CPU seconds are the fairer of the two.
-Takes about eight minutes on two quiet cores.
+Utterances of 40 to 200 (and 1,000) tokens are the run's own answers, joined and cut, so the share of tokens that cannot
+count is realistic. "every token counts" removes this advantage. The stream is what the learner of the recorded run
+trained on, in the calls of the published code: every minibatch of every epoch.
+The results hold wall and CPU seconds; on a shared machine, CPU seconds are the better measure.
+Takes about eight minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from scoring.scm.training import ScmTrainer, ScmTrainingSettings
 CALL = 64
 LENGTHS = (40, 200)
 DISTINCT = 24
-#: Times each is measured; the best counts.
+#: Repetitions of each measurement; the best one counts.
 REPEATS = 5
 PUBLISHED_REPEATS = 2
 WINDOW = 4
@@ -61,12 +61,12 @@ SAMPLED_POSITIONS = 128
 
 
 def scoring_copy(trainer: ScmTrainer) -> StructuralCausalModel:
-    """The trainer's SCM as the pool's scorers have it in float32; the published procedure gets it too."""
+    """The trainer's SCM as in the pool's scorers, in float32; the published procedure uses the same."""
     return in_precision(copy.deepcopy(trainer.scm), "float32")
 
 
 def fast_effects(scm: StructuralCausalModel, tokens: TokenFacts, ids: NDArray, labels: NDArray) -> NDArray[np.float64]:
-    """The pool's effects of an utterance, before they are made relative; 0 where nothing is evaluated."""
+    """The pool's effects of an utterance before normalisation; 0 for tokens that are not evaluated."""
     from scoring.effects.effects import positions_that_change
     from scoring.scm.encoder import CounterfactualEncoder
 
@@ -87,7 +87,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def cpu_seconds(pool: ScoringPool) -> float:
-    """CPU time of all scorers so far."""
+    """CPU time of all scorers so far, seconds."""
     times = [psutil.Process(int(worker["pid"])).cpu_times() for worker in pool.check()]
     return sum(each.user + each.system for each in times)
 
@@ -105,9 +105,9 @@ def matmul_rate(begin: float, seconds: float) -> float:
 
 
 def machine_scaling() -> float:
-    """What two processes get of the machine, over what one gets: no pool can scale better. The best of three."""
+    """Throughput of two processes over that of one, the best of three: the upper bound for the pool's scaling."""
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
-        list(processes.map(matmul_rate, [0.0] * 2, [0.1] * 2))  # both have imported torch
+        list(processes.map(matmul_rate, [0.0] * 2, [0.1] * 2))  # so that both have imported torch
         rates: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(3):
             for count in (1, 2):
@@ -146,14 +146,14 @@ def started_pool(trainer: ScmTrainer, tokens: TokenFacts, workers: int, window: 
 
 
 def fresh(pool: ScoringPool) -> None:
-    """Make the pool forget its scores, and its scorers fetch the weights, by giving it the same weights again."""
+    """Load the same weights into the pool again, which empties its cache and makes its scorers fetch the weights."""
     pool.load(*pool.state())
     warm_up = [np.arange(5, 5 + 8, dtype=np.int32)] * 1
     pool.score(warm_up, np.zeros((1, len(pool.scm.head_sizes)), np.int32))
 
 
 def joined_answers(answers: Ids, lengths: Sequence[int], seed: int) -> Ids:
-    """Utterances of those lengths: answers drawn at random, end to end, from a random token on."""
+    """Utterances of these lengths: random answers joined, starting at a random token."""
     draw = np.random.default_rng(seed)
     made = []
     for length in lengths:
@@ -180,7 +180,8 @@ def agreement(
 def distinct_case(
     trainer: ScmTrainer, tokens: TokenFacts, utterances: Ids, labels: NDArray[np.int32], peak: float
 ) -> dict[str, Any]:
-    """Distinct utterances: both readings of the published procedure, the pool with one and two workers, agreement."""
+    """Distinct utterances: time of both readings of the published procedure and of the pool with one and two workers,
+    and their agreement."""
     scm = scoring_copy(trainer)
     shape = scm.settings
     work = sum(flops(shape, len(ids), len(ids) + 1) for ids in utterances)
@@ -191,7 +192,7 @@ def distinct_case(
     wall: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
     with started_pool(trainer, tokens, 1, WINDOW) as one, started_pool(trainer, tokens, 2, WINDOW) as two:
-        # In turn, and the best of each: on a machine that others use too, that is nearest to the machine's own time.
+        # Measured alternately; the best of each counts: on a shared machine it is closest to the undisturbed time.
         for repeat in range(REPEATS):
             for (pad, procedure), threads in product(published.items(), (1, 2)):
                 if repeat < PUBLISHED_REPEATS:
@@ -240,7 +241,8 @@ def distinct_case(
 def precision_case(
     trainer: ScmTrainer, tokens: TokenFacts, utterances: Ids, labels: NDArray[np.int32]
 ) -> dict[str, Any]:
-    """Both procedures in float32 and float64 against the published one in float64, and what else a score depends on."""
+    """Differences of both procedures, in float32 and float64, from the published one in float64, and what else changes
+    scores."""
     double = ScmTrainer(trainer.scm.settings, trainer.training)
     double.scm.load_state_dict(trainer.scm.state_dict())
     exact, exact_effects = Published(double.scm.double(), tokens, WINDOW, "call").score(utterances, labels)
@@ -285,7 +287,7 @@ def precision_case(
 def long_case(
     trainer: ScmTrainer, tokens: TokenFacts, ids: NDArray[np.int32], labels: NDArray[np.int32], peak: float
 ) -> dict[str, Any]:
-    """One utterance of 1,000 tokens; the published procedure timed on some of its positions."""
+    """One utterance of 1,000 tokens; the published procedure is timed on some of its positions."""
     scm = scoring_copy(trainer)
     rows = np.tile(ids.astype(np.int64), (SAMPLED_POSITIONS, 1))
     for row in range(SAMPLED_POSITIONS):
@@ -323,7 +325,7 @@ def long_case(
 def stream_case(
     trainer: ScmTrainer, tokens: TokenFacts, updates: Sequence[tuple[Ids, NDArray[np.int32]]], epochs: int, window: int
 ) -> dict[str, Any]:
-    """The recorded stream, in the calls of the published code: for each update, minibatches of every epoch, afresh."""
+    """The recorded stream in the calls of the published code: for each update, the minibatches of every epoch."""
     draw = np.random.default_rng(0)
     calls: list[list[tuple[Ids, NDArray[np.int32]]]] = []
     for utterances, labels in updates:
@@ -346,7 +348,7 @@ def stream_case(
     }
     with started_pool(trainer, tokens, 1, window) as pool:
         found, pool_seconds = [], 0.0
-        for of_update in calls:  # every update has an SCM of its own, so nothing is remembered from the one before
+        for of_update in calls:  # each update has a new SCM, so nothing is cached from the previous one
             fresh(pool)
             passed, values = timed(lambda of_update=of_update: [pool.score(*call)[0] for call in of_update])
             pool_seconds += passed
@@ -372,7 +374,7 @@ def stream_case(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder with recorded trajectories")
-    parser.add_argument("--stream-updates", type=int, default=1, help="updates of the stream that are replayed")
+    parser.add_argument("--stream-updates", type=int, default=1, help="number of updates of the stream to replay")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scoring.json"))
     arguments = parser.parse_args()
 

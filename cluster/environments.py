@@ -1,4 +1,4 @@
-"""Finding and making an environment by its id; errors say what is wrong and which ids exist."""
+"""Find and make an environment by its id. Errors say what is wrong and which ids exist."""
 
 from __future__ import annotations
 

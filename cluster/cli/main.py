@@ -1,4 +1,4 @@
-"""The `coso` command. Heavy imports happen inside the commands, so that `--help` and errors answer at once."""
+"""The `coso` command. Heavy imports are inside the commands, so that `--help` and errors are fast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cluster.cli.train import train
 from cluster.cli.warmstart import warmstart
 from cluster.errors import CosoError
 
-#: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
+#: Exit code after Ctrl-C or SIGTERM, as in shells.
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -48,7 +48,7 @@ app.add_typer(alfworld.app)
 
 
 def _end_on_terminate(number: int, frame: object) -> None:
-    # Ended politely (SIGTERM), a run cleans up after itself as on Ctrl-C.
+    # On SIGTERM a run cleans up as on Ctrl-C.
     raise KeyboardInterrupt
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end_on_terminate)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        # Typer turns Ctrl-C into an exit code that it returns, where it does not raise `Abort`.
+        # On Ctrl-C, Typer either raises `Abort` or returns an exit code.
         if code := app(standalone_mode=False):
             raise KeyboardInterrupt if code == INTERRUPTED else typer.Exit(code)
     except typer.Exit as stop:
@@ -68,7 +68,7 @@ def main() -> None:
         typer.echo(f"coso: {error}", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("coso: interrupted; everything it had started was ended", err=True)
+        typer.echo("coso: interrupted; all processes were stopped", err=True)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own errors: usage, bad parameter

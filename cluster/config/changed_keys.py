@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: Old dotted key (of a section or a value) -> its present name, or None where the setting no longer exists.
+#: Old dotted key (of a section or a value) -> its present name, or None if the setting no longer exists.
 CHANGED_KEYS: dict[str, str | None] = {
     "cluster.start_deadline_s": None,
 }

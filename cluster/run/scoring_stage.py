@@ -1,4 +1,4 @@
-"""The scoring stage of an update: the SCM learns from a batch, the pool scores it, the parser judges both."""
+"""The scoring stage of an update: train the SCM on the batch, score the batch, compare with the parser's scores."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Utterances = Sequence[np.ndarray]
 
 
 class ScoringStage:
-    """Writes influence into batches; one thread at a time.
+    """Writes influence into batches. Not thread-safe.
 
-    In sync mode the SCM learns from a batch first and scores it then. In async mode both go on at once: a batch is
-    scored by the SCM that has learnt from the batches before it, once there is one.
+    In sync mode the SCM first trains on a batch and then scores it. In async mode both run at the same time: the SCM
+    trained on the previous batches scores the batch. The first batch is always trained on first.
     """
 
     def __init__(self, config: RunConfig, pool: ScoringPool, chat: ChatProcessor) -> None:
@@ -35,7 +35,7 @@ class ScoringStage:
         self._chat = chat
 
     def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, Metrics]:
-        """Return the batch with every token's influence written into it, and what is logged of it."""
+        """Return the batch with the influence of every token, and metrics."""
         utterances = batch.ragged("response_ids", np.int32)
         labels = np.stack(batch.ragged("action_labels", np.int32))
         self._pool.check()
@@ -64,7 +64,7 @@ class ScoringStage:
         return {f"scm/{name}": value for name, value in report.metrics.items()}
 
     def _fidelity(self, utterances: Utterances, labels: np.ndarray, weights: ScmWeights) -> Metrics:
-        """How the SCM's influence agrees with the parser's, and the gradient's with the SCM's, on a few answers."""
+        """Agreement of the SCM's influence with the parser's, and of the gradient's with the SCM's, on some answers."""
         chosen = self._first_distinct(utterances, labels)
         if not chosen:
             return {}

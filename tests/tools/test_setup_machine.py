@@ -80,10 +80,10 @@ def test_memory_is_that_of_this_machine() -> None:
 
 
 def test_an_old_python_gets_as_far_as_being_told_so() -> None:
-    ast.parse((ROOT / "cluster" / "setup_machine.py").read_text(encoding="utf-8"), feature_version=(3, 6))
+    ast.parse((ROOT / "tools" / "setup_machine.py").read_text(encoding="utf-8"), feature_version=(3, 6))
     imported = {
         alias.name if isinstance(node, ast.Import) else node.module
-        for node in ast.walk(ast.parse((ROOT / "cluster" / "setup_machine.py").read_text(encoding="utf-8")))
+        for node in ast.walk(ast.parse((ROOT / "tools" / "setup_machine.py").read_text(encoding="utf-8")))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
@@ -118,9 +118,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for folder, file in (("requirements", "cpu.txt"), (".", "pyproject.toml")):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / file).write_bytes((ROOT / folder / file).read_bytes())
-    (tmp_path / "cluster").mkdir()
-    copy = tmp_path / "cluster" / "setup_machine.py"
-    copy.write_bytes((ROOT / "cluster" / "setup_machine.py").read_bytes())
+    (tmp_path / "tools").mkdir()
+    copy = tmp_path / "tools" / "setup_machine.py"
+    copy.write_bytes((ROOT / "tools" / "setup_machine.py").read_bytes())
     spec = importlib.util.spec_from_file_location("setup_machine_elsewhere", copy)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -131,12 +131,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_broken_environment_is_made_again_and_a_whole_one_kept(elsewhere: ModuleType) -> None:
     elsewhere.PYTHON.parent.mkdir(parents=True)
     elsewhere.PYTHON.write_bytes(b"")  # what an interruption can leave: there, but not to be run
-    elsewhere.make_environment(afresh=False)
+    elsewhere.make_environment(clear=False)
     version = [str(elsewhere.PYTHON), "-m", "pip", "--version"]
     assert subprocess.run(version, capture_output=True).returncode == 0
     keepsake = elsewhere.VENV / "keepsake"
     keepsake.touch()
-    elsewhere.make_environment(afresh=False)
+    elsewhere.make_environment(clear=False)
     assert keepsake.exists()
 
 
@@ -167,7 +167,7 @@ def test_an_interrupted_set_up_remembers_its_profile_and_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(elsewhere, "preflight", lambda profile: None)
-    monkeypatch.setattr(elsewhere, "make_environment", lambda afresh: None)
+    monkeypatch.setattr(elsewhere, "make_environment", lambda clear: None)
     monkeypatch.setattr(elsewhere, "run_or_lack", interrupt)
     elsewhere.PYTHON.parent.mkdir(parents=True)
     elsewhere.PYTHON.symlink_to(sys.executable)

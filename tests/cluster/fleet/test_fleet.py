@@ -146,7 +146,7 @@ def test_an_emulator_that_dies_is_started_again_and_its_borrower_told(start_agen
     assert after["restarts"] == 1 and after["pid"] != pid
     # The one whose emulator died holds nothing any more, also when another has it.
     other = phone(agent)
-    with pytest.raises(DeviceError, match="gone; borrow another"):
+    with pytest.raises(DeviceError, match="restarted; request another lease"):
         borrowed.reset(Start())
     other.tap((0.5, 0.5))
     borrowed.close()
@@ -230,11 +230,11 @@ def test_the_command_line(fake: Path, adb_port: int, tmp_path: Path, monkeypatch
 
     assert "coso fleet start" in coso("status", "--fleet", name)
     start = ("start", "--avd", "fake-phone", "--adb-port", str(adb_port), "--fleet", name)
-    assert "no emulator 'nowhere'" in coso(*start, "--emulator", "nowhere")
+    assert "emulator program 'nowhere' not found" in coso(*start, "--emulator", "nowhere")
     assert "adb start-server" in coso(*start[:4], "1", *start[5:], "--emulator", str(fake))
     try:
         shown = coso(*start, "--emulator", str(fake), "--count", "2")
-        assert "ray start" in shown and "runs already" in coso(*start, "--emulator", str(fake), "--count", "1")
+        assert "ray start" in shown and "is already running" in coso(*start, "--emulator", str(fake), "--count", "1")
         report = json.loads(coso("status", "--fleet", name, "--json"))
         assert [each["state"] for each in report["emulators"]] == ["ready", "ready"]
         agent = psutil.Process(report["pid"])

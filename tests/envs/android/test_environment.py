@@ -149,7 +149,7 @@ def test_labels_of_what_is_shown(general: AndroidEnv) -> None:
         ({"answer_format": "xml"}, "answer_format"),
         ({"split": "all"}, "split"),
         ({"driver": "adb", "device": {"serial": "x"}}, "embedded phone"),
-        ({"tasks": "miniwob", "evaluator": "state"}, "judge themselves"),
+        ({"tasks": "miniwob", "evaluator": "state"}, "give their own reward"),
         ({"only": ["nothing"]}, "nothing"),
         ({"evaluator": "oracle"}, "evaluator"),
     ],
