@@ -266,7 +266,7 @@ def set_up(profile: str, wanted_extras: "tuple[str, ...]" = (), for_image: bool 
     pins = [line.strip() for line in requirements.read_text().splitlines() if line.strip() and line[0] != "#"]
 
     say(1, f"virtual environment {VENV} (Python {platform.python_version()})")
-    make_environment(afresh=bool(former) and not same_place)
+    make_environment(clear=bool(former) and not same_place)
     write_stamp(profile, extras, finished=False)
 
     torch = next(pin for pin in pins if pin.startswith("torch=="))
@@ -294,7 +294,7 @@ def make_environment(afresh: bool) -> None:
         run_quietly([str(PYTHON), "-c", "import sys; print(*sys.version_info[:2])"]).stdout.split()
         == [str(part) for part in sys.version_info[:2]]
     )
-    if afresh or not works or not same_python:
+    if clear or not works or not same_python:
         run_or_lack(
             [sys.executable, "-m", "venv", "--clear", str(VENV)],
             "the virtual environment could not be created; the lines above say why",

@@ -15,6 +15,7 @@ from PIL import Image
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.trajectory import SchemaMismatch, TrajectoryBatch, TrajectoryLog
 from cluster.config.run_config import RunConfig
+from cluster.environments import require_environment
 from cluster.errors import CosoError
 from cluster.report.figures import profile_figure
 from cluster.report.page import latest_model
@@ -71,7 +72,7 @@ def influence_view(run: RunFolder, updates: Sequence[int], count: int, estimator
                 )
         values = {update: batch.ragged("influence", np.float32) for update, batch in batches.items()}
     else:
-        values = _score_anew(run, config, chat, batches, estimator)
+        values = _score_again(run, config, chat, batches, estimator)
     answers = [
         [_answer(chat, update, batches[update], values[update], row) for update, row in group] for group in chosen
     ]
@@ -147,7 +148,7 @@ def _same_screens(batches: dict[int, TrajectoryBatch], count: int) -> list[list[
     return groups
 
 
-def _score_anew(
+def _score_again(
     run: RunFolder, config: RunConfig, chat: ChatProcessor, batches: dict[int, TrajectoryBatch], estimator: str
 ) -> dict[int, list[np.ndarray]]:
     import scoring
@@ -163,6 +164,7 @@ def _score_anew(
         except ValueError as error:  # another version of the code saved it
             raise CosoError(str(error)) from None
     if "parser" in estimator:
+        require_environment(config.environment.id)
         try:
             parser = action_parser(config.environment.id, config.environment.kwargs)
         except NoParser as error:

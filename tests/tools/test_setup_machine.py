@@ -148,12 +148,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_a_broken_environment_is_made_again_and_a_whole_one_kept(elsewhere: ModuleType) -> None:
     elsewhere.PYTHON.parent.mkdir(parents=True)
     elsewhere.PYTHON.write_bytes(b"")  # what an interruption can leave: there, but not to be run
-    elsewhere.make_environment(afresh=False)
+    elsewhere.make_environment(clear=False)
     version = [str(elsewhere.PYTHON), "-m", "pip", "--version"]
     assert subprocess.run(version, capture_output=True).returncode == 0
     keepsake = elsewhere.VENV / "keepsake"
     keepsake.touch()
-    elsewhere.make_environment(afresh=False)
+    elsewhere.make_environment(clear=False)
     assert keepsake.exists()
 
 
@@ -184,7 +184,7 @@ def test_an_interrupted_set_up_remembers_its_profile_and_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(elsewhere, "preflight", lambda profile, for_image: None)
-    monkeypatch.setattr(elsewhere, "make_environment", lambda afresh: None)
+    monkeypatch.setattr(elsewhere, "make_environment", lambda clear: None)
     monkeypatch.setattr(elsewhere, "run_or_lack", interrupt)
     elsewhere.PYTHON.parent.mkdir(parents=True)
     elsewhere.PYTHON.symlink_to(sys.executable)

@@ -242,5 +242,5 @@ def test_the_command_line(fake: Path, adb_port: int, tmp_path: Path, monkeypatch
         agent = psutil.Process(report["pid"])
     finally:
         stopped = coso("stop", "--fleet", name)
-    assert "has ended" in stopped
+    assert "has stopped" in stopped
     assert not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE
