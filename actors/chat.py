@@ -1,7 +1,7 @@
-"""What a model's own processor and tokenizer say of prompts, image tokens, the end of an answer and its action part.
+"""Chat prompts, image tokens, the end of an answer and its action part, as a model's own processor defines them.
 
-Everything that depends on a tokenizer is asked of the one in use; there is no token id written down in this project.
-Shared by the policy server, which sends prompts to the engine, and by the learner, which runs the same ids again.
+Everything that depends on a tokenizer comes from the one in use; no token id is written in this project. The policy
+server uses this module to send prompts to the engine, and the learner to run the same ids again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class NotAVisionLanguageModel(ValueError):
 
 
 class ChatProcessor:
-    """A model's processor, seen as: chat prompts in, token ids and facts about them out."""
+    """A model's processor: turns chat prompts into token ids, and answers into text, action part and end tokens."""
 
     def __init__(self, path: str) -> None:
         """path: a folder or hub name of a Hugging Face VLM. Raises `NotAVisionLanguageModel`."""
@@ -50,7 +50,7 @@ class ChatProcessor:
     def from_parts(
         cls, path: str, config: Any, processor: Any, eos_token_id: int | list[int] | None = None
     ) -> ChatProcessor:
-        """Of a model config and a processor in memory; eos_token_id: the generation config's, if there is one."""
+        """From a model config and a processor in memory; eos_token_id: the generation config's, if there is one."""
         chat = cls.__new__(cls)
         chat._take(path, config, processor, eos_token_id)
         return chat
@@ -63,7 +63,7 @@ class ChatProcessor:
             )
         if not (getattr(processor, "chat_template", None) or processor.tokenizer.chat_template):
             raise NotAVisionLanguageModel(
-                f"model.path {path!r} has no chat template, so there is no known way to put a prompt to it. "
+                f"model.path {path!r} has no chat template, so it is unknown how to write a prompt for it. "
                 "Add chat_template.jinja to the model's folder."
             )
         self.path = path
@@ -96,14 +96,14 @@ class ChatProcessor:
         return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
 
     def token_texts(self, ids: np.ndarray | list[int]) -> list[str]:
-        """The text each token adds, so that joining them gives the response back (special tokens as written).
+        """The text that each token adds; joined, they are the response's text with its special tokens.
 
-        A character that several tokens make up belongs to the last of them; bytes that make up none show as U+FFFD.
+        A character made of several tokens belongs to the last of them. Bytes that form no character show as U+FFFD.
         """
         text = self._decode_raw(ids)
         ends = [0]
         for count in range(1, len(ids)):
-            # What a prefix shows of an unfinished character is not in the text: only what agrees with it counts.
+            # A prefix can end within a character, and then decodes to U+FFFD: count only what agrees with the text.
             ends.append(max(ends[-1], _common_prefix(self._decode_raw(ids[:count]), text, ends[-1])))
         ends.append(len(text))
         return [text[start:end] for start, end in pairwise(ends)] if len(ids) else []
@@ -117,8 +117,8 @@ class ChatProcessor:
         if not matches:
             return len(ids)
         character = matches[-1].start()
-        # The first prefix whose text reaches past that character ends with the token that holds it; prefixes grow
-        # monotonically (without what they show of an unfinished character), so bisect instead of decoding them all.
+        # The first prefix whose text reaches past that character ends with the token that holds it. Texts of prefixes
+        # grow monotonically (U+FFFD of an unfinished character left out), so bisect instead of decoding all of them.
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high) // 2
@@ -144,8 +144,8 @@ class ChatProcessor:
 
     @cached_property
     def banned_token_ids(self) -> list[int]:
-        """Ids an answer must not contain: every special token but the end ones, image placeholders above all (a
-        sampled image token has no image to stand for, and the learner's forward pass would fail on it)."""
+        """Ids that an answer must not contain: every special token except the end tokens. Above all image placeholders:
+        a sampled image token stands for no image, and the learner's forward pass would fail on it."""
         # `image_token_id`, `image_token_index`, `video_token_id`, `vision_start_token_id`, `boi_token_index`, …
         named = {
             value
@@ -159,7 +159,7 @@ class ChatProcessor:
 
 
 def _common_prefix(left: str, right: str, known: int) -> int:
-    """Length of the longest common prefix, of which `known` characters are known to agree."""
+    """Length of the longest common prefix; the first `known` characters are known to agree."""
     shorter = min(len(left), len(right))
     return next((index for index in range(known, shorter) if left[index] != right[index]), shorter)
 

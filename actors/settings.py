@@ -8,6 +8,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from envs.settings import Count, Probability, Section
 
+#: How new weights travel to the engines; see `actors.serving.weight_transfer`.
+Transport = Literal["shared_memory", "object_store", "nccl", "gloo"]
+
 
 class ModelSettings(Section):
     """The policy: any Hugging Face vision-language model with a chat template."""
@@ -29,7 +32,7 @@ class RolloutSettings(Section):
     temperature: PositiveFloat = Field(1.0, description="Sampling temperature (published for cards: 0.2).")
     max_new_tokens: PositiveInt = Field(256, description="Longest answer, tokens.")
     stream_bytes: PositiveInt = Field(
-        64 << 20, description="Trajectories waiting for the learner, bytes; full means that rollouts wait."
+        64 << 20, description="Trajectories that may wait for the learner, bytes; rollouts wait while it is full."
     )
     stall_deadline_s: PositiveFloat = Field(
         300.0, description="Longest wait for a batch of trajectories before the run stops with an error, seconds."
@@ -55,11 +58,16 @@ class PolicyServerSettings(Section):
             raise ValueError("policy_server.tensor_parallel > 1 needs policy_server.device cuda")
         return self
 
+    @property
+    def answer_deadline_s(self) -> float:
+        """Longest wait for an answer, seconds, when the server may have to be restarted first."""
+        return self.start_deadline_s + self.generate_deadline_s
+
 
 class WeightSyncSettings(Section):
     """How new weights reach the live engines."""
 
-    transport: Literal["auto", "shared_memory", "object_store", "nccl", "gloo"] = Field(
+    transport: Literal["auto", Transport] = Field(
         "auto",
         description="shared_memory: a file in the node's memory; object_store: through Ray, for several nodes; "
         "nccl: GPU to GPU; gloo: the same collective on CPU. auto: nccl on GPUs, else shared_memory on one node, "
@@ -76,3 +84,12 @@ class WeightSyncSettings(Section):
         description="Largest |difference| of a log-probability in that check before the run stops (bfloat16 "
         "engines differ by about 0.01; a stale weight by 0.5 or more).",
     )
+
+    def transport_for(self, *, on_gpus: bool, nodes: int) -> Transport:
+        """The transport to use, with `auto` decided. on_gpus: whether the learner and every engine run on GPUs;
+        nodes: of the cluster."""
+        if self.transport != "auto":
+            return self.transport
+        if on_gpus:
+            return "nccl"
+        return "shared_memory" if nodes == 1 else "object_store"

@@ -1,10 +1,10 @@
 """The Arrow schema of a rollout: one row per environment step, images stored once by content hash.
 
-Token-in, token-out: `prompt_ids` and `response_ids` are the ids the engine saw and sampled. Nothing downstream
-tokenises text again; the learner trains on exactly these ids.
+Token-in, token-out: `prompt_ids` and `response_ids` are the ids that the engine saw and sampled. Nothing tokenises
+text again; the learner trains on exactly these ids.
 
-A `TrajectoryBatch` is two things that travel together: `steps` (a `pyarrow.Table` of `STEP_SCHEMA`) and `images`
-(content hash -> PNG bytes). Steps refer to images by hash, so an image shown a thousand times is held once.
+A `TrajectoryBatch` holds `steps` (a `pyarrow.Table` of `STEP_SCHEMA`) and `images` (content hash -> PNG bytes). Steps
+refer to images by hash, so an image that a thousand steps show is stored once.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ STEP_SCHEMA = pa.schema(
         ("policy_versions", pa.list_(VERSION_SPAN)),  # spans: from token `start` on, weights `version`
         ("finish_reason", pa.string()),  # stop | length
         ("utterance", pa.string()),
-        # --- what came of it
+        # --- the outcome
         ("action", pa.string()),  # canonical text, "" if the utterance did not parse
         ("action_labels", pa.list_(pa.int32())),  # (K,), -1 where a head does not apply
         ("valid", pa.bool_()),
@@ -62,8 +62,8 @@ STEP_SCHEMA = pa.schema(
         ("truncated", pa.bool_()),
         ("success", pa.bool_()),  # of the task, as of this step
         ("end_reason", pa.string()),
-        # The observation after the last step of an episode that was cut off, for the value it still had ahead; of one
-        # whose environment failed, the last observation there was. Null on every other step and at a true end.
+        # The observation after the last step of a truncated episode, to estimate the value of what would have followed.
+        # If the environment failed: its last observation. Null on every other step and where the episode terminated.
         ("final_prompt", pa.string()),
         ("final_prompt_ids", pa.list_(pa.int32())),
         ("final_image", pa.string()),
@@ -80,7 +80,7 @@ IMAGE_SCHEMA = pa.schema([("hash", pa.string()), ("png", pa.binary())])
 
 
 def outcome_columns(reward: float, terminated: bool, truncated: bool, info: dict[str, Any]) -> dict[str, Any]:
-    """The columns, from `action` to `end_reason`, that tell what an environment's `step` returned."""
+    """The columns from `action` to `end_reason`, filled with what an environment's `step` returned."""
     ended = END_TERMINATED if terminated else END_TRUNCATED if truncated else ""
     return {
         **{name: info[name] for name in ("action", "action_labels", "valid", "success")},
@@ -92,7 +92,7 @@ def outcome_columns(reward: float, terminated: bool, truncated: bool, info: dict
 
 
 class SchemaMismatch(ValueError):
-    """A trajectory file was written under another schema than this program reads."""
+    """A trajectory file has another schema version than this program reads."""
 
 
 def image_hash(image: np.ndarray) -> str:
@@ -109,9 +109,9 @@ def decode_png(png: bytes) -> Image.Image:
 
 
 class PngEncoder:
-    """Encodes images to PNG, remembering recent ones by content, so that a still screen costs one hash.
+    """Encodes images to PNG. It keeps recent results by content, so that an unchanged screen costs one hash.
 
-    `capacity_bytes` bounds what is remembered (least recently used goes first).
+    `capacity_bytes` bounds the size of this cache; the least recently used result is dropped first.
     """
 
     def __init__(self, capacity_bytes: int = 32 << 20) -> None:
@@ -146,7 +146,7 @@ class TrajectoryBatch:
 
     @classmethod
     def from_rows(cls, rows: Iterable[dict[str, Any]], images: dict[str, bytes]) -> TrajectoryBatch:
-        """Rows with the fields of `STEP_SCHEMA`; a field that is left out is null."""
+        """Rows with the fields of `STEP_SCHEMA`; a missing field is null."""
         return cls(pa.Table.from_pylist(list(rows), schema=STEP_SCHEMA), images)
 
     @classmethod
@@ -204,7 +204,7 @@ class TrajectoryBatch:
         return [slice(start, stop) for start, stop in zip(starts[:-1], starts[1:], strict=True)]
 
     def with_influence(self, influence: list[np.ndarray]) -> TrajectoryBatch:
-        """The same steps with their influence written in: one float32 (n,) array per step, in order."""
+        """The same steps with the column `influence` filled: one float32 (n,) array per step, in order."""
         lengths = [len(ids) for ids in self.ragged("response_ids", np.int32)]
         if [len(weights) for weights in influence] != lengths:
             raise ValueError("influence must hold one weight for every response token of every step")
@@ -216,10 +216,10 @@ class TrajectoryBatch:
 
 
 class TrajectoryLog:
-    """The run's own record of every batch that was accepted for training: `trajectories/` of the run folder.
+    """The record of every batch that was accepted for training: `trajectories/` of the run folder.
 
-    `batch_000012.parquet` holds the steps trained on at update 12, `images_000012.parquet` the images first seen
-    there. Files appear whole or not at all (written aside, then renamed), so a crash cannot leave half a batch.
+    `batch_000012.parquet` holds the steps of update 12, `images_000012.parquet` the images first seen there. Each file
+    is written under another name and then renamed, so a crash cannot leave half a batch.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -237,7 +237,7 @@ class TrajectoryLog:
         if new:
             path = self.folder / f"images_{update:06d}.parquet"
             table = pa.table({"hash": list(new), "png": list(new.values())}, schema=IMAGE_SCHEMA)
-            if path.exists():  # an update done again after a resume: other batches may refer to what is there
+            if path.exists():  # a resume repeats the update: other batches may refer to the images already here
                 table = pa.concat_tables([pq.read_table(path, partitioning=None), table])
             written += _write_whole(table, path, compression="none")
             self._image_file_of.update(dict.fromkeys(new, path))
@@ -247,7 +247,7 @@ class TrajectoryLog:
         return self.folder / f"batch_{update:06d}.parquet"
 
     def updates(self) -> list[int]:
-        """The updates that have a batch on disk, in order."""
+        """The updates whose batches are on disk, in order."""
         return sorted(int(path.stem.removeprefix("batch_")) for path in self.folder.glob("batch_*.parquet"))
 
     def read(self, update: int) -> TrajectoryBatch:
@@ -258,14 +258,14 @@ class TrajectoryLog:
         version = (steps.schema.metadata or {}).get(b"coso.schema_version", b"none").decode()
         if version != str(SCHEMA_VERSION):
             raise SchemaMismatch(
-                f"{path} was written under trajectory schema {version}; this program reads {SCHEMA_VERSION}. "
+                f"{path} has trajectory schema {version}; this program reads {SCHEMA_VERSION}. "
                 "Read it with the version of coso-rl that wrote it."
             )
         wanted = set(steps["image"].to_pylist()) | set(steps["final_image"].to_pylist())
         return TrajectoryBatch(steps, self.read_images(wanted - {None}))
 
     def read_images(self, hashes: set[str]) -> dict[str, bytes]:
-        """PNG bytes of the given content hashes; those the log does not hold are left out."""
+        """PNG bytes by content hash; hashes that the log does not hold are left out."""
         images: dict[str, bytes] = {}
         for path in sorted({self._image_file_of[key] for key in hashes if key in self._image_file_of}):
             table = pq.read_table(path, partitioning=None, filters=[("hash", "in", sorted(hashes))])
@@ -274,11 +274,11 @@ class TrajectoryLog:
 
 
 def _write_whole(table: pa.Table, path: Path, compression: str) -> int:
-    """Write a Parquet file so that it appears whole or not at all; returns its size in bytes."""
-    aside = path.with_suffix(".tmp")
+    """Write a Parquet file that appears whole or not at all; returns its size in bytes."""
+    unfinished = path.with_suffix(".tmp")
     try:
-        pq.write_table(table, aside, compression=compression)
-        aside.rename(path)
+        pq.write_table(table, unfinished, compression=compression)
+        unfinished.rename(path)
     finally:
-        aside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
     return path.stat().st_size

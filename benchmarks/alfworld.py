@@ -1,4 +1,4 @@
-"""ALFWorld: that our engine says what the engine says, how fast it is, how much memory it takes, how the expert fares.
+"""ALFWorld: equality with the plain engine, speed, memory, and success of the expert.
 
     coso alfworld make games/alfworld
     python -m benchmarks.alfworld equality games/alfworld [--games 216] [--skip 0]
@@ -8,7 +8,7 @@
 
 Each prints JSON and writes it to benchmarks/results/alfworld_NAME.json. `equality` takes about 3 s a game; with --skip
 it goes on where a former call stopped, and adds to its result. The plain engine is `alfworld`'s own stack of wrappers
-round TextWorld (`tests/envs/embodied/plain_engine.py`), in the same process on the same games and commands.
+round TextWorld (`tests/envs/alfworld/plain_engine.py`), in the same process on the same games and commands.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from envs.alfworld.games import DATA_FOLDER, GAME_FILE, GamePath, NoGames, list_
 from envs.alfworld.names import ROOMS, SPLITS, TASKS
 
 RESULTS = Path(__file__).parent / "results"
-#: Steps of random play per game; every fifth command is one that is not admissible.
+#: Steps of random play per game; every fifth command is not admissible.
 RANDOM_STEPS = 12
 #: Published.
 HORIZON = 50
-#: How long a process may take to answer on a crowded machine, seconds.
+#: Deadline of a process's answer on a busy machine, seconds.
 DEADLINE_S = 120.0
 
 
@@ -42,9 +42,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["equality", "speed", "parallel", "expert"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--games", type=int, default=0, help="how many (equality 216, speed 12, expert 6)")
-    parser.add_argument("--skip", type=int, default=0, help="equality: games to leave out at the beginning")
-    parser.add_argument("--environments", type=int, default=16, help="parallel: how many")
+    parser.add_argument(
+        "--games", type=int, default=0, help="number of games (default: equality 216, speed 12, expert 6)"
+    )
+    parser.add_argument("--skip", type=int, default=0, help="equality: number of games to skip at the start")
+    parser.add_argument("--environments", type=int, default=16, help="parallel: number of environments")
     parser.add_argument("--out", type=Path, default=None)
     words = parser.parse_args()
     out = words.out or RESULTS / f"alfworld_{words.what}.json"
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def spread(folder: Path, count: int) -> list[GamePath]:
-    """`count` games, of all splits, taking turns between the task types and the rooms."""
+    """`count` games of all splits, alternating between task types and rooms."""
     heaps: dict[tuple[str, str], list[GamePath]] = {}
     for split in SPLITS:
         with contextlib.suppress(NoGames):
@@ -80,7 +82,7 @@ def spread(folder: Path, count: int) -> list[GamePath]:
 
 def equality(folder: Path, count: int, skip: int, out: Path) -> dict[str, Any]:
     """Compare text, admissible commands, facts, reward and victory after every step with the engine driven directly."""
-    from tests.envs.embodied.plain_engine import PlainEngine, assert_same
+    from tests.envs.alfworld.plain_engine import PlainEngine, assert_same
 
     ours = Engine()
     counts = Counter(json.loads(out.read_text())["counts"]) if skip and out.exists() else Counter[str]()
@@ -113,7 +115,7 @@ def equality(folder: Path, count: int, skip: int, out: Path) -> dict[str, Any]:
 
 def speed(folder: Path, count: int) -> dict[str, Any]:
     """CPU time per load with reset, per reset and per step, plain and ours, on the same games and commands."""
-    from tests.envs.embodied.plain_engine import PlainEngine
+    from tests.envs.alfworld.plain_engine import PlainEngine
 
     times: dict[str, list[float]] = {}
 
@@ -155,9 +157,9 @@ def speed(folder: Path, count: int) -> dict[str, Any]:
 
 
 def expert(folder: Path, count: int) -> dict[str, Any]:
-    """`alfworld`'s `AlfredExpert` as it is and ours, on games of the task that needs two things put down.
+    """`alfworld`'s unchanged `AlfredExpert` and ours, on games of the task that puts down two things.
 
-    Games that are kept are those that ours wins, so this says what the verb `move` costs, not who is better.
+    Made games are those that our expert wins. So this measures what the verb `move` costs, not which is better.
     """
     from envs.alfworld.engine import import_engine
 
@@ -201,11 +203,15 @@ def _environment_steps(folder: Path, path: GamePath) -> Any:
 
 
 async def parallel(folder: Path, count: int) -> dict[str, Any]:
-    """`count` environments in processes of their own behind deadlines: start, throughput and memory of each."""
+    """`count` environments in separate processes with deadlines: start time, throughput and memory of each."""
     from actors.rollouts.environment_host import EnvironmentHost
+    from envs.settings import EnvironmentSettings
 
     begun = time.perf_counter()
-    hosts = [EnvironmentHost("coso/ALFWorld-v0", {"games": str(folder)}, DEADLINE_S, DEADLINE_S) for _ in range(count)]
+    settings = EnvironmentSettings(
+        id="coso/ALFWorld-v0", kwargs={"games": str(folder)}, deadline_s=DEADLINE_S, start_deadline_s=DEADLINE_S
+    )
+    hosts = [EnvironmentHost(settings) for _ in range(count)]
     try:
         await asyncio.gather(*(host.start() for host in hosts))
         started = time.perf_counter() - begun
@@ -227,7 +233,7 @@ async def parallel(folder: Path, count: int) -> dict[str, Any]:
         steps = sum(await asyncio.gather(*(play(host, seed, 1) for seed, host in enumerate(hosts))))
         seconds = time.perf_counter() - begun
         early = [_memory(host.pid) for host in hosts]
-        # Twelve more games each: what does not stay flat would show.
+        # Twelve more games each, to see whether memory grows.
         await asyncio.gather(*(play(host, seed, 12) for seed, host in enumerate(hosts, 1000)))
         late = [_memory(host.pid) for host in hosts]
     finally:
@@ -244,7 +250,7 @@ async def parallel(folder: Path, count: int) -> dict[str, Any]:
 
 
 def _memory(pid: int | None) -> dict[str, float]:
-    """Resident, proportional (shared pages divided among their users) and private memory of a process, megabytes."""
+    """Resident, proportional (shared pages divided among their users) and private memory of a process, MB."""
     sizes = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, value = line.split()[:2]

@@ -1,11 +1,11 @@
-"""Does it matter where the entropy bonus is spent: on the tokens that count (CoSo), on all alike, or nowhere?
+"""Compare entropy bonuses: weighted by influence (CoSo), uniform over tokens, and none.
 
     coso warmstart configs/numberline.yaml
     python -m benchmarks.entropy_modes models/numberline [--seeds 1,2,3] [--out benchmarks/results/entropy_modes.json]
 
-One run of `configs/numberline.yaml` for every seed and mode, all from the same model and with the same coefficient.
-"success_in_training" is the mean over all updates of the share of sampled episodes that succeed: how fast it learnt.
-Results are written after every run. A run takes four to five minutes on two quiet cores.
+One run of `configs/numberline.yaml` per seed and mode, all from the same model and with the same coefficient.
+"success_in_training" is the mean over updates of the share of successful sampled episodes; it measures learning speed.
+Results are written after every run. A run takes four to five minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MODES = ("counterfactual", "uniform", "none")
 
 
 def trained(config: str, model: str, mode: str, seed: int, extra: list[str], folder: Path) -> dict[str, Any]:
-    """One run through the command line, and what it reached."""
+    """Run one training through the command line; returns its results."""
     from cluster.telemetry.metrics import read_metrics
 
     name = f"{mode}-{seed}"
@@ -44,7 +44,7 @@ def trained(config: str, model: str, mode: str, seed: int, extra: list[str], fol
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """By mode: the mean over seeds, and the deviation of a single seed."""
+    """Mean over seeds and standard deviation of a single seed, by mode."""
     found = {}
     for mode in MODES:
         of_mode = [run for run in runs if run["mode"] == mode]

@@ -2,9 +2,9 @@
 
     python -m benchmarks.envs --out benchmarks/results/envs.json
 
-A step is parsed from a JSON answer with a random action of the game and returns picture, prompt and info; resets are
-timed apart. Times are of the processor, so that other work on the machine counts little. Memory per environment is what
-Python and NumPy allocate for each of 50 environments that were reset and stepped, with the shared art already there.
+A step parses a JSON answer with a random action of the game and returns picture, prompt and info; resets are timed
+separately. Times are CPU times, so other work on the machine has little effect. Memory per environment is what Python
+and NumPy allocate for each of 50 environments after reset and one step, without the shared pictures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.record import record
 from envs.cards.art import card_picture
 from envs.cards.deck import ALL_CARDS
 
-#: (steps/s, resets/s) that each game has to reach on one core.
+#: Required (steps/s, resets/s) of each game on one core.
 FLOORS = {"NumberLine": (8000, 2000), "Blackjack": (4000, 2000), "EZPoints": (8000, 2000), "Points24": (8000, 2000)}
 CARD_WIDTHS = (35, 67, 70, 135)
 MEMORY_FLOOR_BYTES = 1_000_000
@@ -35,7 +35,7 @@ MEMORY_FLOOR_BYTES = 1_000_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=100_000, help="random steps a game, timed and watched for leaks")
+    parser.add_argument("--steps", type=int, default=100_000, help="random steps per game, timed and checked for leaks")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     started = time.process_time()
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(env_id: str, steps: int) -> dict[str, Any]:
-    """Figures of one game, over so many steps with random actions."""
+    """Results of one game over `steps` steps with random actions."""
     env = gymnasium.make(env_id)
     task: Any = env.unwrapped
     rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def measure(env_id: str, steps: int) -> dict[str, Any]:
 
 
 def play(env: gymnasium.Env[Any, Any], answers: list[str], choices: list[int]) -> tuple[float, float, int]:
-    """(processor seconds in steps, in resets, number of resets)."""
+    """(CPU seconds in steps, CPU seconds in resets, number of resets)."""
     clock = time.process_time
     in_resets, resets = 0.0, 0
     started = clock()
@@ -98,7 +98,7 @@ def play(env: gymnasium.Env[Any, Any], answers: list[str], choices: list[int]) -
 
 
 def bytes_per_environment(env_id: str, answers: list[str], count: int = 50) -> int:
-    """Allocated for each of `count` environments, each reset and stepped once."""
+    """Bytes allocated per environment, over `count` environments, each reset and stepped once."""
     tracemalloc.start()
     try:
         gc.collect()

@@ -1,10 +1,10 @@
-"""How busy the loop keeps the machine: sync and async, fast and slow environments, rollouts and bare vLLM.
+"""Utilisation by the loop: sync and async, fast and slow environments, rollouts against bare vLLM.
 
     python -m benchmarks.loop MODEL [--updates N] [--out benchmarks/results/loop.json]
     python -m benchmarks.loop MODEL --only-scoring --updates 168 --out benchmarks/results/scoring_overhead.json
 
-MODEL is a warm-started model folder (`coso warmstart configs/numberline.yaml`). All figures come from one invocation on
-one machine; read ratios, not absolute numbers. Each takes about a quarter of an hour on two cores.
+MODEL is a warm-started model folder (`coso warmstart configs/numberline.yaml`). All numbers come from one invocation on
+one machine; compare ratios, not absolute numbers. Each command takes about 15 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.record import record
 
-#: Updates left out at the beginning of a run, while pipes fill and caches warm.
+#: Updates left out at the start of a run, while queues fill and caches warm up.
 WARM_UP = 2
 ENVIRONMENTS = {
     "as fast as it is": ["environment.id=coso/NumberLine-v0", "environment.kwargs={invalid_action: penalty}"],
@@ -37,13 +37,13 @@ ENVIRONMENTS = {
         "environment.kwargs={invalid_action: penalty, mean_ms: 200, sigma: 0.5}",
     ],
 }
-#: Updates for which scoring stays on, or off, where what it adds is measured.
+#: Number of updates in a block with scoring on or off, when measuring its overhead.
 BLOCK = 4
 STAGES = ("policy_servers", "learner", "scorers", "environments")
 
 
 def run_words(model: str, folder: Path, mode: str, environment: str, updates: int, name: str) -> list[str]:
-    """What `coso train` is given for a run: nothing but its updates, and an evaluation at the end."""
+    """Arguments of `coso train` for a run without intermediate evaluations and checkpoints."""
     return [
         "configs/numberline.yaml",
         *ENVIRONMENTS[environment],
@@ -60,14 +60,14 @@ def run_words(model: str, folder: Path, mode: str, environment: str, updates: in
 
 
 def train(model: str, folder: Path, mode: str, environment: str, updates: int) -> dict[str, Any]:
-    """One run through the command line; its throughput after the warm-up and the busy share of every stage."""
+    """Run one training through the command line; returns throughput after the warm-up and busy shares."""
     from cluster.telemetry.metrics import read_metrics
 
     name = f"{mode}-{list(ENVIRONMENTS).index(environment)}"
     words = run_words(model, folder, mode, environment, updates, name)
     command = [sys.executable, "-m", "cluster.cli.main", "train", *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    # The last row holds the final evaluation and checkpoint, which are not what is measured here.
+    # The last row includes the final evaluation and checkpoint, which are not measured here.
     rows = [row for row in read_metrics(folder / name / "metrics.jsonl") if WARM_UP < row["update"] < updates]
     seconds = sum(row["time/total"] for row in rows)
     steps = sum(row["rollout/steps"] for row in rows)
@@ -85,11 +85,11 @@ def train(model: str, folder: Path, mode: str, environment: str, updates: int) -
 
 
 def scoring_overhead(model: str, folder: Path, updates: int) -> dict[str, Any]:
-    """One async run in which scoring is on and off by turns: what it adds to an update's time.
+    """Overhead of scoring per update, from one async run in which scoring is alternately on and off.
 
-    Whole runs with and without it differ by more than scoring costs, since the machine drifts; neighbouring blocks of
-    updates do so less, and the order of on and off changes from pair to pair, which cancels a steady drift. Every token
-    of a batch that is not scored weighs the same, so the learner's work is the same in both.
+    Separate runs with and without scoring would differ more by drift of the machine than by scoring. Neighbouring
+    blocks of updates drift less, and the order of on and off alternates between pairs, which cancels a steady drift. In
+    an unscored batch all tokens have the same weight, so the learner's work is the same.
     """
     from actors.trajectory import TrajectoryBatch
     from cluster.config.files import load_config
@@ -98,7 +98,7 @@ def scoring_overhead(model: str, folder: Path, updates: int) -> dict[str, Any]:
     from cluster.training import train as train_here
 
     def is_scored(update: int) -> bool:
-        """Whether scoring is on during an update; what it scores then is the batch of the next."""
+        """Whether scoring is on during an update; it then scores the batch of the next update."""
         return update // BLOCK % 4 in (0, 3)
 
     measured = System.score
@@ -116,7 +116,7 @@ def scoring_overhead(model: str, folder: Path, updates: int) -> dict[str, Any]:
     blocks: dict[int, list[dict[str, float]]] = {}
     for row in rows:
         number, place = divmod(int(row["update"]), BLOCK)
-        # The first pair warms up; the first update of a block still has the queues that the block before it left.
+        # The first pair is warm-up; the first update of a block still has the queues of the previous block.
         if number >= 2 and place > 0:
             blocks.setdefault(number, []).append(row)
     seconds = {n: statistics.mean(row["time/total"] for row in made) for n, made in blocks.items()}
@@ -140,13 +140,13 @@ def scoring_overhead(model: str, folder: Path, updates: int) -> dict[str, Any]:
 
 
 async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, Any]], int]:
-    """Rollout workers and a policy server alone: (tokens/s, the steps made, environments)."""
+    """Rollout workers and a policy server alone: (tokens/s, steps, number of environments)."""
     import ray
 
     from actors.rollouts.stream import TrajectoryStream
     from cluster.config.files import load_config
     from cluster.launch.ray_runtime import ray_session
-    from cluster.run.system import start_policy_servers, start_rollout_workers, wait_for_servers
+    from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
 
     config = load_config(["configs/numberline.yaml"], [f"model.path={model}"])
     with ray_session(config) as temporary:
@@ -170,14 +170,14 @@ async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, An
 
 def bare_engine(model: str, steps: list[dict[str, Any]], concurrent: int, temporary: str, seconds: float) -> float:
     """Tokens/s of vLLM's AsyncLLM alone, in this process, on the same prompts with answers of the same lengths."""
-    from actors.serving.policy_engine import PolicyServerOptions, policy_server_environment, start_engine
+    from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment, start_engine
+    from actors.settings import ModelSettings, PolicyServerSettings
     from actors.trajectory import decode_png
 
-    options = PolicyServerOptions(
-        model_path=model, temp_folder=temporary, max_model_len=256, max_concurrent_requests=64
-    )
-    os.environ.update(policy_server_environment(options))
-    chat, engine = start_engine(options)
+    policy, settings = ModelSettings(path=model), PolicyServerSettings(max_model_len=256)
+    launch = PolicyServerLaunch(index=0, run_seed=0, temp_folder=temporary)
+    os.environ.update(policy_server_environment(policy, settings, launch))
+    chat, engine = start_engine(policy, settings, launch)
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -224,18 +224,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="warm-started model folder")
     parser.add_argument("--updates", type=int, default=12, help="updates of each run (default 12)")
-    parser.add_argument("--seconds", type=float, default=15.0, help="length of each throughput measurement")
-    parser.add_argument("--only-rollouts", action="store_true", help="leave out the runs; rollouts and bare vLLM only")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of each throughput measurement, seconds")
+    parser.add_argument(
+        "--only-rollouts", action="store_true", help="measure only rollouts and bare vLLM, no training runs"
+    )
     parser.add_argument(
         "--only-scoring",
         action="store_true",
-        help="only what scoring adds to an update, in one run where it is on and off by turns",
+        help="measure only the overhead of scoring, in one run with scoring alternately on and off",
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/loop.json"))
     arguments = parser.parse_args()
     if arguments.only_scoring:
         if arguments.updates < 6 * BLOCK:
-            parser.error(f"--only-scoring compares blocks of {BLOCK} updates: give it --updates {6 * BLOCK} or more")
+            parser.error(f"--only-scoring compares blocks of {BLOCK} updates: use --updates {6 * BLOCK} or more")
         with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
             measured = scoring_overhead(arguments.model, Path(folder), arguments.updates)
         print(json.dumps(record(arguments.out, measured), indent=1))

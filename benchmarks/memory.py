@@ -1,9 +1,9 @@
-"""Whether memory stays flat: an asynchronous run of half an hour, and how far driver and queue stray from their median.
+"""Whether memory stays constant in an asynchronous run of half an hour.
 
     python -m benchmarks.memory MODEL [key.sub=value ...] [--minutes 30] [--out benchmarks/results/memory.json]
 
-Looks at the last three quarters of the run: resident memory of the driver, of the trajectory stream, of every policy
-server and rollout worker. Each must stay within 10% of its median there; exit code 1 if one does not.
+Resident memory of the driver, the trajectory stream, and every policy server and rollout worker must stay within 10% of
+its median over the last three quarters of the run; exit code 1 if one does not.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ TOLERANCE = 0.10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="warm-started model folder")
-    parser.add_argument("overrides", nargs="*", help="config overrides, for instance of the environment")
-    parser.add_argument("--minutes", type=float, default=30.0, help="length of the run (default 30)")
+    parser.add_argument("overrides", nargs="*", help="config overrides")
+    parser.add_argument("--minutes", type=float, default=30.0, help="length of the run, minutes (default 30)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/memory.json"))
     arguments = parser.parse_args()
 

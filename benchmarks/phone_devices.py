@@ -1,4 +1,4 @@
-"""Devices that `benchmarks/phones.py` measures with: one that stands still, one that is slow, and one that fails."""
+"""Devices for `benchmarks/phones.py`: one with a still screen, one that is slow, and one that fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCREEN = (360, 640)
 
 
 class StillShell:
-    """A device that shows one picture at once: what remains is adb and the driver."""
+    """A device that returns one picture immediately, so that only adb and the driver take time."""
 
     def __init__(self) -> None:
         from envs.android.device_server import EmbeddedPhoneShell
@@ -38,7 +38,7 @@ class StillShell:
 
 
 def serve_still(port: int) -> None:
-    """A device server in a process of its own, as a device is."""
+    """Run a device server in this process; for a separate process, like a device."""
     from envs.android.device_server import DeviceServer
 
     async def run() -> None:
@@ -49,13 +49,13 @@ def serve_still(port: int) -> None:
 
 
 class SlowDevice(Device):
-    """A device with one still screen whose every action takes a lognormal time, as an emulator's does."""
+    """A device with a still screen whose actions take a log-normal time, like an emulator's."""
 
     def __init__(self, mean_s: float, sigma: float) -> None:
         self._screen = np.random.default_rng(0).integers(0, 255, (SCREEN[1], SCREEN[0], 3), np.uint8)
         self._rng = random.Random(os.getpid())
         self._mu, self._sigma = np.log(mean_s) - sigma**2 / 2, sigma
-        #: Seconds the last action took.
+        #: Duration of the last action, seconds.
         self.last_s = 0.0
 
     @property
@@ -89,7 +89,7 @@ class SlowDevice(Device):
 
 
 class Never(Evaluator):
-    """Judges nothing to be done; tells how long the device took, as a negative reward in seconds."""
+    """Never reports success; its reward is minus the duration of the device's action in seconds."""
 
     def verdict(self, moment: Moment) -> Verdict:
         assert isinstance(moment.device, SlowDevice)
@@ -97,7 +97,7 @@ class Never(Evaluator):
 
 
 class FlakyPhone(BrowserPhone):
-    """An embedded phone of whose calls a share fails: raises, hangs past the deadline, or takes its process along."""
+    """An embedded phone that fails in a share of its calls: raises, hangs past the deadline, or kills its process."""
 
     def __init__(self, log: str, share: float) -> None:
         self._log, self._share = log, 0.0
@@ -108,7 +108,7 @@ class FlakyPhone(BrowserPhone):
     def _call(self, name: str, *arguments: Any) -> Any:
         if self._rng.random() < self._share:
             kind = self._rng.choices(("error", "died", "timeout"), (8, 1, 1))[0]
-            # One write of a line is whole, however many processes write.
+            # A line is written with one write, so lines of several processes do not mix.
             with open(self._log, "a", encoding="utf-8") as log:
                 log.write(f"{kind}\n")
             if kind == "died":

@@ -1,9 +1,9 @@
-"""Phones: how fast, how big, how they scale with slow devices, who solves what, and whether two thousand episodes leak.
+"""Phones: speed, memory, scaling with slow devices, success of agents, and leaks over two thousand episodes.
 
     python -m benchmarks.phones scaling adb latency soak expert-general ... [--out benchmarks/results/phones.json]
 
-Each part is measured by itself and laid into the result file beside what is there already. Needs Chromium; `adb` needs
-Debian's adb. A part takes one to two minutes on two cores, `soak` eight.
+Each part is measured separately and added to the result file. Needs Chromium; `adb` needs Debian's adb. A part takes
+one to two minutes on two cores, `soak` eight.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import psutil
 from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
 from benchmarks.phone_devices import SCREEN, serve_still
 from envs.android.device import DeviceError
+from envs.settings import EnvironmentSettings
 
 ENV_ID = "coso/Android-v0"
 PHONES = (1, 4, 16, 32)
@@ -41,14 +42,14 @@ SOAK_DEADLINE_S = 5.0
 
 
 def tap_somewhere(rng: random.Random) -> str:
-    """An answer: a tap at a random point."""
+    """An answer that taps a random point."""
     return json.dumps({"action": "click", "coordinate": [rng.randrange(1001), rng.randrange(1001)]})
 
 
 def tree(root: int) -> list[psutil.Process]:
-    """A process and everything below it, the browser that its environments share included."""
+    """A process and all its descendants, and the browser that its environments share."""
     found = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
-    # A hub whose first phone is gone has no parent of ours left; it still names its owner.
+    # A hub whose first phone has ended is not a descendant, but its command line names its owner.
     owners = {str(process.pid) for process in found}
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
@@ -77,8 +78,9 @@ def usage(root: int) -> tuple[float, float]:
     return seconds, bytes_ / 1e6
 
 
-async def begin(count: int, kwargs: dict[str, Any], **options: Any) -> list[EnvironmentHost]:
-    hosts = [EnvironmentHost(ENV_ID, kwargs, deadline_s=120, start_deadline_s=300, **options) for _ in range(count)]
+async def begin(count: int, kwargs: dict[str, Any]) -> list[EnvironmentHost]:
+    settings = EnvironmentSettings(id=ENV_ID, kwargs=kwargs, deadline_s=120, start_deadline_s=300)
+    hosts = [EnvironmentHost(settings) for _ in range(count)]
     for start in range(0, count, 8):
         await asyncio.gather(*(host.start() for host in hosts[start : start + 8]))
     await asyncio.gather(*(host.reset(seed=number) for number, host in enumerate(hosts)))
@@ -90,7 +92,7 @@ async def end(hosts: list[EnvironmentHost]) -> None:
 
 
 async def scaling() -> dict[str, Any]:
-    """Steps a second, CPU per step and memory for embedded phones that all step as fast as they can."""
+    """Steps per second, CPU time per step and memory of embedded phones at full speed."""
     rows = []
     for count in PHONES:
         hosts = await begin(count, {})
@@ -111,7 +113,7 @@ async def scaling() -> dict[str, Any]:
         seconds = time.monotonic() - started
         after, megabytes = usage(os.getpid())
         await end(hosts)
-        await asyncio.sleep(5)  # the browser goes when its last phone has been gone for a while
+        await asyncio.sleep(5)  # the browser ends some time after its last phone
         rows.append(
             {
                 "phones": count,
@@ -128,7 +130,7 @@ async def scaling() -> dict[str, Any]:
 
 
 def adb() -> dict[str, Any]:
-    """Capture + tap through Debian's adb server, over loopback."""
+    """Time of capture and tap through Debian's adb server, over loopback."""
     import multiprocessing
     import socket
 
@@ -181,7 +183,7 @@ def adb() -> dict[str, Any]:
 
 
 async def latency() -> dict[str, Any]:
-    """The share of the ideal throughput that phones keep when each goes at its own pace, and in lock-step."""
+    """Share of the ideal throughput with phones that step independently, and in lock-step."""
     with tempfile.TemporaryDirectory() as folder:
         tasks = Path(folder) / "tasks.txt"
         tasks.write_text("Wait\n")
@@ -196,7 +198,7 @@ async def latency() -> dict[str, Any]:
     rng = random.Random(0)
 
     async def step(host: EnvironmentHost) -> float:
-        """Seconds the device itself took."""
+        """Step once; returns the device's own time in seconds."""
         return -(await host.step(tap_somewhere(rng)))[1]
 
     async def own_pace(host: EnvironmentHost, ends: float) -> tuple[int, float]:
@@ -205,7 +207,7 @@ async def latency() -> dict[str, Any]:
             took = await step(host)
             now = time.monotonic()
             if now >= ends:
-                # The action under way at the end counts for the part that lies within the time.
+                # Of the action in progress at the end, count the part before the end.
                 return steps, device_s + max(0.0, took - (now - ends))
             steps, device_s = steps + 1, device_s + took
 
@@ -231,15 +233,15 @@ async def latency() -> dict[str, Any]:
             "steps_per_s": round(SLOW_PHONES * LOCK_STEP_ROUNDS / lock_seconds, 1),
             "share_of_ideal": round(locked / (SLOW_PHONES * lock_seconds), 4),
         },
-        "share_of_ideal": "seconds in which devices were acting, of all seconds of all devices",
+        "share_of_ideal": "share of all device seconds in which a device was acting",
     }
     print(result, flush=True)
     return result
 
 
 def agents(tasks: str, agent: str) -> dict[str, Any]:
-    """Success of an agent on a set: of the expert on every task, of one that acts at random and of one that does
-    nothing on every test task."""
+    """Success of an agent on a task set: the expert on all tasks, a random agent and an idle agent on all test
+    tasks."""
     halves = ("train", "test") if agent == "expert" else ("test",)
     result = {split: play_all(tasks, split, agent) for split in halves}
     print(tasks, agent, result, flush=True)
@@ -247,7 +249,7 @@ def agents(tasks: str, agent: str) -> dict[str, Any]:
 
 
 def play_all(tasks: str, split: str, agent: str) -> dict[str, Any]:
-    """One episode of every task of a half."""
+    """Play one episode of every task of a half."""
     from envs.android.environment import AndroidEnv
 
     env = AndroidEnv(tasks=tasks)
@@ -272,8 +274,6 @@ def play_all(tasks: str, split: str, agent: str) -> dict[str, Any]:
 
 async def soak() -> dict[str, Any]:
     """Thousands of short episodes with calls that fail at random: none may stall, leak or go uncounted."""
-    from actors.rollouts.environment_restarts import RestartPolicy
-
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "failures.txt"
         log.touch()
@@ -282,11 +282,8 @@ async def soak() -> dict[str, Any]:
             "device": {"log": str(log), "share": SOAK_FAILURES},
             "horizon": 4,
         }
-        policy = RestartPolicy()
-        hosts = [
-            EnvironmentHost(ENV_ID, kwargs, deadline_s=SOAK_DEADLINE_S, start_deadline_s=60, restart_policy=policy)
-            for _ in range(SOAK_PHONES)
-        ]
+        settings = EnvironmentSettings(id=ENV_ID, kwargs=kwargs, deadline_s=SOAK_DEADLINE_S)
+        hosts = [EnvironmentHost(settings) for _ in range(SOAK_PHONES)]
         left = SOAK_EPISODES
         counted: Counter[str] = Counter()
         whole = cut_short = steps = 0
@@ -365,7 +362,7 @@ PARTS: dict[str, Callable[[], Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="+", choices=PARTS, help="what to measure")
-    parser.add_argument("--out", type=Path, help="JSON file to lay the results into")
+    parser.add_argument("--out", type=Path, help="JSON file to add the results to")
     chosen = parser.parse_args()
     for name in chosen.parts:
         result = PARTS[name]()

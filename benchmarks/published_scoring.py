@@ -1,4 +1,4 @@
-"""The published scoring procedure, written straightforwardly: what `benchmarks/scoring.py` holds the pool against."""
+"""The published scoring procedure, written directly: the reference of `benchmarks/scoring.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ids = list[NDArray[np.int32]]
 
 
 class Published:
-    """The published procedure. pad: "call", the utterances of a call to its longest, or "batch", 64 rows to theirs."""
+    """The published procedure. pad: "call" pads to the call's longest utterance, "batch" to the longest of 64 rows."""
 
     def __init__(self, scm: StructuralCausalModel, tokens: TokenFacts, window: int, pad: str) -> None:
         self._scm = scm.eval()
@@ -26,7 +26,7 @@ class Published:
 
     @torch.no_grad()
     def score(self, utterances: Ids, labels: NDArray[np.int32]) -> tuple[Ids, list[NDArray[np.float64]]]:
-        """Influence and effects of every token of every utterance of a call."""
+        """Influence and effects of all tokens of a call's utterances."""
         rows = [(index, position) for index, ids in enumerate(utterances) for position in range(-1, len(ids))]
         longest = max(len(ids) for ids in utterances)
         probabilities: list[float] = []
@@ -40,7 +40,7 @@ class Published:
                     padded[row, position : min(position + self._window, len(utterances[index]))] = self._tokens.null_id
             lengths = torch.tensor([len(utterances[index]) for index, _ in batch])
             wanted = torch.from_numpy(labels[[index for index, _ in batch]].astype(np.int64))
-            # p - 1, as the pool has it: a plain p in float32 would lose the small effects of both alike.
+            # p - 1, as in the pool: p in float32 would lose small effects.
             logs = self._scm.action_log_probability(torch.from_numpy(padded), lengths, wanted)
             probabilities += torch.expm1(logs).double().tolist()
         values, effects, done = [], [], 0

@@ -1,4 +1,4 @@
-"""How a benchmark writes down what it measured: with the command that made it, and the cores it had."""
+"""Write the result of a benchmark with its command and number of cores."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def record(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """Write the result as JSON, with `command` and `cores` before it, and return the whole."""
+    """Write `command`, `cores` and the result as JSON; returns what was written."""
     module = Path(sys.argv[0]).stem
     whole = {
         "command": " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]]),

@@ -1,20 +1,20 @@
-"""How fast the scoring pool is beside the published procedure, on the same weights and utterances; do they agree?
+"""Speed of the scoring pool and of the published procedure on the same weights and utterances, and their agreement.
 
     coso warmstart configs/numberline.yaml && coso train configs/numberline.yaml training.updates=12
     python -m benchmarks.scoring runs/numberline [--out benchmarks/results/scoring.json]
 
-The published procedure, written straightforwardly: every call is scored afresh, at all positions, by whole forward
-passes of the SCM over padded batches of 64 positions. Two readings of "padded" are measured. As published, the call's
-utterances are padded together, so every row is as long as the call's longest; the kinder one pads the 64 rows of a
-batch to the longest of these. Both run in this process, on one thread and on two, in evaluation mode without gradients,
-where torch uses its fused encoder layer. The pool is the real one, with its processes, and scorers of one thread each:
-one worker is held against one thread, two workers against two threads.
+The published procedure, written directly, scores every call from scratch, at all positions, with whole forward passes
+of the SCM over padded batches of 64 positions. Two readings of "padded" are measured. As published, every row is padded
+to the call's longest utterance; the more favourable one pads the 64 rows of a batch to the longest of them. Both run in
+this process, on one thread and on two, in evaluation mode without gradients, where torch uses its fused encoder layer.
+The pool is the real one, with its processes and scorers of one thread each: one worker is compared with one thread, two
+workers with two threads.
 
-Utterances of 40 to 200 (and 1,000) tokens are the run's own answers joined end to end and cut, so the share of tokens
-that cannot count is the real one. "every token counts" takes that advantage away. The stream is what the learner of the
-recorded run trained on, in the calls that the published code makes of it: every minibatch of every epoch.
-Wall and CPU seconds are both given: where others use the machine, CPU seconds are the fairer of the two.
-Takes about eight minutes on two quiet cores.
+Utterances of 40 to 200 (and 1,000) tokens are the run's own answers, joined and cut, so the share of tokens that cannot
+count is realistic. "every token counts" removes this advantage. The stream is what the learner of the recorded run
+trained on, in the calls of the published code: every minibatch of every epoch.
+The results hold wall and CPU seconds; on a shared machine, CPU seconds are the better measure.
+Takes about eight minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
@@ -40,90 +38,57 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.machine import machine_scaling, matmul_peak, timed
 from benchmarks.published_scoring import POSITIONS_AT_ONCE, Ids, Published
 from benchmarks.record import record
 from scoring.effects.estimators import make_estimator
 from scoring.effects.tokens import TokenFacts, token_facts
-from scoring.pool.scoring_pool import PoolSettings, ScoringPool
+from scoring.pool.scoring_pool import ScoringContext, ScoringPool
 from scoring.scm.encoder import in_precision
-from scoring.scm.model import ScmSettings, StructuralCausalModel
-from scoring.scm.training import ScmTrainer, ScmTrainingSettings
+from scoring.scm.model import StructuralCausalModel
+from scoring.scm.shape import ScmSizes
+from scoring.scm.training import ScmTrainer
+from scoring.settings import ScmEncoderSettings, ScmSettings, ScoringSettings
 
 CALL = 64
 LENGTHS = (40, 200)
 DISTINCT = 24
-#: Times each is measured; the best counts.
+#: Repetitions of each measurement; the best one counts.
 REPEATS = 5
 PUBLISHED_REPEATS = 2
-WINDOW = 4
+#: No utterance here is scored by gradient, and a task may take long.
+SETTINGS = ScoringSettings(precision="float32", longest_exact=1536, deadline_s=900.0)
 #: Positions at which the published procedure is timed on an utterance of 1,000 tokens; the rest is extrapolated.
 SAMPLED_POSITIONS = 128
 
 
 def scoring_copy(trainer: ScmTrainer) -> StructuralCausalModel:
-    """The trainer's SCM as the pool's scorers have it in float32; the published procedure gets it too."""
+    """The trainer's SCM as in the pool's scorers, in float32; the published procedure uses the same."""
     return in_precision(copy.deepcopy(trainer.scm), "float32")
 
 
 def fast_effects(scm: StructuralCausalModel, tokens: TokenFacts, ids: NDArray, labels: NDArray) -> NDArray[np.float64]:
-    """The pool's effects of an utterance, before they are made relative; 0 where nothing is evaluated."""
+    """The pool's effects of an utterance before normalisation; 0 for tokens that are not evaluated."""
     from scoring.effects.effects import positions_that_change
     from scoring.scm.encoder import CounterfactualEncoder
 
     encoder = CounterfactualEncoder(
-        scm, window=WINDOW, null_id=tokens.null_id, batch_tokens=PoolSettings().batch_tokens
+        scm, window=SETTINGS.window, null_id=tokens.null_id, batch_tokens=SETTINGS.batch_tokens
     )
-    positions = positions_that_change(ids, tokens.countable_by_id[ids], WINDOW, tokens.null_id)
-    less_one = encoder.probabilities_less_one(ids, positions, labels)
+    positions = positions_that_change(ids, tokens.countable_by_id[ids], SETTINGS.window, tokens.null_id)
+    minus_one = encoder.probabilities_minus_one(ids, positions, labels)
     effects = np.zeros(len(ids))
-    effects[positions] = np.abs(less_one[1:] - less_one[0])
+    effects[positions] = np.abs(minus_one[1:] - minus_one[0])
     return effects
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.perf_counter()
-    result = work()
-    return time.perf_counter() - begun, result
-
-
 def cpu_seconds(pool: ScoringPool) -> float:
-    """CPU time of all scorers so far."""
+    """CPU time of all scorers so far, seconds."""
     times = [psutil.Process(int(worker["pid"])).cpu_times() for worker in pool.check()]
     return sum(each.user + each.system for each in times)
 
 
-def matmul_rate(begin: float, seconds: float) -> float:
-    """FLOP/s of float32 matrix products on one thread of this process, from the time `begin` on."""
-    torch.set_num_threads(1)
-    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    time.sleep(max(0.0, begin - time.time()))
-    products, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < seconds:
-        left @ right
-        products += 1
-    return products * 2 * 1024**3 / (time.perf_counter() - begun)
-
-
-def machine_scaling() -> float:
-    """What two processes get of the machine, over what one gets: no pool can scale better. The best of three."""
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
-        list(processes.map(matmul_rate, [0.0] * 2, [0.1] * 2))  # both have imported torch
-        rates: dict[int, list[float]] = {1: [], 2: []}
-        for _ in range(3):
-            for count in (1, 2):
-                begin = time.time() + 0.3
-                rates[count].append(sum(processes.map(matmul_rate, [begin] * count, [2.0] * count)))
-    return max(rates[2]) / max(rates[1])
-
-
-def matmul_peak() -> float:
-    """Best rate of a float32 matrix product on one thread, FLOP/s."""
-    left, right = torch.randn(1536, 1536), torch.randn(1536, 1536)
-    best = min(timed(lambda: left @ right)[0] for _ in range(12))
-    return 2 * 1536**3 / best
-
-
-def flops(shape: ScmSettings, length: int, rows: int) -> float:
+def flops(shape: ScmEncoderSettings, length: int, rows: int) -> float:
     """Operations of the matrix products of `rows` whole forward passes of one utterance of that length."""
     d = shape.hidden
     per_token = shape.layers * (8 * d * d + 4 * d * shape.feedforward + 4 * length * d)
@@ -131,12 +96,13 @@ def flops(shape: ScmSettings, length: int, rows: int) -> float:
 
 
 @contextmanager
-def started_pool(trainer: ScmTrainer, tokens: TokenFacts, workers: int, window: int) -> Iterator[ScoringPool]:
+def started_pool(trainer: ScmTrainer, tokens: TokenFacts, workers: int) -> Iterator[ScoringPool]:
     """A pool in float32 with the trainer's weights."""
-    settings = PoolSettings(
-        workers=workers, worker_cpus=0.5, trainer_cpus=0.1, window=window, precision="float32", score_deadline_s=900.0
+    settings = SETTINGS.model_copy(update={"workers": workers, "scm": trainer.settings})
+    context = ScoringContext(
+        tokens=tokens, head_sizes=trainer.scm.sizes.head_sizes, seed=0, actor_cpus=0.5, max_failures=3
     )
-    pool = ScoringPool(trainer.scm.settings, trainer.training, settings, tokens)
+    pool = ScoringPool(settings, context)
     pool.start()
     try:
         pool.load(*trainer.state_dict())
@@ -146,14 +112,14 @@ def started_pool(trainer: ScmTrainer, tokens: TokenFacts, workers: int, window: 
 
 
 def fresh(pool: ScoringPool) -> None:
-    """Make the pool forget its scores, and its scorers fetch the weights, by giving it the same weights again."""
+    """Load the same weights into the pool again, which empties its cache and makes its scorers fetch the weights."""
     pool.load(*pool.state())
     warm_up = [np.arange(5, 5 + 8, dtype=np.int32)] * 1
-    pool.score(warm_up, np.zeros((1, len(pool.scm.head_sizes)), np.int32))
+    pool.score(warm_up, np.zeros((1, len(pool.sizes.head_sizes)), np.int32))
 
 
 def joined_answers(answers: Ids, lengths: Sequence[int], seed: int) -> Ids:
-    """Utterances of those lengths: answers drawn at random, end to end, from a random token on."""
+    """Utterances of these lengths: random answers joined, starting at a random token."""
     draw = np.random.default_rng(seed)
     made = []
     for length in lengths:
@@ -180,17 +146,18 @@ def agreement(
 def distinct_case(
     trainer: ScmTrainer, tokens: TokenFacts, utterances: Ids, labels: NDArray[np.int32], peak: float
 ) -> dict[str, Any]:
-    """Distinct utterances: both readings of the published procedure, the pool with one and two workers, agreement."""
+    """Distinct utterances: time of both readings of the published procedure and of the pool with one and two workers,
+    and their agreement."""
     scm = scoring_copy(trainer)
     shape = scm.settings
     work = sum(flops(shape, len(ids), len(ids) + 1) for ids in utterances)
     countable = float(np.mean([tokens.countable_by_id[ids].mean() for ids in utterances]))
     case: dict[str, Any] = {"utterances": len(utterances), "tokens": sum(map(len, utterances)), "countable": countable}
     results: dict[str, Any] = {}
-    published = {pad: Published(scm, tokens, WINDOW, pad) for pad in ("call", "batch")}
+    published = {pad: Published(scm, tokens, SETTINGS.window, pad) for pad in ("call", "batch")}
     wall: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
-    with started_pool(trainer, tokens, 1, WINDOW) as one, started_pool(trainer, tokens, 2, WINDOW) as two:
+    with started_pool(trainer, tokens, 1) as one, started_pool(trainer, tokens, 2) as two:
         # In turn, and the best of each: on a machine that others use too, that is nearest to the machine's own time.
         for repeat in range(REPEATS):
             for (pad, procedure), threads in product(published.items(), (1, 2)):
@@ -241,37 +208,35 @@ def precision_case(
     trainer: ScmTrainer, tokens: TokenFacts, utterances: Ids, labels: NDArray[np.int32]
 ) -> dict[str, Any]:
     """Both procedures in float32 and float64 against the published one in float64, and what else a score depends on."""
-    double = ScmTrainer(trainer.scm.settings, trainer.training)
+    double = ScmTrainer(trainer.settings, trainer.scm.sizes)
     double.scm.load_state_dict(trainer.scm.state_dict())
-    exact, exact_effects = Published(double.scm.double(), tokens, WINDOW, "call").score(utterances, labels)
+    exact, exact_effects = Published(double.scm.double(), tokens, SETTINGS.window, "call").score(utterances, labels)
     result: dict[str, Any] = {}
     for name, scm in (("float32", scoring_copy(trainer)), ("float64", double.scm.eval())):
-        estimator = make_estimator(
-            "scm", tokens, window=WINDOW, batch_tokens=PoolSettings().batch_tokens, longest=1536, scm=scm
-        )
+        estimator = make_estimator("scm", tokens, SETTINGS, scm=scm)
         values = [estimator.score(ids, row).values for ids, row in zip(utterances, labels, strict=True)]
         effects = [fast_effects(scm, tokens, ids, row) for ids, row in zip(utterances, labels, strict=True)]
         result[f"pool_{name}_against_published_float64"] = agreement(values, exact, exact_effects, effects)
         if name == "float32":
-            published, published_effects = Published(scm, tokens, WINDOW, "call").score(utterances, labels)
+            published, published_effects = Published(scm, tokens, SETTINGS.window, "call").score(utterances, labels)
             result["published_float32_against_published_float64"] = agreement(
                 published, exact, exact_effects, published_effects
             )
-            alone = Published(scm, tokens, WINDOW, "call")
+            alone = Published(scm, tokens, SETTINGS.window, "call")
             shifted = [alone.score([ids], labels[i : i + 1])[0][0] for i, ids in enumerate(utterances)]
             company = np.concatenate([np.abs(a - b) for a, b in zip(shifted, published, strict=True)]).max()
             result["published_float32_alone_or_in_company"] = float(company)
             order = np.random.default_rng(0).permutation(len(utterances))
             again = {int(i): estimator.score(utterances[i], labels[i]).values for i in order}
             result["pool_float32_shuffled"] = float(max(np.abs(again[i] - values[i]).max() for i in again))
-            other = make_estimator("scm", tokens, window=WINDOW, batch_tokens=4096, longest=1536, scm=scm)
+            other = make_estimator("scm", tokens, SETTINGS.model_copy(update={"batch_tokens": 4096}), scm=scm)
             result["pool_float32_batch_tokens_4096"] = float(
                 max(
                     np.abs(other.score(ids, row).values - value).max()
                     for ids, row, value in zip(utterances, labels, values, strict=True)
                 )
             )
-    gradient = make_estimator("gradient", tokens, window=WINDOW, batch_tokens=1536, longest=1536, scm=trainer.scm)
+    gradient = make_estimator("gradient", tokens, SETTINGS, scm=trainer.scm)
     from scoring.fidelity import agreement as ranks_agreement
 
     result["gradient_against_scm"] = ranks_agreement(
@@ -285,11 +250,11 @@ def precision_case(
 def long_case(
     trainer: ScmTrainer, tokens: TokenFacts, ids: NDArray[np.int32], labels: NDArray[np.int32], peak: float
 ) -> dict[str, Any]:
-    """One utterance of 1,000 tokens; the published procedure timed on some of its positions."""
+    """One utterance of 1,000 tokens; the published procedure is timed on some of its positions."""
     scm = scoring_copy(trainer)
     rows = np.tile(ids.astype(np.int64), (SAMPLED_POSITIONS, 1))
     for row in range(SAMPLED_POSITIONS):
-        rows[row, row : row + WINDOW] = tokens.null_id
+        rows[row, row : row + SETTINGS.window] = tokens.null_id
     wanted = torch.from_numpy(np.tile(labels.astype(np.int64), (POSITIONS_AT_ONCE, 1)))
     lengths = torch.full((POSITIONS_AT_ONCE,), len(ids))
 
@@ -302,7 +267,7 @@ def long_case(
 
     seconds, expected = timed(published)
     whole = seconds / SAMPLED_POSITIONS * (len(ids) + 1)
-    estimator = make_estimator("scm", tokens, window=WINDOW, batch_tokens=1536, longest=1536, scm=scm)
+    estimator = make_estimator("scm", tokens, SETTINGS, scm=scm)
     fast_seconds, scored = timed(lambda: estimator.score(ids, labels))
     effects = fast_effects(scm, tokens, ids, labels)[:SAMPLED_POSITIONS]
     with torch.no_grad():
@@ -321,9 +286,9 @@ def long_case(
 
 
 def stream_case(
-    trainer: ScmTrainer, tokens: TokenFacts, updates: Sequence[tuple[Ids, NDArray[np.int32]]], epochs: int, window: int
+    trainer: ScmTrainer, tokens: TokenFacts, updates: Sequence[tuple[Ids, NDArray[np.int32]]], epochs: int
 ) -> dict[str, Any]:
-    """The recorded stream, in the calls of the published code: for each update, minibatches of every epoch, afresh."""
+    """The recorded stream in the calls of the published code: for each update, the minibatches of every epoch."""
     draw = np.random.default_rng(0)
     calls: list[list[tuple[Ids, NDArray[np.int32]]]] = []
     for utterances, labels in updates:
@@ -333,7 +298,7 @@ def stream_case(
             for start in range(0, len(order), CALL):
                 rows = order[start : start + CALL]
                 calls[-1].append(([utterances[row] for row in rows], labels[rows]))
-    published = Published(scoring_copy(trainer), tokens, window, "call")
+    published = Published(scoring_copy(trainer), tokens, SETTINGS.window, "call")
     seconds, expected = timed(lambda: [published.score(*call)[0] for of_update in calls for call in of_update])
     print(f"  published on the stream: {seconds:.1f} s", flush=True)
     result: dict[str, Any] = {
@@ -344,9 +309,9 @@ def stream_case(
         "published_seconds": seconds,
         "published_seconds_one_epoch": seconds / epochs,
     }
-    with started_pool(trainer, tokens, 1, window) as pool:
+    with started_pool(trainer, tokens, 1) as pool:
         found, pool_seconds = [], 0.0
-        for of_update in calls:  # every update has an SCM of its own, so nothing is remembered from the one before
+        for of_update in calls:  # each update has a new SCM, so nothing is cached from the previous one
             fresh(pool)
             passed, values = timed(lambda of_update=of_update: [pool.score(*call)[0] for call in of_update])
             pool_seconds += passed
@@ -372,7 +337,7 @@ def stream_case(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder with recorded trajectories")
-    parser.add_argument("--stream-updates", type=int, default=1, help="updates of the stream that are replayed")
+    parser.add_argument("--stream-updates", type=int, default=1, help="number of updates of the stream to replay")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/scoring.json"))
     arguments = parser.parse_args()
 
@@ -393,8 +358,8 @@ def main() -> None:
     answers = [ids for utterances, _ in updates for ids in utterances]
     actions = np.concatenate([labels for _, labels in updates])
 
-    shape = ScmSettings(vocab_size=tokens.vocab_size, head_sizes=(int(actions.max()) + 1,))
-    trainer = ScmTrainer(shape, ScmTrainingSettings(learning_rate=1e-4, round_utterances=512))
+    sizes = ScmSizes(vocab_size=tokens.vocab_size, head_sizes=(int(actions.max()) + 1,))
+    trainer = ScmTrainer(ScmSettings(learning_rate=1e-4, round_utterances=512), sizes)
     print("training an SCM of the published shape on the recorded answers", flush=True)
     trainer.train(answers, actions, rounds=8)
     report = trainer.train(answers[:200], actions[:200], rounds=0)
@@ -402,13 +367,14 @@ def main() -> None:
     draw = np.random.default_rng(1)
     lengths = draw.integers(LENGTHS[0], LENGTHS[1] + 1, DISTINCT).tolist()
     utterances = joined_answers(answers, lengths, seed=2)
-    labels = draw.integers(0, shape.head_sizes[0], (DISTINCT, 1)).astype(np.int32)
+    labels = draw.integers(0, sizes.head_sizes[0], (DISTINCT, 1)).astype(np.int32)
     all_count = replace(tokens, countable_by_id=np.ones(tokens.vocab_size, bool))
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20, logging_level="error"
     )
+    shape = {"shape": "published (128 wide, 3 layers)", "window": SETTINGS.window}
     result: dict[str, Any] = {
-        "scm": {"shape": "published (128 wide, 3 layers)", "accuracy": report.metrics["accuracy"], "window": WINDOW},
+        "scm": shape | {"accuracy": report.metrics["accuracy"]},
         "matmul_peak_gflops_one_thread": peak / 1e9,
         "matmul_scaling_1_to_2_processes": machine_scaling(),
     }
@@ -418,7 +384,7 @@ def main() -> None:
     result["distinct_every_token_counts"] = distinct_case(trainer, all_count, utterances[:8], labels[:8], peak)
     print("the recorded stream", flush=True)
     some = updates[: arguments.stream_updates]
-    result["stream"] = stream_case(trainer, tokens, some, config.algorithm.epochs, WINDOW)
+    result["stream"] = stream_case(trainer, tokens, some, config.algorithm.epochs)
     print("precision", flush=True)
     result["precision"] = precision_case(trainer, tokens, utterances[:8], labels[:8])
     print("an utterance of 1,000 tokens", flush=True)

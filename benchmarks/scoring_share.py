@@ -1,11 +1,11 @@
-"""CPU seconds that scoring takes of an update, beside those of the whole machine in the recorded run.
+"""CPU seconds of scoring per update, as a share of the machine's CPU seconds in the recorded run.
 
     coso train configs/numberline.yaml
     python -m benchmarks.scoring_share runs/numberline [--out benchmarks/results/scoring_share.json]
 
-Where learner and engines keep every core busy, as on two cores they do, scoring adds what CPU it takes: wall times of
-whole runs (`benchmarks.loop --only-scoring`) scatter more than that. The run's own batches are scored again in its own
-stage and pool: SCM training, influence of every answer, fidelity. Takes half a minute on two quiet cores.
+If learner and engines keep all cores busy, as on two cores, scoring adds its CPU time to an update. Wall times
+(`benchmarks.loop --only-scoring`) scatter more than that. This scores the run's batches again with the real stage and
+pool: SCM training, influence of every answer, fidelity. Takes half a minute on two idle cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ UPDATES = 10
 
 
 def cpu_seconds() -> dict[str, float]:
-    """So far, of this process, the scorers and the SCM's trainer."""
+    """CPU seconds so far of this process, the scorers and the SCM's trainer."""
     this = psutil.Process()
     found = {"driver": sum(this.cpu_times()[:2]), "scorers": 0.0, "SCM training": 0.0}
     for child in this.children(recursive=True):
@@ -47,30 +47,19 @@ def main() -> None:
 
     from actors.chat import ChatProcessor
     from actors.trajectory import TrajectoryLog
-    from cluster.config import mapping
     from cluster.config.files import load_config
     from cluster.environments import make_environment
     from cluster.report.page import latest_model
-    from cluster.run.scoring_stage import ScoringStage
+    from cluster.run.scoring_stage import ScoringStage, make_scoring_pool
     from cluster.telemetry.metrics import read_metrics
-    from scoring.effects.parser_effects import ParserSource
-    from scoring.effects.tokens import token_facts
-    from scoring.pool.scoring_pool import ScoringPool
 
     config = load_config([arguments.run / "config.yaml"])
     chat = ChatProcessor(latest_model(arguments.run, config.model_dump()) or "")
-    tokens = token_facts(chat.tokenizer)
     environment: Any = make_environment(config.environment.id, config.environment.kwargs).unwrapped
     log = TrajectoryLog(arguments.run / "trajectories")
     batches = [log.read(update) for update in log.updates()[: WARM_UP + UPDATES]]
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="error")
-    pool = ScoringPool(
-        mapping.scm_settings(config, tokens.vocab_size, environment.label_space.sizes),
-        mapping.scm_training_settings(config),
-        mapping.pool_settings(config),
-        tokens,
-        ParserSource(tokenizer=chat.tokenizer, parser=environment.parser),
-    )
+    pool = make_scoring_pool(config, chat, environment.label_space.sizes, environment.parser)
     pool.start()
     stage = ScoringStage(config, pool, chat)
     before: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Success before and after of several runs of one config, as a table.
+"""Success before and after training in several runs of one config, as a table.
 
     coso train configs/numberline.yaml --seed 1,2,3
     python -m benchmarks.seeds runs/numberline-seed1 runs/numberline-seed2 runs/numberline-seed3 \\
@@ -20,7 +20,7 @@ KEYS = ("seed", "success_before", "success_after", "eval_episodes", "env_steps",
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="finished run folders")
-    parser.add_argument("--config", default="configs/numberline.yaml", help="the config file the runs were made with")
+    parser.add_argument("--config", default="configs/numberline.yaml", help="config file of the runs")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in arguments.runs]

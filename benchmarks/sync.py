@@ -1,9 +1,9 @@
-"""How long new weights take from the learner to the first token they make, against a plain copy of the same bytes.
+"""Time from the learner's new weights to their first sampled token, compared with a memory copy of the same size.
 
     python -m benchmarks.sync [--out benchmarks/results/sync.json]
 
-For two sizes of model and every transport that runs on CPUs: publish in the learner, swap in a live policy server, one
-token from the new weights. The reference, in the same run, is one memory copy of as many bytes.
+For two model sizes and every transport that runs on CPUs: publish in the learner, swap in a live policy server, sample
+one token. The reference, in the same run, is one memory copy of as many bytes.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ import numpy as np
 
 from benchmarks.record import record
 
-SIZES = {"small": {"hidden": 128, "layers": 2}, "large": {"hidden": 1024, "layers": 8}}
+SIZES = {
+    "small": {"hidden": 128, "layers": 2, "image_size": 64},
+    "large": {"hidden": 1024, "layers": 8, "image_size": 64},
+}
 TRANSPORTS = ("shared_memory", "object_store", "gloo")
 REPEATS = 5
-#: Not one colour: vLLM takes an Idefics3 picture whose normalised pixels are all 0 for padding, and dies of it.
+#: Several colours, since vLLM treats an Idefics3 picture whose normalised pixels are all 0 as padding and fails.
 PICTURE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
 
@@ -40,7 +43,7 @@ def make_model(folder: str, size: dict[str, int]) -> None:
 
 
 def copy_seconds(size: int) -> float:
-    """Median time of copying `size` bytes in memory."""
+    """Median time to copy `size` bytes in memory, seconds."""
     source, target = np.ones(size, np.uint8), np.empty(size, np.uint8)
     times = []
     for _ in range(REPEATS):
@@ -51,7 +54,7 @@ def copy_seconds(size: int) -> float:
 
 
 async def measure(model: str, transport: str, run_folder: Path) -> dict[str, Any]:
-    """Medians over `REPEATS` versions, in seconds."""
+    """Medians over `REPEATS` versions, seconds."""
     from actors.generation import GenerationRequest
     from actors.trajectory import PngEncoder
     from cluster.config.files import load_config
@@ -89,7 +92,7 @@ async def measure(model: str, transport: str, run_folder: Path) -> dict[str, Any
                 finished = time.perf_counter()
                 assert answer.version_spans[0][0] == version
                 rows.append((finished - begun, swapped - begun, report["time/swap"]))
-            rows = rows[1:]  # the first goes through every cold path once
+            rows = rows[1:]  # the first one is warm-up
         finally:
             await system.close()
             run.unlock()

@@ -1,1 +1,1 @@
-"""Config, command line, Ray start-up and placement, the controller loop, supervision and resume."""
+"""Config, command line, starting Ray and placing actors, the controller loop, supervision and resume."""

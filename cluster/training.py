@@ -1,4 +1,4 @@
-"""Whole runs: train, resume, evaluate. What the CLI calls, and what a notebook or a test can call as well."""
+"""Whole runs: train, resume, evaluate. The CLI calls these; so can a Jupyter notebook or a test."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
+from cluster.environments import require_environment
 from cluster.errors import CosoError
 from cluster.run.run_folder import Progress, RunFolder
 
@@ -18,10 +19,11 @@ Summary = dict[str, Any]
 
 
 def train(config: RunConfig, overwrite: bool = False) -> Summary:
-    """Train from `model.path` and return what `summary.json` says. Raises `CosoError`."""
+    """Train from `model.path` and return the content of `summary.json`. Raises `CosoError`."""
     from cluster.launch.ray_runtime import require_local_resources
     from cluster.run.system import require_model
 
+    require_environment(config.environment.id)
     require_model(config)
     require_local_resources(config)
     run = RunFolder.create(config, overwrite)
@@ -29,31 +31,34 @@ def train(config: RunConfig, overwrite: bool = False) -> Summary:
 
 
 def resume(path: Path, updates: int | None = None) -> Summary:
-    """Continue the run in `path` from its last checkpoint, or from its beginning when it has none."""
+    """Continue the run in `path` from its last checkpoint, or from the beginning if it has none. Raises `CosoError`."""
     run = RunFolder.open_existing(path)
     config = run.config()
     if updates is not None:
         values = config.model_dump()
         values["training"]["updates"] = max(updates, config.training.updates)
         config = validate(values)
+    require_environment(config.environment.id)
     run.lock()
     checkpoints = run.checkpoint_updates()
     progress = run.read_progress(checkpoints[-1]) if checkpoints else Progress()
     if progress.update >= config.training.updates and run.summary.exists():
-        raise CosoError(f"{path} is complete ({progress.update} updates); train on with --updates N")
+        raise CosoError(f"{path} is complete ({progress.update} updates); train further with --updates N")
     return _run(config, run, progress)
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
-    """Success of `model.path` on the held-out seeds; starts policy servers and rollout workers only."""
+    """Success of `model.path` on the held-out seeds; starts only policy servers and workers. Raises `CosoError`."""
     from cluster.launch.ray_runtime import ray_session
     from cluster.run.collection import SynchronousCollector
-    from cluster.run.system import evaluation_actors, require_model
+    from cluster.run.rollout_actors import evaluation_actors
+    from cluster.run.system import require_model
     from cluster.telemetry.console import Console
     from cluster.telemetry.summaries import episode_metrics
 
+    require_environment(config.environment.id)
     require_model(config)
-    # Lock-step, whatever the mode: the same model gives the same figure.
+    # Always in lock-step, so that the same model gives the same result.
     config = validate({**config.model_dump(), "mode": "sync"})
 
     async def measure(temporary: Path) -> dict[str, float]:
@@ -70,7 +75,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
         row["evaluation/environment_failures"] += result.failed
         return row
 
-    # Standard output is left to the figures, so that they can be redirected.
+    # The console writes to standard error; standard output holds only the JSON, so that it can be redirected.
     title = f"eval {config.model.path}"
     with Console(title, 0, config.logging.console, sys.stderr) as console, ray_session(config) as temporary:
         console.stage(f"evaluating on {config.training.evaluation_episodes} held-out episodes")
@@ -78,7 +83,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
 
 
 def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summary:
-    """Everything of a run between its folder and its report. `progress`: where a resumed run goes on."""
+    """Run from a prepared folder to the report. progress: the state of a resumed run, None for a new one."""
     from cluster.launch.ray_runtime import ray_session
     from cluster.telemetry.console import Console
     from cluster.telemetry.metrics import MetricsWriter
@@ -110,24 +115,26 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
         saved = (
             f"continue with `coso resume {run.path}`" if run.checkpoint_updates() else "no checkpoint was written yet"
         )
-        logs = f"; what the actors printed is in {run.logs}" if run.logs.exists() else ""
+        logs = f"; the actors' output is in {run.logs}" if run.logs.exists() else ""
         raise CosoError(f"{str(reason).strip() or type(reason).__name__}\n({saved}{logs})") from error
     finally:
         run.unlock()
 
 
 def _expected_failures() -> tuple[type[BaseException], ...]:
-    """What the stages raise when something outside the program is wrong: each has one message that says it all."""
+    """Errors of the stages that are caused from outside the program; their message explains them."""
     from ray.exceptions import RayError
 
     from actors.serving.weight_transfer import WeightTransferError
     from actors.trajectory import SchemaMismatch
-    from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
+    from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
+    from learner.finite import NotFinite
     from learner.group import LearnerFailed
     from scoring.pool.scorers import ScoringError
 
     stages = (
         LearnerFailed,
+        NotFinite,
         CheckpointMismatch,
         CheckpointWriteFailed,
         ScoringError,

@@ -1,4 +1,4 @@
-"""Environments whose observation is a picture and a prompt, and whose action is an utterance.
+"""Environments: the observation is a picture and a prompt, the action is an utterance.
 
 Importing this package registers them with gymnasium under `coso/...`.
 """

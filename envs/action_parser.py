@@ -1,4 +1,4 @@
-"""An environment's parser on its own: what an utterance means there, without an episode."""
+"""Get an environment's parser, to read utterances without an episode."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from envs.parsing import Parser
 
 
 class NoParser(TypeError):
-    """An environment does not say how it reads utterances."""
+    """The environment has no parser."""
 
 
 def action_parser(environment: str, kwargs: dict[str, Any]) -> Parser:
-    """Return the parser of an environment, which is made for it and closed again.
+    """Return the parser of an environment; makes the environment and closes it again.
 
     environment: gymnasium id; `module:Name-v0` imports `module` first. kwargs: of the environment.
-    Raises `NoParser` where it has no `parser`, and what gymnasium raises where it cannot be made.
+    Raises `NoParser` if it has no `parser`, and gymnasium's errors if it cannot be made.
     """
     made = gymnasium.make(environment, **kwargs)
     try:

@@ -1,4 +1,4 @@
-"""The environment contract: an image and a prompt in, an utterance out, every outcome defined as data."""
+"""The environment contract: the observation is a picture and a prompt, the action an utterance."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Observation = dict[str, Any]
 
 
 class TextActionEnv(gymnasium.Env[Observation, str]):
-    """A task seen as a picture and a prompt and acted on in words.
+    """A task whose observation is a picture and a prompt and whose action is text.
 
     Observation: `{"image": uint8 (H, W, 3) RGB, "prompt": str}`. Action: the raw utterance, any string.
 
     `step` returns in `info`: `action` (canonical text, "" when the utterance is invalid), `action_labels`
-    (int32 (K,), -1 where a head does not apply; all -1 when invalid), `valid`, `success` (the task was
-    accomplished by this step), `executed_action` (what was really done: with `invalid_action="random"` the
-    action drawn, else "" for an invalid utterance), `state` (a copy of what a player may know, for
-    `reset(options={"state": ...})` until the episode is over) and whatever `extra_info` adds.
+    (int32 (K,), -1 where a head does not apply; all -1 when invalid), `valid`, `success` (this step
+    accomplished the task), `executed_action` (with `invalid_action="random"` the random action, else "" for an
+    invalid utterance), `state` (a copy of what a player may know, for `reset(options={"state": ...})` until the
+    episode is over) and the entries of `extra_info`.
 
-    Success has two measures, and both are reported: `info["success"]` at the last step, and the published one, an
-    episode's return above 0.
+    Runs report two measures of success: `info["success"]` at the last step, and the published one, an episode
+    return above 0.
 
-    An invalid utterance is, by `invalid_action`: "random" = a uniformly random action from `np_random`;
+    `invalid_action` sets what an invalid utterance does: "random" = a uniformly random action from `np_random`;
     "penalty" = no move and `invalid_penalty`; "noop" = no move and reward 0. It always uses up a step.
 
-    A game of keywords gives `action_words`, `image_shape`, and the methods below that are abstract; one with
-    richer actions also overrides `label_space`, `parse` and `random_action`. `action_words` and `image_shape` may be
-    set by a constructor, before it calls this one's. `envs/prompts.py` writes prompts and answers alike.
+    A game with keywords defines `action_words`, `image_shape` and the abstract methods. An environment with richer
+    actions also overrides `label_space`, `parse` and `random_action`. A constructor may set `action_words` and
+    `image_shape` before it calls this class's constructor. `envs/prompts.py` helps to write prompts and answers.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
@@ -59,35 +59,35 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         self._keyword_parser = KeywordParser(self.action_words) if self.action_words else None
         self._episode_over = True
 
-    # What an environment supplies.
+    # To be defined by an environment.
 
     @property
     def shorthand_help(self) -> str:
-        """What a person may type instead of a whole utterance, in a few words."""
+        """A short description of what a person may type instead of a whole utterance; "" if nothing."""
         return f"an action word ({' '.join(self.action_words)})" if self.action_words else ""
 
     def from_shorthand(self, line: str) -> str | None:
-        """The utterance a person means by a line of `shorthand_help`'s kind, or None where it is none."""
+        """The utterance for a line in the form of `shorthand_help`, or None if the line has another form."""
         word = line.strip().lower()
         return json.dumps({"thoughts": "", "action": word}) if word in self.action_words else None
 
     @property
     @abstractmethod
     def prompt(self) -> str:
-        """The task, its rules and the answer format, for the present state."""
+        """The task, its rules and the answer format, for the current state."""
 
     @property
     def state(self) -> dict[str, Any]:
-        """A fresh copy of the whole present state, as `reset(options={"state": ...})` takes it; {} if it takes none."""
+        """A copy of the whole current state, for `reset(options={"state": ...})`; {} if reset takes no state."""
         return {}
 
     @property
     def public_state(self) -> dict[str, Any]:
-        """The same without what a player must not know, such as hidden cards: this is what `info` shows."""
+        """The state without what a player must not know, such as hidden cards; `info` shows this."""
         return self.state
 
     def extra_info(self) -> dict[str, Any]:
-        """More entries for the `info` of `reset` and `step`: copies, never live objects."""
+        """More entries for the `info` of `reset` and `step`. They must be copies, not live objects."""
         return {}
 
     @property
@@ -97,29 +97,27 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
 
     @property
     def state_label_sizes(self) -> tuple[int, ...]:
-        """Number of values of each of `state_labels`, (M,); empty where there are none."""
+        """Number of values of each of `state_labels`, (M,); empty if there are none."""
         return ()
 
     def state_labels(self) -> NDArray[np.int32]:
-        """What a reader must see in the present picture: int32 (M,), named by `state_label_names`.
-
-        A label is -1 where it does not apply.
+        """Labels of what the current picture shows, to pre-train a vision tower: int32 (M,), -1 where a label does not
+        apply. `state_label_names` names them.
         """
         return np.empty(0, np.int32)
 
     def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
-        """A full answer in the prompt's format for the present state.
+        """The expert's full answer for the current state, in the prompt's format.
 
-        With probability `noise` in [0, 1] the action, and the thought with it, is not the expert's but `habit`, or
-        uniformly random where no habit is given. Draws only from `rng`. Raises NotImplementedError where the
-        environment has no expert.
+        With probability `noise` in [0, 1] the action and its thought are `habit`, or uniformly random without a habit.
+        Draws only from `rng`. Raises NotImplementedError if the environment has no expert.
         """
         raise NotImplementedError(f"{type(self).__name__} has no expert (it does not define expert_utterance)")
 
     def with_noise(self, action: str, rng: np.random.Generator, noise: float, habit: str) -> str:
-        """The expert's `action`, or in a share `noise` of calls the habit or a random action; for `expert_utterance`.
+        """The expert's `action`, or with probability `noise` the habit or a random action; for `expert_utterance`.
 
-        Raises ValueError for a habit that is not one of `action_words`, where there are any.
+        Raises ValueError if the habit is not one of `action_words` (if there are any).
         """
         if habit and self.action_words and habit not in self.action_words:
             raise ValueError(f"a habit must be one of {', '.join(self.action_words)}, not {habit!r}")
@@ -129,20 +127,20 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
 
     @abstractmethod
     def _set_state(self, state: dict[str, Any] | None) -> None:
-        """Begin an episode in the given state, or in one drawn from `np_random`.
+        """Start an episode in the given state, or in one drawn from `np_random`.
 
-        Raises ValueError, saying what is wrong, where the state is not one of this task's.
+        Raises ValueError that says what is wrong with an invalid state.
         """
 
     @abstractmethod
     def _act(self, action: str) -> tuple[float, bool, bool]:
-        """Do a canonical action, or nothing for "", and return (reward, terminated, success)."""
+        """Execute a canonical action ("": do nothing) and return (reward, terminated, success)."""
 
     @abstractmethod
     def _picture(self) -> NDArray[np.uint8]:
-        """The present screen, uint8 `image_shape`, in memory that nobody else holds."""
+        """The current screen, uint8 `image_shape`, as a new array."""
 
-    # What every environment does alike.
+    # Common to all environments.
 
     @property
     def label_space(self) -> LabelSpace:
@@ -150,23 +148,23 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         return self._keywords().label_space
 
     def parse(self, utterance: str) -> ParsedAction:
-        """What the environment takes an utterance to mean. In a game of keywords it does not depend on the state."""
+        """Parse an utterance; never raises. In a game with keywords the result does not depend on the state."""
         return self._keywords().parse(utterance)
 
     @property
     def parser(self) -> Parser:
-        """What reads utterances where no state is known; it can be pickled, and outlives the environment."""
+        """A parser that needs no state. It can be pickled and outlives the environment."""
         return self._keywords()
 
     def random_action(self, rng: np.random.Generator | None = None) -> str:
-        """A uniformly random canonical action, drawn from `rng`, or `np_random` where none is given."""
+        """A uniformly random canonical action, drawn from `rng`, or from `np_random` if `rng` is None."""
         words = self._keywords().words
         return words[int((self.np_random if rng is None else rng).integers(len(words)))]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin an episode; `options={"state": {...}}` says in which state. `info` holds `state`."""
+        """Start an episode, with `options={"state": {...}}` in that state. `info` holds `state` and `extra_info`."""
         super().reset(seed=seed)
         options = options or {}
         if not isinstance(options, dict) or set(options) - {"state"}:
@@ -207,7 +205,7 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
         return self._observation(), float(reward), terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """The present screen, uint8 (H, W, 3), in render mode "rgb_array"; else None."""
+        """The current screen, uint8 (H, W, 3), in render mode "rgb_array"; else None."""
         return self._picture() if self.render_mode == "rgb_array" else None
 
     def _is_cut_off(self) -> bool:

@@ -1,4 +1,4 @@
-"""Text in pictures, with a font that ships with a dependency: the same pixels on every machine."""
+"""Draw text with a font from a dependency: the same pixels on every machine."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 @lru_cache(maxsize=8)
 def bold_font(size_px: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans Bold at a size in pixels, from the copy inside matplotlib, which is not imported for it."""
+    """DejaVu Sans Bold at a size in pixels, from matplotlib's copy, without importing matplotlib."""
     spec = find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the font DejaVuSans-Bold.ttf comes with matplotlib, which is not installed")
     path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-    # The basic layout engine, because the other one is not on every machine and places glyphs otherwise.
+    # The basic layout engine: the other one is not on every machine and places glyphs differently.
     return ImageFont.truetype(str(path), size_px, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=256)
 def text_block(text: str, size_px: int, colour: str, background: str) -> NDArray[np.uint8]:
-    """A line of bold text on a plain background: read-only uint8 (H, W, 3), as wide as its advance, a line high."""
+    """A line of bold text on a plain background: read-only uint8 (H, W, 3), one line high and as wide as the text."""
     font = bold_font(size_px)
     ascent, descent = font.getmetrics()
     block = Image.new("RGB", (max(1, round(font.getlength(text))), ascent + descent), background)
@@ -33,14 +33,14 @@ def text_block(text: str, size_px: int, colour: str, background: str) -> NDArray
 
 
 def read_only(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels of an RGB picture as a read-only uint8 (H, W, 3) array, to be shared."""
+    """The pixels of an RGB picture as a shared read-only uint8 (H, W, 3) array."""
     pixels = np.asarray(image).copy()
     pixels.flags.writeable = False
     return pixels
 
 
 def paste(canvas: NDArray[np.uint8], block: NDArray[np.uint8], x: int, y: int) -> None:
-    """Put a block's top left corner at (x, y) of a canvas; what reaches over the canvas's edge is left out."""
+    """Paste a block with its top left corner at (x, y) of a canvas; parts beyond the canvas are cut off."""
     height, width = min(len(block), len(canvas) - y), min(block.shape[1], canvas.shape[1] - x)
     canvas[y : y + height, x : x + width] = block[:height, :width]
 

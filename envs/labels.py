@@ -1,4 +1,4 @@
-"""Label spaces: every action of an environment as a fixed-length vector of small integers, one per head."""
+"""Label spaces: an action as a fixed-length vector of small integers, one per head."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOT_APPLICABLE = -1
-"""The label of a head that has nothing to say about an action."""
+"""The label of a head that does not apply to an action."""
 
 
 @dataclass(frozen=True)
 class LabelHead:
-    """One component of an action: its name, how many values it takes, and their names where they have any."""
+    """One component of an action: its name, its number of values, and the values' names if they have any."""
 
     name: str
     size: int
@@ -47,13 +47,13 @@ class LabelSpace:
         return tuple(head.size for head in self.heads)
 
     def none(self) -> NDArray[np.int32]:
-        """Labels of an utterance that is no action: int32 (K,), all `NOT_APPLICABLE`."""
+        """Labels of an invalid utterance: int32 (K,), all `NOT_APPLICABLE`."""
         return np.full(len(self.heads), NOT_APPLICABLE, dtype=np.int32)
 
     def encode(self, values: Mapping[str, str | int]) -> NDArray[np.int32]:
         """Labels int32 (K,) of an action given as head name -> value (a label's name, or its index).
 
-        Heads that are not named do not apply. Raises ValueError for an unknown head or value.
+        Heads that are not given do not apply. Raises ValueError for an unknown head or value.
         """
         labels = self.none()
         positions = {head.name: index for index, head in enumerate(self.heads)}
@@ -73,7 +73,7 @@ class LabelSpace:
 
 @dataclass(frozen=True, eq=False)
 class ParsedAction:
-    """What a parser makes of an utterance.
+    """The result of parsing an utterance.
 
     `action` is the canonical text ("" when invalid), `labels` int32 (K,) (all -1 when invalid), and `valid`
     says whether the utterance names exactly one action.

@@ -13,26 +13,28 @@ ACTION_MARKER = '"action":'
 # Lower-casing only ASCII keeps every character at its offset (str.lower can lengthen a string), so offsets
 # found here are offsets into the utterance itself.
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
-# Put where a found word was taken out, so that its neighbours cannot join into another word.
+# Replaces a found word, so that its neighbours cannot join into another word.
 _GAP = "\0"
 
 
 def action_part_start(utterance: str) -> int:
-    """Offset of the character where the last `"action":` (in any case) begins, or -1 where there is none."""
+    """Offset of the first character of the last `"action":` (in any case), or -1 if there is none."""
     return utterance.translate(_ASCII_LOWER).rfind(ACTION_MARKER)
 
 
 class Parser(Protocol):
-    """Reads utterances: text in, action and labels out; the same for the same text."""
+    """Maps an utterance to an action and labels, deterministically."""
 
-    def parse(self, utterance: str) -> ParsedAction: ...
+    def parse(self, utterance: str) -> ParsedAction:
+        """Parse any string; an utterance without an action is invalid, never an exception."""
+        ...
 
 
 class KeywordParser:
     """Finds the one action word that follows the last `"action":`; takes time linear in the utterance.
 
-    Words are looked for longest first and taken out where found, so that `10` is not also read as `1`.
-    Exactly one distinct word found is that action; none or several make the utterance invalid.
+    Longer words are searched first and removed when found, so that `10` is not also read as `1`.
+    Exactly one distinct word is the action; none or several make the utterance invalid.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -47,7 +49,7 @@ class KeywordParser:
         self._longest_first = sorted(self.words, key=len, reverse=True)
 
     def parse(self, utterance: str) -> ParsedAction:
-        """The action an utterance names. Any string is accepted; one without an action is an invalid one."""
+        """The action an utterance names. Accepts any string; a string without an action is invalid."""
         lowered = utterance.translate(_ASCII_LOWER)
         start = lowered.rfind(ACTION_MARKER)
         if start < 0:

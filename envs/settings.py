@@ -1,8 +1,8 @@
-"""The settings of an environment, and what every settings module is made of.
+"""The settings of an environment, and the base class of all settings.
 
 A `Section` is a part of the run's config (`cluster.config.run_config.RunConfig`). Its fields' descriptions are their
-documentation (`docs/config.md`). Settings modules import pydantic and nothing heavier, so that `coso --help` and a
-config's errors answer at once.
+documentation (`docs/config.md`). Settings modules import nothing heavier than pydantic, so that `coso --help` and
+config errors are fast.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
+    """Base class of config sections: immutable, rejects unknown keys, and takes no boolean for a number."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic takes true for 1, and YAML takes yes and on for true.
+        # pydantic reads true as 1, and YAML reads yes and on as true.
         assert info.field_name is not None
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise PydanticCustomError("bool_instead", "Input should not be true or false (nor yes, no, on, off)")
@@ -31,16 +33,19 @@ class Section(BaseModel):
 
 
 class EnvironmentSettings(Section):
-    """Which environment, and what happens when one is slow, hangs or dies."""
+    """The environment, its deadlines and restarts."""
 
     id: str = Field("coso/NumberLine-v0", description="gymnasium id; `module:Name-v0` imports `module` first.")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the environment.")
-    deadline_s: PositiveFloat = Field(30.0, description="Deadline of every reset and step, seconds.")
+    deadline_s: PositiveFloat = Field(30.0, description="Deadline of each reset and step, seconds.")
     start_deadline_s: PositiveFloat = Field(60.0, description="Deadline for an environment to start, seconds.")
     restart_backoff_s: NonNegative = Field(
         0.5, description="Wait before the first restart, seconds; doubles with every failure in a row."
     )
-    quarantine_after: PositiveInt = Field(
-        5, description="Failures in a row after which an environment is left alone for `quarantine_s`."
+    restart_backoff_max_s: NonNegative = Field(
+        30.0, description="Longest wait before a restart, seconds, short of a quarantine."
     )
-    quarantine_s: NonNegative = Field(60.0, description="How long a quarantined environment rests, seconds.")
+    quarantine_after: PositiveInt = Field(
+        5, description="Failures in a row after which an environment is not restarted for `quarantine_s`."
+    )
+    quarantine_s: NonNegative = Field(60.0, description="Wait before a quarantined environment is restarted, seconds.")

@@ -1,4 +1,4 @@
-"""Spaces of pictures and of every string."""
+"""Spaces of pictures and of arbitrary strings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gymnasium.vector.utils import create_shared_memory
 
 
 class AnyText(gymnasium.spaces.Text):
-    """The space of every string: gymnasium's `Text` would need all of Unicode as its character set.
+    """The space of all strings; gymnasium's `Text` would need all of Unicode as its character set.
 
     Samples are printable ASCII of up to `max_sample_length` characters.
     """
@@ -20,7 +20,7 @@ class AnyText(gymnasium.spaces.Text):
         super().__init__(max_sample_length, min_length=0, charset=string.printable, seed=seed)
 
     def contains(self, x: Any) -> bool:
-        """Whether x is a string, of whatever length and characters."""
+        """Whether x is a string, of any length and characters."""
         return isinstance(x, str)
 
     def __repr__(self) -> str:
@@ -31,9 +31,9 @@ class AnyText(gymnasium.spaces.Text):
 
 
 def image_space(shape: tuple[int, int, int]) -> gymnasium.spaces.Box:
-    """The space of RGB pictures uint8 (H, W, 3) of a size, whose bounds take next to no memory.
+    """The space of RGB pictures uint8 (H, W, 3), with bounds that take almost no memory.
 
-    A `Box` keeps four arrays of its shape, a megabyte for a picture of 300 × 300.
+    A plain `Box` keeps four arrays of its shape, a megabyte for pictures of 300 × 300.
     """
     box = gymnasium.spaces.Box(0, 255, shape, np.uint8)
     for name in ("low", "high", "bounded_below", "bounded_above"):
@@ -44,5 +44,5 @@ def image_space(shape: tuple[int, int, int]) -> gymnasium.spaces.Box:
 
 @create_shared_memory.register(AnyText)
 def _refuse_shared_memory(space: AnyText, n: int = 1, ctx: Any = None) -> Never:
-    # gymnasium would go on, and then show the text that stood in its shared memory at the start for ever.
+    # Otherwise gymnasium would silently return the initial text of its shared memory at every step.
     raise gymnasium.error.CustomSpaceError("texts cannot be shared in memory: give AsyncVectorEnv shared_memory=False")

@@ -32,7 +32,10 @@ def divide(indices: np.ndarray, lengths: np.ndarray, micro_batch: int, rank: int
 
 
 def minibatches(steps: int, size: int, seed: tuple[int, ...]) -> list[np.ndarray]:
-    """A permutation of `steps` rows cut into minibatches of `size` (the last may be smaller); the same for the same
-    seed, on every rank."""
+    """A permutation of `steps` rows cut evenly into minibatches of about `size`: their sizes differ by at most one.
+
+    A small last minibatch would move the weights as far as a full one (the mean, the gradient clip and Adam hide its
+    size), so there is none. The same on every rank for the same seed.
+    """
     order = np.random.default_rng(seed).permutation(steps)
-    return [order[start : start + size] for start in range(0, steps, size)]
+    return np.array_split(order, max(1, round(steps / size)))

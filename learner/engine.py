@@ -8,7 +8,7 @@ world size / (samples of all ranks) for the sum over ranks and micro-batches to 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.serving.weight_transfer import meeting_place
-from learner.options import EngineOptions
+from actors.serving.weight_transfer import rendezvous_store
+from learner.settings import LearnerSettings
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +41,9 @@ class RankPlace:
 class StepReport:
     """What an optimizer step did."""
 
-    gradient_norm: float  # over all parameters and ranks, before clipping
-    learning_rates: dict[str, float]  # by parameter group
+    gradient_norm: float  # of the module, over all ranks, before clipping; infinite where it was not finite
+    head_gradient_norm: float  # of the head, likewise
+    applied: bool  # whether the weights moved; they stay where a gradient is not finite
 
 
 class DeepSpeedEngine:
@@ -52,39 +53,46 @@ class DeepSpeedEngine:
     `collective_deadline_s`; every later exchange has the same deadline.
     """
 
-    def __init__(self, options: EngineOptions, place: RankPlace) -> None:
-        self.options = options
+    def __init__(self, settings: LearnerSettings, dtype: str, place: RankPlace) -> None:
+        """dtype: of the parameters, "float32" or "bfloat16"."""
+        self.settings = settings
+        self.dtype = dtype
         self.place = place
-        _join(options, place)
+        _join(settings, place)
         import torch
 
-        self.device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
+        self.device = torch.device(settings.device, 0) if settings.device == "cuda" else torch.device("cpu")
         self._engine: Any = None
 
     # --- training
 
-    def initialize(self, module: torch.nn.Module, groups: Mapping[str, Sequence[torch.nn.Parameter]]) -> None:
-        """Hand the module over to DeepSpeed. `groups`: parameter group name -> its parameters; those that do not
-        require a gradient are left alone. Learning rates are 0 until `set_learning_rates`."""
+    def initialize(self, module: torch.nn.Module, head: torch.nn.Module) -> None:
+        """Hand the module over to DeepSpeed. Its parameters that do not require a gradient are left alone.
+
+        head: a small module that takes part in the loss but is no part of `module` (a value head). It stays float32
+        and whole on every rank whatever `dtype` and stage are, with an AdamW and a gradient clip of its own. Learning
+        rates are 0 until `set_learning_rates`.
+        """
         import deepspeed
         import torch
 
-        parameter_groups = [
-            {"params": [p for p in parameters if p.requires_grad], "name": name, "lr": 0.0}
-            for name, parameters in groups.items()
-        ]
-        optimizer = torch.optim.AdamW(
-            [group for group in parameter_groups if group["params"]],
-            betas=self.options.betas,
-            eps=self.options.epsilon,
-            weight_decay=self.options.weight_decay,
-            fused=self.options.device == "cuda",
-        )
+        def adamw(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.AdamW:
+            return torch.optim.AdamW(
+                [parameter for parameter in parameters if parameter.requires_grad],
+                lr=0.0,
+                betas=self.settings.betas,
+                eps=self.settings.epsilon,
+                weight_decay=self.settings.weight_decay,
+                fused=self.settings.device == "cuda",
+            )
+
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=_deepspeed_config(self.options)
+            model=module, optimizer=adamw(module.parameters()), config=_deepspeed_config(self.settings, self.dtype)
         )
+        self._head = list(head.to(self.device).parameters())
+        self._head_optimizer = adamw(self._head)
         self._engine.checkpoint_engine = _restricted_checkpoint_engine()
-        if self.options.zero_stage == 0 and self.options.dtype == "float32":
+        if self.settings.zero_stage == 0 and self.dtype == "float32":
             # The one case in which DeepSpeed clips without keeping the norm.
             self._engine.clip_fp32_gradients = self._clip_whole_gradients
         self._engine.train()
@@ -92,9 +100,13 @@ class DeepSpeedEngine:
     def _clip_whole_gradients(self) -> None:
         import torch
 
-        self._engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(
-            self._engine.module.parameters(), self.options.gradient_clip
-        )
+        parameters = list(self._engine.module.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+        self._finite = bool(norm.isfinite())
+        if not self._finite:
+            for parameter in parameters:
+                parameter.grad = None  # AdamW leaves these alone
+        self._engine._global_grad_norm = norm if self._finite else float("inf")
 
     @property
     def module(self) -> torch.nn.Module:
@@ -105,34 +117,103 @@ class DeepSpeedEngine:
         """The module's forward pass. Under stage 3 every rank has to make the same number of passes."""
         return self._engine(*arguments, **named)
 
-    def train(self, mode: bool) -> None:
-        """Dropout on or off."""
+    def train(self, mode: bool, checkpointing: bool = False) -> None:
+        """Dropout on or off. checkpointing: recompute activations in the backward pass though dropout is off (layers of
+        transformers do so in their training mode only)."""
         self._engine.train(mode)
+        if checkpointing:
+            from transformers.modeling_layers import GradientCheckpointingLayer
 
-    def set_learning_rates(self, rates: Mapping[str, float]) -> None:
-        """Rates of the coming steps, by parameter group name; a group without parameters is ignored."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
+            for layer in self.module.modules():
+                if isinstance(layer, GradientCheckpointingLayer):
+                    layer.training = True  # of the layer itself, not of the dropout inside
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the module, for the coming steps."""
+        return float(self._engine.optimizer.param_groups[0]["lr"])
+
+    def set_learning_rates(self, module: float, head: float) -> None:
+        """Rates of the coming steps."""
+        for optimizer, rate in ((self._engine.optimizer, module), (self._head_optimizer, head)):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a scalar loss to what the next `step` applies."""
+        if hasattr(self._engine.optimizer, "clear_lp_grads"):
+            # DeepSpeed's BF16_Optimizer adds each backward's gradients to its float32 sum, and clears the module's own
+            # by a hook on the forward's outputs, which an output that is a dataclass never fires.
+            self._engine.optimizer.clear_lp_grads()
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> StepReport:
-        """Average gradients over the ranks, clip them, move the weights, forget the gradients."""
+        """Average gradients over the ranks, clip them, move the weights, forget the gradients. Where a gradient of the
+        module is not finite on any rank, no weight moves on any."""
+        self._finite = True
         self._engine.step()
+        applied = self._finite and self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
+        head_norm = self._step_head(applied)
         return StepReport(
             gradient_norm=float(norm) if norm is not None else 0.0,
-            learning_rates={group["name"]: float(group["lr"]) for group in self._engine.optimizer.param_groups},
+            head_gradient_norm=head_norm,
+            applied=applied and np.isfinite(head_norm),
         )
+
+    def _step_head(self, wanted: bool) -> float:
+        """The head's part of `step`; returns its gradient norm over all ranks, infinite where it is not finite."""
+        import torch
+        import torch.distributed as distributed
+
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._head]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        if self.place.world_size > 1:
+            distributed.all_reduce(flat)
+            flat /= self.place.world_size
+        norm = float(flat.norm())
+        if wanted and np.isfinite(norm):
+            flat *= min(1.0, self.settings.gradient_clip / (norm + 1e-6))
+            for parameter, gradient in zip(self._head, flat.split([p.numel() for p in self._head]), strict=True):
+                parameter.grad = gradient.view_as(parameter)
+            self._head_optimizer.step()
+        self._head_optimizer.zero_grad()
+        return norm if np.isfinite(norm) else float("inf")
+
+    def part_norms(self, parts: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Gradient norm of each scalar part of a loss over the module's parameters, on this rank alone, leaving what
+        `backward` collects as it is. Not under stage 3, where no rank has a whole parameter."""
+        import torch
+
+        parameters = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        norms = {}
+        for name, part in parts.items():
+            gradients = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
+            squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+            norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+        return norms
+
+    # --- the head's own state, the same on every rank
+
+    def head_state(self) -> dict[str, torch.Tensor]:
+        """AdamW's state of the head: `I.exp_avg`, `I.exp_avg_sq`, `I.step` of its I-th parameter."""
+        stored = self._head_optimizer.state_dict()["state"]
+        return {f"{index}.{key}": value.cpu() for index, state in stored.items() for key, value in state.items()}
+
+    def load_head_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `head_state` returned."""
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        self._head_optimizer.load_state_dict({**self._head_optimizer.state_dict(), "state": state})
 
     # --- whole parameters and state
 
     def gather(self, parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
         """Within the context the given parameters are whole on every rank (a collective under stage 3; under the
         other stages they always are). For reading only."""
-        if self.options.zero_stage < 3:
+        if self.settings.zero_stage < 3:
             return nullcontext()
         import deepspeed
 
@@ -186,16 +267,16 @@ class DeepSpeedEngine:
             raise OSError(f"{what}: {'; '.join(texts)}") from failure
 
 
-def _join(options: EngineOptions, place: RankPlace) -> None:
+def _join(settings: LearnerSettings, place: RankPlace) -> None:
     """Set the environment DeepSpeed reads at import, then join the process group (once per process)."""
-    on_cpu = options.device == "cpu"
+    on_cpu = settings.device == "cpu"
     os.environ.update(
         RANK=str(place.rank),
         LOCAL_RANK="0",  # every rank sees only its own device
         WORLD_SIZE=str(place.world_size),
         MASTER_ADDR=place.address,
         MASTER_PORT=str(place.port),
-        OMP_NUM_THREADS=str(options.threads),
+        OMP_NUM_THREADS=str(settings.threads),
         DS_ACCELERATOR="cpu" if on_cpu else "cuda",
     )
     if on_cpu and place.address.startswith("127."):
@@ -203,7 +284,7 @@ def _join(options: EngineOptions, place: RankPlace) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = _loopback_interface()
     import torch
 
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(settings.threads)
     import logging
 
     import deepspeed
@@ -213,9 +294,9 @@ def _join(options: EngineOptions, place: RankPlace) -> None:
     # Else DeepSpeed compiles a C++ helper for CPU collectives at the first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "gloo" if on_cpu else "nccl"
-    deadline = timedelta(seconds=options.collective_deadline_s)
+    deadline = timedelta(seconds=settings.collective_deadline_s)
     if not torch.distributed.is_initialized():
-        store = meeting_place(place.address, place.port, place.rank, place.world_size, deadline)
+        store = rendezvous_store(place.address, place.port, place.rank, place.world_size, deadline)
         torch.distributed.init_process_group(
             backend, store=store, rank=place.rank, world_size=place.world_size, timeout=deadline
         )
@@ -229,9 +310,9 @@ def _loopback_interface() -> str:
     return next(name for name in ("lo", "lo0") if name in names)
 
 
-def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
-    stage = options.zero_stage
-    if stage == 0 and options.dtype == "bfloat16":
+def _deepspeed_config(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
+    stage = settings.zero_stage
+    if stage == 0 and dtype == "bfloat16":
         # DeepSpeed's stage 0 adds up gradients in bfloat16, where small micro-batches are rounded away. Stage 1 takes
         # the same steps, adds up in fp32 and on one rank is the same thing.
         stage = 1
@@ -243,9 +324,9 @@ def _deepspeed_config(options: EngineOptions) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": options.gradient_clip,
+        "gradient_clipping": settings.gradient_clip,
         "zero_optimization": zero,
-        "bf16": {"enabled": options.dtype == "bfloat16"},
+        "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 2**31,

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.trajectory import TrajectoryBatch
-from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
-from learner.options import LearnerOptions, SupervisedOptions
+from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
+from learner.finite import NotFinite
 from learner.rank import LearnerRank
+from learner.settings import WarmStartSettings
+from learner.setup import LearnerSetup
 
 if TYPE_CHECKING:
     from actors.serving.weight_transfer import CollectiveGroup, WeightUpdate
@@ -27,13 +29,11 @@ class LearnerFailed(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class RankResources:
-    """What Ray reserves for each rank, and how long to wait for ranks."""
+    """What Ray reserves for each rank."""
 
-    cpus: float = 1.0
-    gpus: float = 0.0
+    cpus: float
+    gpus: float
     placement_group: Any | None = None  # one bundle per rank
-    start_deadline_s: float = 600.0  # until all ranks have loaded the model
-    update_deadline_s: float = 3600.0  # of one update, one chunk of supervised steps, one checkpoint
 
 
 class LearnerGroup:
@@ -41,15 +41,13 @@ class LearnerGroup:
     come from several threads.
 
     Failures of ranks are raised as `LearnerFailed`; what a rank has to say about its input (`CheckpointMismatch`,
-    `CheckpointWriteFailed`, `NotAVisionLanguageModel`, other `ValueError`s) is raised as it is.
+    `CheckpointWriteFailed`, `NotFinite`, `NotAVisionLanguageModel`, other `ValueError`s) is raised as it is.
     """
 
-    def __init__(self, options: LearnerOptions, ranks: int, resources: RankResources) -> None:
+    def __init__(self, setup: LearnerSetup, resources: RankResources) -> None:
         """Start the ranks and load the model. Raises `LearnerFailed`, naming ranks that could not be placed."""
-        if ranks < 1:
-            raise ValueError(f"a learner has at least 1 rank, not {ranks}")
-        self.options = options
-        self.ranks = ranks
+        self.setup = setup
+        self.ranks = setup.learner.ranks
         self.resources = resources
         self._actors: list[Any] = []
         # Ranks meet inside a call, so calls of two threads must reach all of them in the same order.
@@ -87,9 +85,9 @@ class LearnerGroup:
         """`LearnerRank.token_logprobs`: float32 (n,) per step."""
         return self._on_all("token_logprobs", self._put(trajectories))[0]
 
-    def begin_supervised(self, demonstrations: TrajectoryBatch, options: SupervisedOptions) -> None:
+    def begin_supervised(self, demonstrations: TrajectoryBatch, settings: WarmStartSettings) -> None:
         """`LearnerRank.begin_supervised`."""
-        self._on_all("begin_supervised", self._put(demonstrations), options)
+        self._on_all("begin_supervised", self._put(demonstrations), settings)
 
     def supervised_steps(self, count: int) -> list[dict[str, float]]:
         """`LearnerRank.supervised_steps`; call it for a few steps at a time to show progress."""
@@ -142,15 +140,15 @@ class LearnerGroup:
                     self.resources.placement_group, placement_group_bundle_index=rank
                 )
             options = actor_class.options(num_cpus=self.resources.cpus, num_gpus=self.resources.gpus, **placing)
-            self._actors.append(options.remote(self.options, rank, self.ranks))
+            self._actors.append(options.remote(self.setup, rank, self.ranks))
         started = time.monotonic()
-        deadline_s = self.resources.start_deadline_s
+        deadline_s = self.setup.learner.start_deadline_s
         try:
             places = self._wait([actor.rendezvous.remote() for actor in self._actors], "starting", deadline_s)
             one_node = len({address for address, _ in places}) == 1
             self.address, port = ("127.0.0.1" if one_node else places[0][0]), places[0][1]
             left = max(1.0, deadline_s - (time.monotonic() - started))
-            self._wait([actor.setup.remote(self.address, port) for actor in self._actors], "loading the model", left)
+            self._wait([actor.start.remote(self.address, port) for actor in self._actors], "loading the model", left)
         except BaseException:
             self.close()
             raise
@@ -163,7 +161,7 @@ class LearnerGroup:
     def _on_all(self, method: str, *arguments: Any) -> list[Any]:
         with self._calling:
             references = [getattr(actor, method).remote(*arguments) for actor in self._actors]
-        return self._wait(references, method.replace("_", " "), self.resources.update_deadline_s)
+        return self._wait(references, method.replace("_", " "), self.setup.learner.update_deadline_s)
 
     def _wait(self, references: Sequence[Any], operation: str, deadline_s: float) -> list[Any]:
         """All answers, in order of rank. Raises as the class says, as soon as one rank fails."""
@@ -202,7 +200,7 @@ class LearnerGroup:
             raise LearnerFailed(f"{operation}: learner rank {', '.join(map(str, dead))} died ({reason})")
         for failure in failures.values():
             cause = getattr(failure, "cause", None)
-            if isinstance(cause, (ValueError, CheckpointMismatch, CheckpointWriteFailed)):
+            if isinstance(cause, (ValueError, NotFinite, CheckpointMismatch, CheckpointWriteFailed)):
                 raise cause
         rank, failure = next(iter(failures.items()))
         raise LearnerFailed(f"{operation}: learner rank {rank} failed: {_last_line(failure)}") from failure

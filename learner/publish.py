@@ -6,7 +6,7 @@ server to serve them.
     sending = <publisher.send() under way, if the transport broadcasts>
     sync_servers(servers, update, deadline_s, sending)               # in the driver
 
-Tensors go by the names of the Hugging Face checkpoint, tied ones once (`learner.weight_export.checkpoint_weights`).
+Tensors go by the names of the Hugging Face checkpoint, tied ones once (see `learner.policy.weight_export`).
 """
 
 from __future__ import annotations

@@ -7,34 +7,42 @@ checkpoint goes on exactly as it would have.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actors.trajectory import TrajectoryBatch
-from learner.options import LearnerOptions, SupervisedOptions
+from learner.settings import WarmStartSettings
+from learner.setup import LearnerSetup
 
-#: Passes without gradients keep no activations, so they take this many times as many steps at once.
-FORWARD_ONLY_FACTOR = 4
+if TYPE_CHECKING:
+    from learner.passes import StepResult
+
+#: Optimizer steps in a row that are left out before the learner gives up.
+SKIPPED_IN_A_ROW = 3
 
 # What random numbers are drawn for: the first word of a seed.
-_ORDER, _DROPOUT, _SUPERVISED = 1, 2, 3
+_ORDER, _SUPERVISED = 1, 3
+
+logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
     """Every method but `ping` and `rendezvous` is to be called on all ranks at once, with the same arguments."""
 
-    def __init__(self, options: LearnerOptions, rank: int, world_size: int) -> None:
-        self.options = options
+    def __init__(self, setup: LearnerSetup, rank: int, world_size: int) -> None:
+        self.setup = setup
         self.rank = rank
         self.world_size = world_size
         self.updates = 0  # made so far
         self.version = 0  # of the weights that were last published
         self._course: Any = None
+        self._skipped_in_a_row = 0
         self._open_publisher: Any = None
 
     def rendezvous(self) -> tuple[str, int]:
@@ -45,39 +53,37 @@ class LearnerRank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def setup(self, address: str, port: int) -> None:
-        """Meet the other ranks and load the model. Raises what `learner.model.load_policy` raises."""
+    def start(self, address: str, port: int) -> None:
+        """Connect to the other ranks and load the model. Raises what `learner.policy.model.load_policy` raises."""
         from learner.engine import DeepSpeedEngine, RankPlace
 
+        setup = self.setup
         # First of all: DeepSpeed reads the environment when it is imported.
-        self.engine = DeepSpeedEngine(self.options.engine, RankPlace(self.rank, self.world_size, address, port))
+        place = RankPlace(self.rank, self.world_size, address, port)
+        self.engine = DeepSpeedEngine(setup.learner, setup.model.dtype, place)
         import torch
 
         from actors.chat import ChatProcessor
-        from learner.algorithms.ppo import Ppo
-        from learner.batch import BatchBuilder
-        from learner.model import load_policy
-        from learner.storage import LearnerStorage
+        from learner.algorithms.entropy import EntropyBonus
+        from learner.algorithms.registry import algorithm_class
+        from learner.checkpoints.storage import LearnerStorage
+        from learner.passes import Passes
+        from learner.policy.model import load_policy
 
-        options = self.options
-        self.chat = ChatProcessor(options.model_path)
-        self.builder = BatchBuilder(self.chat)
-        self.algorithm = Ppo(options.algorithm)
-        model = load_policy(
-            options.model_path,
-            dtype=getattr(torch, options.engine.dtype),
-            lora=options.lora,
-            value_hidden=options.value_hidden,
-            gradient_checkpointing=options.gradient_checkpointing,
-            value_gradient=options.value_gradient,
-            seed=options.seed,
+        chat = ChatProcessor(setup.model.path)
+        self.algorithm = algorithm_class(setup.algorithm.name)(setup.algorithm, EntropyBonus(setup.entropy))
+        self.model = load_policy(
+            setup.model.path,
+            dtype=getattr(torch, setup.model.dtype),
+            lora=setup.learner.lora,
+            value_hidden=setup.model.value_hidden,
+            gradient_checkpointing=setup.learner.gradient_checkpointing,
+            value_gradient=self.algorithm.value_gradient,
+            seed=setup.seed,
         )
-        self.storage = LearnerStorage(self.engine, model, self.chat.processor)  # while parameters are whole
-        self.model = model
-        self.engine.initialize(
-            model,
-            {"policy": list(model.vlm.parameters()), "value_head": list(model.value_head.parameters())},
-        )
+        self.storage = LearnerStorage(self.engine, self.model, chat.processor)  # while parameters are whole
+        self.engine.initialize(self.model, self.model.value_head)
+        self.passes = Passes(setup, self.engine, chat)
 
     def ping(self) -> dict[str, int]:
         """pid, updates made, version published, resident memory in bytes."""
@@ -95,77 +101,73 @@ class LearnerRank:
     def update(self, trajectories: TrajectoryBatch, update_index: int) -> dict[str, float]:
         """One whole update of the policy on whole episodes; returns its metrics, the same on every rank.
 
-        update_index: 0-based, sets the learning rate and the seeds. Metrics: those of `Ppo.loss` as means per step,
-        of `mismatch_metrics`, `explained_variance`, `gradient_norm` (mean and `_max` over optimizer steps, before
-        clipping), `learning_rate`, `optimizer_steps`, `return_mean`, `value_mean`.
+        update_index: 0-based, sets the learning rate and the seeds, and is the version of the present weights. Steps
+        that are older than `max_policy_lag` versions give context only. Metrics: those of the algorithm's loss as
+        means per step and of its targets, of `mismatch_metrics`, `gradient_norm` (mean and `_max` over optimizer
+        steps, before clipping), `learning_rate`, `optimizer_steps`, `skipped_steps`, `too_old` (share of steps).
+
+        Raises `ValueError` where a column that the algorithm needs is null, `NotFinite`.
         """
-        import torch
-
         from learner.division import minibatches
+        from learner.finite import require_finite_steps
         from learner.mismatch import mismatch_metrics, token_versions
-        from learner.schedules import learning_rate
 
-        if len(trajectories) == 0:
-            raise ValueError("an update needs at least one step")
-        options = self.options
-        logprobs, values, final_values = self._evaluate(trajectories)
-        metrics = mismatch_metrics(
-            logprobs,
-            trajectories.ragged("behaviour_logprobs", np.float32),
-            token_versions(trajectories),
-            self.version,
-        )
-        targets = self.algorithm.targets(trajectories, values, final_values)
-        per_step = {"advantages": targets.advantages, "returns": targets.returns, "old_values": values}
-
-        rates = {
-            "policy": learning_rate(options.schedule, options.schedule.learning_rate, update_index),
-            "value_head": learning_rate(options.schedule, options.schedule.value_rate, update_index),
-        }
-        self.engine.set_learning_rates(rates)
-        torch.manual_seed(_seed(options.seed, _DROPOUT, update_index, self.rank))
-        self.engine.train(True)
-        lengths = _lengths(trajectories)
+        setup = self.setup
+        self._check_columns(trajectories)
+        versions = token_versions(trajectories)
+        trained = self._fresh(versions, update_index)
+        evaluation = self.passes.evaluate(trajectories, trained)
+        require_finite_steps("log-probabilities", evaluation.logprobs, trajectories)
+        require_finite_steps("values", evaluation.values, trajectories)
+        behaviour = trajectories.ragged("behaviour_logprobs", np.float32)
+        metrics = mismatch_metrics(evaluation.logprobs, behaviour, versions, self.version)
+        targets = self.algorithm.targets(trajectories, evaluation)
+        self._set_learning_rates(update_index)
+        self.engine.train(False, checkpointing=setup.learner.gradient_checkpointing)
 
         def loss_of(output: Any, batch: Any, indices: np.ndarray) -> Any:
-            for name, column in per_step.items():
-                setattr(batch, name, torch.from_numpy(column[indices]).to(self.engine.device))
+            from learner.policy.batch import target_columns
+
+            batch.targets = target_columns(targets, indices, self.engine.device)
             return self.algorithm.loss(output, batch)
 
-        sums: dict[str, float] = {}
-        norms = []
-        for epoch in range(options.epochs):
-            seed = (options.seed, _ORDER, update_index, epoch)
-            for indices in minibatches(len(trajectories), options.minibatch, seed):
-                report = self._optimizer_step(trajectories, indices, lengths, loss_of, sums, with_entropy=True)
-                norms.append(report.gradient_norm)
+        every = setup.entropy.gradient_every
+        measuring = bool(every) and update_index % every == 0 and setup.learner.zero_stage < 3
+        rows = np.flatnonzero(trained)
+        results: list[StepResult] = []
+        for epoch in range(setup.algorithm.epochs):
+            for chosen in minibatches(len(rows), setup.learner.minibatch, (setup.seed, _ORDER, update_index, epoch)):
+                result = self.passes.step(
+                    trajectories,
+                    rows[chosen],
+                    loss_of,
+                    with_entropy=True,
+                    with_part_norms=measuring and not results,
+                )
+                self._check_step(result, trajectories)
+                self._adapt_entropy(result, update_index)
+                results.append(result)
         self.updates = update_index + 1
-
-        metrics.update(self._over_ranks(sums))
-        metrics["gradient_norm"] = float(np.mean(norms))
-        metrics["gradient_norm_max"] = float(np.max(norms))
-        metrics["optimizer_steps"] = float(len(norms))
-        metrics["learning_rate"] = rates["policy"]
-        metrics["explained_variance"] = targets.explained_variance
-        metrics["return_mean"] = float(targets.returns.mean())
-        metrics["value_mean"] = float(values.mean())
-        return metrics
+        metrics["learning_rate"] = self.engine.learning_rate
+        metrics["too_old"] = float(1 - trained.mean())
+        metrics["entropy_coefficient"] = self.algorithm.entropy.coefficient
+        return metrics | targets.metrics | self._over_steps(results)
 
     def token_logprobs(self, trajectories: TrajectoryBatch) -> list[np.ndarray]:
         """Log-probabilities (nats, float32 (n,) per step) of the response tokens under the present weights."""
-        return self._evaluate(trajectories)[0]
+        return list(self.passes.evaluate(trajectories, np.ones(len(trajectories), bool)).logprobs)
 
     # --- supervised fine-tuning
 
-    def begin_supervised(self, demonstrations: TrajectoryBatch, options: SupervisedOptions) -> None:
+    def begin_supervised(self, demonstrations: TrajectoryBatch, settings: WarmStartSettings) -> None:
         """Take up a course of supervised fine-tuning, which `supervised_steps` goes through."""
         from learner.supervised.course import SupervisedCourse
 
-        self._course = SupervisedCourse(demonstrations, options, _seed(self.options.seed, _SUPERVISED))
+        self._course = SupervisedCourse(demonstrations, settings, _seed(self.setup.seed, _SUPERVISED))
 
     def supervised_steps(self, count: int) -> list[dict[str, float]]:
         """The next `count` optimizer steps of the course (fewer at its end). Of each: `loss` (weighted by token), `nll`
-        (nats per token), `gradient_norm`, `learning_rate`."""
+        (nats per token), `gradient_norm`, `learning_rate`. Raises `NotFinite`."""
         import torch
 
         from learner.supervised.loss import Sft
@@ -174,27 +176,20 @@ class LearnerRank:
         if course is None:
             raise RuntimeError("begin_supervised has to come before supervised_steps")
         sft = Sft()
-        lengths = _lengths(course.demonstrations)
 
         def loss_of(output: Any, batch: Any, indices: np.ndarray) -> Any:
             return sft.loss(output, batch, course.token_weights(indices, batch))
 
         self.engine.train(True)
         reports = []
-        for _ in range(min(count, course.options.steps - course.step)):
-            self.engine.set_learning_rates({"policy": course.learning_rate(), "value_head": 0.0})
-            torch.manual_seed(_seed(self.options.seed, _SUPERVISED, course.step, self.rank))
-            sums: dict[str, float] = {}
-            report = self._optimizer_step(
-                course.demonstrations, course.indices(), lengths, loss_of, sums, with_entropy=False
-            )
-            reports.append(
-                {
-                    **self._over_ranks(sums),
-                    "gradient_norm": report.gradient_norm,
-                    "learning_rate": course.learning_rate(),
-                }
-            )
+        for _ in range(min(count, course.settings.steps - course.step)):
+            rate = course.learning_rate()
+            self.engine.set_learning_rates(module=rate, head=0.0)
+            torch.manual_seed(_seed(self.setup.seed, _SUPERVISED, course.step, self.rank))
+            result = self.passes.step(course.demonstrations, course.indices(), loss_of, with_entropy=False)
+            self._check_step(result, course.demonstrations)
+            means = result.sums.means(self.engine)
+            reports.append({**means, "gradient_norm": result.report.gradient_norm, "learning_rate": rate})
             course.step += 1
         return reports
 
@@ -202,8 +197,10 @@ class LearnerRank:
 
     def publish(self, version: int) -> Any:
         """Make the present weights available as `version`, adapters merged; the `WeightUpdate` on rank 0, None on the
-        others. Raises `WeightTransferError`."""
-        weights = self.model.checkpoint_weights(self.engine.gather)
+        others. Raises `WeightTransferError`, `NotFinite`."""
+        from learner.finite import finite_weights
+
+        weights = finite_weights(self.model.checkpoint_weights(self.engine.gather))
         update = None
         if self.rank == 0:
             update = self._publisher().publish(version, weights)
@@ -228,7 +225,7 @@ class LearnerRank:
     def _publisher(self) -> Any:
         from learner.publish import make_publisher
 
-        publishing = self.options.publishing
+        publishing = self.setup.publishing
         if publishing is None:
             raise RuntimeError("this learner was started without `publishing`, so it has nowhere to publish to")
         if self._open_publisher is None:
@@ -241,7 +238,7 @@ class LearnerRank:
 
     def save_checkpoint(self, folder: Path) -> None:
         """Write all that going on needs; see `LearnerStorage.save_checkpoint`."""
-        self.storage.save_checkpoint(folder, update=self.updates, version=self.version)
+        self.storage.save_checkpoint(folder, self.updates, self.version, self.algorithm.state())
 
     def save_model(self, folder: Path) -> None:
         """Write a complete Hugging Face model folder; see `LearnerStorage.save_model`."""
@@ -252,98 +249,78 @@ class LearnerRank:
         `CheckpointMismatch`."""
         record = self.storage.load_checkpoint(folder)
         self.updates, self.version = record.update, record.version
+        self.algorithm.load(record.algorithm)
         return {"update": record.update, "version": record.version}
 
     # --- parts
 
-    def _share(self, indices: np.ndarray, lengths: np.ndarray, factor: int = 1) -> Sequence[Any]:
-        from learner.division import divide
+    def _check_columns(self, trajectories: TrajectoryBatch) -> None:
+        if len(trajectories) == 0:
+            raise ValueError("an update needs at least one step")
+        for column in self.algorithm.needs:
+            if missing := trajectories.steps[column].null_count:
+                raise ValueError(
+                    f"algorithm {self.setup.algorithm.name} needs {column} of every step; {missing} of "
+                    f"{len(trajectories)} steps have none"
+                )
 
-        return divide(indices, lengths, self.options.micro_batch * factor, self.rank, self.world_size)
+    def _fresh(self, versions: Sequence[np.ndarray], version: int) -> np.ndarray:
+        """bool (N,): steps none of whose tokens is older than `max_policy_lag` versions. A batch without any is
+        trained on whole, since its episodes were accepted."""
+        limit = self.setup.max_policy_lag
+        oldest = np.array([of_step.min() if len(of_step) else version for of_step in versions])
+        fresh = np.ones(len(versions), bool) if limit is None else version - oldest <= limit
+        return fresh if fresh.any() else np.ones(len(versions), bool)
 
-    def _forward(self, batch: Any, with_entropy: bool) -> Any:
-        return self.engine.forward(
-            batch,
-            temperature=self.options.temperature,
-            banned_token_ids=self.chat.banned_token_ids,
-            token_chunk=self.options.token_chunk,
-            with_entropy=with_entropy,
+    def _set_learning_rates(self, update_index: int) -> None:
+        from learner.schedules import learning_rate
+
+        learner, total = self.setup.learner, self.setup.total_updates
+        self.engine.set_learning_rates(
+            module=learning_rate(learner, learner.learning_rate, update_index, total),
+            head=learning_rate(learner, learner.value_rate, update_index, total),
         )
 
-    def _optimizer_step(
-        self,
-        trajectories: TrajectoryBatch,
-        indices: np.ndarray,
-        lengths: np.ndarray,
-        loss_of: Callable[[Any, Any, np.ndarray], Any],
-        sums: dict[str, float],
-        with_entropy: bool,
-    ) -> Any:
-        """One step of the optimizer on the given rows, whose gradient is that of the mean loss over them however they
-        are divided. `loss_of(output, batch, rows)` -> (sum of the loss, sums of metrics); metrics are added to
-        `sums`, of those named `…_max` the largest is kept."""
-        for part in self._share(indices, lengths):
-            batch = self.builder.build(trajectories, part.indices)
-            if part.filler:
-                batch.sample_weight.zero_()
-            batch = batch.to(self.engine.device)
-            loss, of_part = loss_of(self._forward(batch, with_entropy), batch, part.indices)
-            self.engine.backward(loss * (self.world_size / len(indices)))
-            for name, value in of_part.items():
-                so_far = sums.get(name, 0.0)
-                sums[name] = max(so_far, value) if name.endswith("_max") else so_far + value
-        return self.engine.step()
+    def _check_step(self, result: StepResult, trajectories: TrajectoryBatch) -> None:
+        """Count a step left out because its numbers are not finite. Raises `NotFinite` at the third in a row."""
+        from learner.finite import NotFinite, named_steps
 
-    def _evaluate(self, trajectories: TrajectoryBatch) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """Log-probabilities of the response tokens, values of the states (N,), values of the final observations (N,)
-        (NaN where there is none); float32, without dropout. Ranks share the work and all get everything."""
-        import torch
+        self._skipped_in_a_row = 0 if result.report.applied else self._skipped_in_a_row + 1
+        if result.report.applied:
+            return
+        rows = result.rows_not_finite
+        made_by = f"the loss of {named_steps(trajectories, rows)} is not" if rows else "every loss of this rank is"
+        message = f"an optimizer step was left out: its gradient is not finite ({made_by} finite)"
+        logger.warning("%s", message)
+        if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
+            raise NotFinite(
+                f"{self._skipped_in_a_row} optimizer steps in a row were left out; of the last one: {message}. Lower "
+                "learner.learning_rate, or look at these steps in the run's trajectories."
+            )
 
-        self.engine.train(False)
-        response_lengths = [len(ids) for ids in trajectories.ragged("response_ids", np.int32)]
-        offsets = np.concatenate([[0], np.cumsum(response_lengths)]).astype(np.int64)
-        count = len(trajectories)
-        tokens, values, final_values = np.zeros(offsets[-1]), np.zeros(count), np.zeros(count)
-        with torch.no_grad():
-            for part in self._share(np.arange(count), _lengths(trajectories), FORWARD_ONLY_FACTOR):
-                batch = self.builder.build(trajectories, part.indices).to(self.engine.device)
-                output = self._forward(batch, with_entropy=False)
-                if part.filler:
-                    continue
-                values[part.indices] = output.values.float().cpu().numpy()
-                for index, row in zip(part.indices.tolist(), output.logprobs.cpu().numpy(), strict=True):
-                    tokens[offsets[index] : offsets[index + 1]] = row[: response_lengths[index]]
-            final_lengths = np.array([len(ids) for ids in trajectories.ragged("final_prompt_ids", np.int32)])
-            final = np.flatnonzero([image is not None for image in trajectories.column("final_image")])
-            for part in self._share(final, final_lengths, FORWARD_ONLY_FACTOR):
-                batch = self.builder.build_final(trajectories, part.indices).to(self.engine.device)
-                output = self._forward(batch, with_entropy=False)
-                if not part.filler:
-                    final_values[part.indices] = output.values.float().cpu().numpy()
-        # Every entry was filled in by one rank and is zero on the others, so the sum is that rank's number exactly.
-        everything = self.engine.sum_over_ranks(np.concatenate([tokens, values, final_values])).astype(np.float32)
-        all_tokens, all_values, all_finals = np.split(everything, [len(tokens), len(tokens) + count])
-        has_final = np.zeros(count, bool)
-        has_final[final] = True
-        return np.split(all_tokens, offsets[1:-1]), all_values, np.where(has_final, all_finals, np.float32(np.nan))
+    def _adapt_entropy(self, result: StepResult, update_index: int) -> None:
+        if self.algorithm.entropy.tuned and result.report.applied:
+            weighted = result.sums.means(self.engine)["weighted_entropy"]
+            self.algorithm.entropy.adapt(weighted, update_index / max(self.setup.total_updates - 1, 1))
 
-    def _over_ranks(self, sums: dict[str, float]) -> dict[str, float]:
-        """Sums of metrics on this rank -> means per sample over all ranks; of those named `…_max` the largest."""
-        names = sorted(sums)
-        table = np.zeros((self.world_size, len(names)))
-        table[self.rank] = [sums[name] for name in names]
-        columns = dict(zip(names, self.engine.sum_over_ranks(table).T, strict=True))
-        samples = columns.pop("samples").sum()
-        return {
-            name: float(column.max() if name.endswith("_max") else column.sum() / samples)
-            for name, column in columns.items()
-        }
+    def _over_steps(self, results: Sequence[StepResult]) -> dict[str, float]:
+        """Metrics of an update's optimizer steps: means per sample, norms over the steps that were taken."""
+        from learner.metric_sums import MetricSums
 
-
-def _lengths(trajectories: TrajectoryBatch) -> np.ndarray:
-    """int64 (N,), tokens of prompt and response."""
-    parts = [trajectories.ragged(column, np.int32) for column in ("prompt_ids", "response_ids")]
-    return np.array([len(prompt) + len(response) for prompt, response in zip(*parts, strict=True)], np.int64)
+        metrics = MetricSums.of([result.sums for result in results]).means(self.engine)
+        reports = [result.report for result in results if result.report.applied]
+        metrics["optimizer_steps"] = float(len(reports))
+        metrics["skipped_steps"] = float(len(results) - len(reports))
+        for name in ("gradient_norm", "head_gradient_norm"):
+            norms = [getattr(report, name) for report in reports]
+            metrics[name] = float(np.mean(norms)) if norms else float("nan")
+            metrics[f"{name}_max"] = float(np.max(norms)) if norms else float("nan")
+        norms_of_parts = results[0].part_norms
+        for name, norm in norms_of_parts.items():
+            metrics[f"part_norm_{name}"] = norm
+        if norms_of_parts.get("policy"):
+            metrics["entropy_gradient_share"] = norms_of_parts["entropy"] / norms_of_parts["policy"]
+        return metrics
 
 
 def _seed(*words: int) -> int:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 
-from learner.options import ScheduleOptions
+from learner.settings import LearnerSettings
 
 
-def learning_rate(schedule: ScheduleOptions, start: float, update: int) -> float:
-    """The rate of update `update` (0-based) of a course that starts at `start`.
+def learning_rate(settings: LearnerSettings, start: float, update: int, total_updates: int) -> float:
+    """The rate of update `update` (0-based) of a schedule that starts at `start`.
 
     cosine: start at update 0, `final_learning_rate` at update `total_updates - 1`, half a cosine between, and flat
     after that (RL4VLM, arXiv 2405.10292, where one course spans the run's 25 updates).
     """
-    if schedule.shape == "constant":
+    if settings.schedule == "constant":
         return start
-    progress = min(update / max(schedule.total_updates - 1, 1), 1.0)
-    final = min(schedule.final_learning_rate, start)
+    progress = min(update / max(total_updates - 1, 1), 1.0)
+    final = min(settings.final_learning_rate, start)
     return final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

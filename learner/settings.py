@@ -8,13 +8,20 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from envs.settings import Count, NonNegative, Probability, Section
 
+EntropyMode = Literal["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]
+
 
 class LoraSettings(Section):
-    """Low-rank adapters (peft) on all linear layers of the language model."""
+    """Low-rank adapters (peft); the output head has none. Published figures: RL4VLM, arXiv 2405.10292."""
 
     rank: PositiveInt = Field(128, description="Rank r.")
     alpha: PositiveFloat = Field(256.0, description="Scale alpha (the update is alpha / r · B A).")
     dropout: Probability = Field(0.05, description="Dropout on the adapter's input.")
+    target: Literal["language_model", "all-linear"] = Field(
+        "language_model",
+        description="language_model: every linear layer of the text decoder; all-linear: also those of the vision "
+        "tower and the connector.",
+    )
 
 
 class LearnerSettings(Section):
@@ -35,47 +42,69 @@ class LearnerSettings(Section):
     betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="AdamW betas.")
     epsilon: PositiveFloat = Field(1e-8, description="AdamW ε; a large one damps the steps of rarely moved weights.")
     gradient_clip: PositiveFloat = Field(0.01, description="Largest gradient norm.")
-    minibatch: PositiveInt = Field(128, description="Steps per optimizer step, over all ranks.")
+    minibatch: PositiveInt = Field(
+        128, description="Steps per optimizer step, over all ranks; a batch is cut evenly, so about as many."
+    )
     micro_batch: PositiveInt = Field(1, description="Steps per forward pass of one rank; the rest is accumulated.")
     token_chunk: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     update_deadline_s: PositiveFloat = Field(3600.0, description="Deadline of one update, seconds.")
     start_deadline_s: PositiveFloat = Field(600.0, description="Deadline for the ranks to start, seconds.")
-
-    @model_validator(mode="after")
-    def _accumulation_is_whole(self) -> LearnerSettings:
-        if self.minibatch % (self.micro_batch * self.ranks):
-            raise ValueError(
-                f"learner.minibatch ({self.minibatch}) must be a multiple of micro_batch × ranks "
-                f"({self.micro_batch} × {self.ranks}), so that gradients accumulate a whole number of times"
-            )
-        return self
-
-
-class PpoSettings(Section):
-    """PPO with chain-of-thought weighting (RL4VLM, arXiv 2405.10292)."""
-
-    name: Literal["ppo"] = "ppo"
-    epochs: PositiveInt = Field(4, description="Passes over the batch.")
-    discount: Probability = Field(0.9, description="γ.")
-    gae_lambda: Probability = Field(0.95, description="λ of generalised advantage estimation.")
-    clip: PositiveFloat = Field(0.1, description="Clip range of the ratio and of the value.")
-    value_coefficient: NonNegative = Field(0.5, description="Weight of the value loss.")
-    value_gradient: bool = Field(True, description="Let the value loss train the trunk too.")
-    thought_weight: NonNegative = Field(0.5, description="λ on thought tokens (cards 0.5, ALFWorld 0.2).")
-    ratio_limit: PositiveFloat = Field(
-        10.0, description="Where a ratio in the minibatch exceeds this, only the clipped surrogate is used."
+    collective_deadline_s: PositiveFloat = Field(
+        600.0, description="How long a rank waits for the others in one exchange, seconds."
     )
-    normalize_advantages: bool = Field(True, description="Zero mean, unit deviation over the batch.")
+
+    @property
+    def value_rate(self) -> float:
+        """Learning rate of the value head at update 0."""
+        return self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
 
 
 class EntropySettings(Section):
-    """The entropy bonus of soft RL: −coefficient · mean over the batch of Σ_i B_i H_i / n, added to the loss."""
+    """The entropy bonus of soft RL: coefficient · mean over the batch of Σ_i B_i H_i / n, taken from the loss. It is
+    in nats per token of the answer: where d of n tokens decide (B_i = 1), α per deciding token is α · d / n."""
 
-    mode: Literal["none", "uniform", "counterfactual"] = Field(
-        "counterfactual", description="none: no bonus; uniform: B_i = 1; counterfactual: B_i = influence (CoSo)."
+    mode: EntropyMode = Field(
+        "counterfactual",
+        description="What weighs a token's entropy. none: no bonus; uniform: B_i = 1; counterfactual: B_i = influence "
+        "(CoSo); and controls: action_tokens: 1 on the part that the parser reads; random: influence, shuffled within "
+        "the answer; token_entropy: the policy's own entropy, over the answer's largest.",
     )
-    coefficient: NonNegative = Field(1.0, description="α.")
+    coefficient: NonNegative = Field(1.0, description="α, or where it starts if `entropy.target` is set.")
+    weighting: Literal["utterance_max", "mass"] = Field(
+        "utterance_max",
+        description="utterance_max: weights as they are (the largest influence of an answer is 1); mass: scaled to sum "
+        "to the number of tokens, so that modes can be compared at equal weight.",
+    )
+    target: PositiveFloat | None = Field(
+        None,
+        description="Tune α so that the weighted entropy Σ_i B_i H_i / n stays here, nats per token; null: α is fixed.",
+    )
+    final_target: PositiveFloat | None = Field(
+        None, description="Where the target ends, on a straight line over the updates; null: it stays."
+    )
+    target_rate: PositiveFloat = Field(
+        0.03, description="How much log α moves in an optimizer step, per relative distance from the target."
+    )
+    coefficient_min: PositiveFloat = Field(1e-4, description="Least α while it is tuned.")
+    coefficient_max: PositiveFloat = Field(100.0, description="Largest α while it is tuned.")
+    gradient_every: Count = Field(
+        5, description="Measure the norms of the loss's parts every n-th update (ZeRO below 3); 0: never."
+    )
+
+    @property
+    def needs_influence(self) -> bool:
+        """Whether the weights are made of influence, so that answers have to be scored."""
+        return self.mode in ("counterfactual", "random")
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> EntropySettings:
+        if self.target is not None and not self.coefficient_min <= self.coefficient <= self.coefficient_max:
+            raise ValueError(
+                f"entropy.coefficient ({self.coefficient:g}) must lie between entropy.coefficient_min "
+                f"({self.coefficient_min:g}) and entropy.coefficient_max ({self.coefficient_max:g})"
+            )
+        return self
 
 
 class WarmStartSettings(Section):

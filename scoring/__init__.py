@@ -1,14 +1,17 @@
 """Influence of every token of an utterance on the action it led to (CoSo, arXiv 2505.03792).
 
-From a notebook: `scoring.influence(utterances, actions, ...)` and `scoring.load_scm(checkpoint)`.
+From a notebook: `scoring.influence(utterances, actions, settings, ...)`, `scoring.ScoringSettings(...)` and
+`scoring.load_scm(checkpoint)`.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from scoring.settings import ScoringSettings
+
 if TYPE_CHECKING:
     from scoring.interactive import influence, load_scm
 
-__all__ = ["influence", "load_scm"]
+__all__ = ["ScoringSettings", "influence", "load_scm"]
 
 
 def __getattr__(name: str) -> Any:

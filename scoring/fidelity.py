@@ -1,7 +1,7 @@
 """How well an estimate of influence agrees with the exact interventions of the parser.
 
-Agreement is of ranks, since influence is relative within an utterance. Where the parser says of every token the same
-(nothing changes the action, or everything does), there are no ranks to agree with, and the utterance is left out.
+Ranks are compared, since influence is relative within an utterance. Where the parser gives every token the same effect
+(no token changes the action, or every token does), there is no ranking, and the utterance is left out.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def spearman(left: NDArray[np.floating], right: NDArray[np.floating]) -> float |
 def top_overlap(estimate: NDArray[np.floating], truth: NDArray[np.floating]) -> float | None:
     """Return the share, in [0, 1], of the tokens with true influence that are among as many top tokens of the estimate.
 
-    With k tokens above 0 in `truth`, the top k of `estimate` are taken, of equal ones the earlier; None where k is 0 or
-    all there are.
+    With k tokens above 0 in `truth`, the top k of `estimate` are taken; of equal ones, the earlier. None where k is 0
+    or the number of all tokens.
     """
     true = truth > 0
     count = int(true.sum())
@@ -52,9 +52,9 @@ def agreement(
     truth: Sequence[NDArray[np.floating]],
     countable: Sequence[NDArray[np.bool_]],
 ) -> dict[str, float]:
-    """Summarise how far estimated influence agrees with the true one, over B utterances, each with its (n_b,) arrays.
+    """Summarise how far estimated influence agrees with the true one, over B utterances, each with (n_b,) arrays.
 
-    Only tokens that can count are looked at: of the others both say 0.
+    Only tokens that can count are compared: the others are 0 in both.
     Returns `spearman` and `top_overlap`, means over the utterances where they are defined; left out where none is.
     """
     pairs = [(left[can], right[can]) for left, right, can in zip(estimate, truth, countable, strict=True)]

@@ -14,8 +14,7 @@ from rich.style import Style
 from rich.text import Text
 
 SHADE = (255, 140, 0)
-"""Red, green, blue of full influence: an orange that black and white text both stand out from."""
-
+"""Red, green, blue of full influence: an orange on which both black and white text can be read."""
 
 BARS = " ▁▂▃▄▅▆▇█"
 
@@ -23,9 +22,8 @@ BARS = " ▁▂▃▄▅▆▇█"
 def shade_html(token_texts: Sequence[str], influence: ArrayLike) -> str:
     """Return one `<span class="utterance">` of HTML, with one shaded `<span>` per token, in order.
 
-    The shade is translucent over whatever background the page has and the text keeps the page's colour, so
-    it reads on light and on dark pages. Hovering a token shows its number. The texts are escaped, whatever
-    they hold.
+    The shade is translucent and the text keeps the page's colour, so it can be read on light and on dark pages. A
+    token shows its influence as a tooltip. The texts are escaped.
 
     token_texts: the n tokens as text. influence: (n,) in [0, 1].
     Raises ValueError when the two differ in length or influence is not in [0, 1].
@@ -42,7 +40,7 @@ def shade_html(token_texts: Sequence[str], influence: ArrayLike) -> str:
 def shade_ansi(token_texts: Sequence[str], influence: ArrayLike) -> Text:
     """Return the utterance as rich text, black on a shade from white (0) to orange (1).
 
-    It reads on any terminal background; tokens of no influence keep the terminal's own colours. Arguments and
+    It can be read on any terminal background; tokens without influence keep the terminal's own colours. Arguments and
     errors as for `shade_html`.
     """
     picture = Text()
@@ -115,7 +113,7 @@ def _tokens(token_texts: Sequence[str], influence: ArrayLike) -> list[tuple[str,
 
 
 def _printable(text: str) -> str:
-    """Replace what a page or a terminal could act on (control characters, lone surrogates) by U+FFFD."""
+    """Replace characters that a page or a terminal could act on (control characters, lone surrogates) by U+FFFD."""
     return "".join(
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\N{REPLACEMENT CHARACTER}" for c in text
     )

@@ -1,4 +1,4 @@
-"""Where in an answer influence lies: profiles over positions, and over the words that hold most of it."""
+"""Where in an answer influence is: averages over positions, and the words that have most of it."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 def position_profile(values: Sequence[NDArray[np.floating]], bins: int = 20) -> tuple[NDArray, NDArray[np.int64]]:
-    """Average influence over the place in the answer, from its first token (0) to its last (1).
+    """Average influence by relative position in the answer, from its first token (0) to its last (1).
 
     values: B arrays (n_b,), n_b >= 0. A token i of n lies at (i + 1/2) / n.
     Returns (mean influence of each bin, float64 (bins,), 0 where no token fell; tokens in each, (bins,)).
@@ -26,8 +26,8 @@ def influential_words(
 ) -> list[tuple[str, float, int]]:
     """Find the token texts with the largest mean influence: (text, mean, occurrences), the largest first.
 
-    answers: pairs of n token texts and their influence (n,). Texts that differ in surrounding blanks are one; what
-    has no influence anywhere is left out.
+    answers: pairs of n token texts and their influence (n,). Texts that differ only in surrounding blanks count as one;
+    a text without influence in all answers is left out.
     """
     totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for texts, values in answers:

@@ -1,4 +1,4 @@
-"""Utterances as arrays: what is accepted, what makes two the same, how they are shared out and become tensors."""
+"""Utterances as arrays: checks, duplicates, tasks for scorers, and conversion to tensors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,7 +28,7 @@ def check_utterances(
             raise ValueError(f"utterance {row} has shape {ids.shape}: give a flat array of token ids")
         if ids.size and not (ids.min() >= 0 and ids.max() < vocab_size):
             raise ValueError(
-                f"utterance {row} has token ids from {ids.min()} to {ids.max()}, but 0 to {vocab_size - 1} are known: "
+                f"utterance {row} has token ids from {ids.min()} to {ids.max()}, but only 0 to {vocab_size - 1} exist: "
                 "the SCM must have the policy's vocabulary size, and the tokenizer must be the policy's"
             )
     limits = np.full(expected[1], np.iinfo(np.int32).max) if head_sizes is None else np.asarray(head_sizes)
@@ -43,10 +43,10 @@ def check_utterances(
 def distinct_pairs(
     utterances: Sequence[NDArray[np.integer]], labels: NDArray[np.integer]
 ) -> tuple[list[int], NDArray[np.int64]]:
-    """Find the distinct (ids, labels) pairs, in the order in which each is first met.
+    """Find the distinct (ids, labels) pairs, in order of first occurrence.
 
-    Returns (first, which): the row where each distinct pair is first met, and for each row the index of its
-    pair in `first`, so that `[result_of_first[i] for i in which]` gives every row its result.
+    Returns (first, which): the first row of each distinct pair, and for each row the index of its pair in
+    `first`, so that `[result_of_first[i] for i in which]` gives every row its result.
     """
     seen: dict[tuple[bytes, bytes], int] = {}
     first: list[int] = []
@@ -59,12 +59,13 @@ def distinct_pairs(
     return first, which
 
 
-def shared_out(costs: Mapping[int, int], *, workers: int, most: int, most_cost: int) -> list[list[int]]:
+def cut_into_tasks(costs: Mapping[int, int], *, workers: int, most: int, most_cost: int) -> list[list[int]]:
     """Cut rows into tasks for workers that pull them, the most costly rows first.
 
-    costs: of every row. most, most_cost: rows of a task, and what they cost together. No task costs more than one
-    worker's share of what was left before it, so tasks are small in the end and all workers end at about the same time
-    (guided self-scheduling, Polychronopoulos & Kuck 1987). A row that costs more than any of this is a task by itself.
+    costs: of each row. most, most_cost: largest number of rows in a task, and largest sum of their costs. Besides, no
+    task costs more than one worker's share of the rows that are left: tasks get smaller towards the end, and all
+    workers end at about the same time (guided self-scheduling, Polychronopoulos & Kuck 1987). A row that costs more
+    than these limits is a task by itself.
     """
     tasks: list[list[int]] = []
     left, room = sum(costs.values()), 0.0

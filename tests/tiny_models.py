@@ -23,7 +23,13 @@ TEXTS = [
     '{"current number": "2", "thoughts": "the target is 0 so I should subtract", "action": "-"}',
 ]
 PROMPT = TEXTS[0]
-TINY = DefaultModelOptions(hidden=32, layers=2, heads=4, vision_hidden=32, vision_layers=1, vocabulary=320)
+TINY = DefaultModelOptions(
+    hidden=32, layers=2, image_size=64, heads=4, vision_hidden=32, vision_layers=1, vocabulary=320
+)
+
+
+#: The sizes of a warm start's model.
+SMALL = DefaultModelOptions(hidden=128, layers=2, image_size=64)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The pictures of `docs/alfworld.md`: `python -m tools.alfworld_contact_sheet GAMES docs/images/alfworld.png`."""
+"""Make the pictures of `docs/alfworld.md`: `python -m tools.alfworld_contact_sheet GAMES docs/images/alfworld.png`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from envs.alfworld.scene import Scene, scene_of
 from envs.drawing import bold_font
 
 COLUMNS = 4
-#: The input size of the small model, pixels, in which every picture is shown too.
+#: The small model's input size, pixels; every picture is also shown in this size.
 SMALL = 64
 _GAP, _CAPTION = 12, 26
 
 
 def moments(folder: Path) -> Iterator[tuple[str, Scene]]:
-    """(command, what the agent then faces) along the solutions of some training games of every task type."""
+    """(command, scene after it) along the solutions of some training games of every task type."""
     engine = Engine()
     for task in TASKS:
         for path in list_games(folder, "train", [task])[:5]:
@@ -39,7 +39,7 @@ def _begins(verb: str) -> Wanted:
 
 
 Wanted = Callable[[str, Scene], bool]
-#: What is to be seen on the sheet, each by the first moment that shows it.
+#: What the sheet shows, each with the first moment that shows it.
 _WANTED: tuple[Wanted, ...] = (
     lambda command, scene: command == "" and scene.room == "kitchen",
     lambda command, scene: bool(scene.places) and scene.places[0].is_open is False,
@@ -57,7 +57,7 @@ _WANTED: tuple[Wanted, ...] = (
 
 
 def contact_sheet(folder: Path) -> Image.Image:
-    """A shut and an open receptacle, many things, things in every state, two receptacles at once, whole rooms."""
+    """A closed and an open receptacle, many things, things in every state, two receptacles at once, whole rooms."""
     chosen: dict[int, tuple[str, Scene]] = {}
     for command, scene in moments(folder):
         for index, wanted in enumerate(_WANTED):
@@ -70,7 +70,7 @@ def contact_sheet(folder: Path) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for index, (command, scene) in enumerate(chosen[key] for key in sorted(chosen)):
         x, y = _GAP + index % COLUMNS * cell[0], _GAP + index // COLUMNS * cell[1]
-        draw.text((x, y), command or "at the beginning", font=bold_font(17), fill="black")
+        draw.text((x, y), command or "at the start", font=bold_font(17), fill="black")
         picture = Image.fromarray(draw_scene(scene))
         sheet.paste(picture, (x, y + _CAPTION))
         sheet.paste(picture.resize((SMALL, SMALL), Image.Resampling.LANCZOS), (x, y + _CAPTION + SIZE + 6))

@@ -1,4 +1,4 @@
-"""Pictures for the documentation: every card, and every game at full size and as a small model sees it.
+"""Make pictures for the documentation: every card, and every game at full size and at a small model's input size.
 
 python -m tools.cards_contact_sheet docs/images
 """
@@ -28,7 +28,7 @@ _SCENES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def card_sheet(width: int = 67) -> Image.Image:
-    """All 52 cards and a back, face up, in rows of a suit."""
+    """All 52 cards face up, one suit per row, and a card's back."""
     back = card_back(width)
     column, row = width + _GAP, len(back) + _GAP
     sheet = Image.new("RGB", ((len(RANKS) + 1) * column + _GAP, len(SUITS) * row + _GAP), FELT)
@@ -41,7 +41,7 @@ def card_sheet(width: int = 67) -> Image.Image:
 
 
 def game_sheet(sizes: tuple[int, ...] = (300, 96, 64), side: int = 300) -> Image.Image:
-    """A scene of each game a column; a row for each size it is scaled down to, shown `side` pixels large."""
+    """One column per game, one row per size (pixels) to which its scene is scaled; shown `side` pixels large."""
     sheet = Image.new("RGB", (len(_SCENES) * (side + _GAP) + _GAP, len(sizes) * (side + 30) + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for column, (game, state) in enumerate(_SCENES):
@@ -57,7 +57,7 @@ def game_sheet(sizes: tuple[int, ...] = (300, 96, 64), side: int = 300) -> Image
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where cards.png and games.png are written")
+    parser.add_argument("folder", type=Path, help="folder for cards.png and games.png")
     folder = parser.parse_args().folder
     for name, sheet in (("cards.png", card_sheet()), ("games.png", game_sheet())):
         sheet.quantize(128).save(folder / name, optimize=True)

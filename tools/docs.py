@@ -1,6 +1,6 @@
-"""The generated pages of `docs/`: every config key, from the models, and every metric, from the catalogue.
+"""Generate pages of `docs/`: all config keys, from the models, and all metrics, from the catalogue.
 
-`python -m tools.docs` (`make docs`) writes them; a test compares them with what the code says.
+`python -m tools.docs` (`make docs`) writes them; a test compares them with the code.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def metrics_markdown() -> str:
-    """`docs/metrics.md`: a table per section of the metric catalogue."""
+    """The text of `docs/metrics.md`: a table per section of the metric catalogue."""
     lines = [
         "# Metrics",
         "",
         "Generated from `cluster/telemetry/catalogue.py` by `make docs`; do not edit.",
         "",
         "`runs/NAME/metrics.jsonl` holds one JSON object per update, TensorBoard (and W&B where configured) the same",
-        "numbers. What was not measured in an update is left out; what is not finite is null. In `sync` mode two runs",
-        "of the same seed agree in every number but those of time, speed, memory, queues, bytes and caches.",
+        "metrics. An update leaves out what it did not measure; values that are not finite are null. In `sync` mode,",
+        "two runs with the same seed agree in all metrics except time, speed, memory, queues, bytes and caches.",
         "",
     ]
     for title, metrics in SECTIONS.items():

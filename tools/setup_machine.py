@@ -1,12 +1,13 @@
-"""`make setup`: check the machine, make `.venv`, install the pinned packages of a profile into it, once.
+"""`make setup`: check the machine, create `.venv`, install the pinned packages of a profile into it.
 
-Runs as a script with whatever Python the machine has, so it uses the standard library only and no syntax newer than
-Python 3.6: a Python that is too old must get as far as being told so. What the machine lacks is one line on stderr,
-exit code 1. The stamp `.venv/setup.json` says what the environment was made from; an interrupted set-up leaves it
-without a fingerprint, and the next one goes on from there.
+Runs as a script with the machine's own Python. So it uses only the standard library and no syntax newer than Python
+3.6: a Python that is too old must still be able to print the error. A missing requirement is one line on stderr, exit
+code 1. The stamp `.venv/setup.json` records what is installed, so that a second set-up has nothing to do. An
+interrupted set-up leaves a stamp without a fingerprint, and the next one continues.
 """
 
 import argparse
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -25,19 +26,19 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "setup.json"
 
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # what the pinned wheels are built for
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # the pinned wheels are built for these
 GIB = 2**30
-#: Free disk for the environment and what pip unpacks on the way, bytes (the CPU profile takes 3.9 GB, the GPU one 15).
+#: Free disk for the environment and pip's temporary files, bytes (the CPU profile takes 3.9 GB, the GPU one 15).
 DISK_BYTES = {"cpu": 8 * GIB, "gpu": 25 * GIB}
-#: Engines of environments that only some need; each has its own list of pins, laid over the profile's.
+#: Optional engines of environments; each has its own list of pins, in addition to the profile's.
 EXTRAS = ("alfworld",)
-#: Memory for engine, learner and environments at once; a machine sold as 8 GB shows a little less, bytes.
+#: Memory for engine, learner and environments together, bytes; a machine sold as 8 GB reports a little less.
 MEMORY_BYTES = int(7.5 * GIB)
 #: Oldest C library that the pinned wheels (manylinux_2_28) load on.
 OLDEST_GLIBC = (2, 28)
 
-#: Run by the new environment's Python; reads the CUDA version a torch was built for without importing torch, since a
-#: CUDA build without its libraries cannot be imported.
+#: Program for the new environment's Python: prints the CUDA version that torch was built for, without importing torch,
+#: since a CUDA build without its libraries cannot be imported.
 TORCH_CUDA_VERSION = """
 import importlib.util, pathlib, re
 version_file = pathlib.Path(importlib.util.find_spec("torch").origin).with_name("version.py")
@@ -47,37 +48,46 @@ print(found.group(1) if found else "")
 
 
 class MachineLacks(Exception):
-    """One line: what is missing, and what to do."""
+    """A requirement is missing. The message is one line: what is missing, and what to do."""
 
 
-def preflight(profile: str) -> None:
-    """Raise `MachineLacks` for the first thing that set-up or a run of `profile` would fail on later."""
+def preflight(profile: str, for_image: bool = False) -> None:
+    """Raise `MachineLacks` for the first thing that set-up or a run of `profile` would fail on later.
+
+    for_image: set up a container image, which will run on another machine: memory, processor and GPU are not checked.
+    """
     require_python(tuple(sys.version_info[:2]), platform.python_implementation())
     require_platform(platform.system(), platform.machine())
     require_glibc(platform.libc_ver())
     require_modules(find_missing_modules())
-    require_memory(memory_bytes())
     require_disk(shutil.disk_usage(str(ROOT)).free, profile, ROOT)
+    if not for_image:
+        require_memory(memory_bytes())
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if profile == "cpu":
-        require_avx2(read_text(Path("/proc/cpuinfo")))
+        require_numa(has_library("libnuma.so.1"))
+        if not for_image:
+            require_avx2(read_text(Path("/proc/cpuinfo")))
         if compiler is None:
-            print("setup: note: there is no C compiler; demo and training do without, torch.compile and offload do not")
+            print(
+                "setup: note: there is no C compiler; demo and training work without, torch.compile and offload do not"
+            )
     else:
         require_compiler(compiler)
         require_headers(Path(sysconfig.get_path("include")))
-        require_gpu(Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
+        if not for_image:
+            require_gpu(Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None)
 
 
 def preflight_extras() -> None:
-    """Raise `MachineLacks` for what the extras' packages without wheels would fail to be built for."""
+    """Raise `MachineLacks` if a tool is missing that builds the extras' packages without wheels."""
     require_build_tools([tool for tool in ("c++", "cc", "make") if shutil.which(tool) is None])
 
 
 def require_python(version: "tuple[int, ...]", implementation: str) -> None:
     if implementation != "CPython" or not OLDEST_PYTHON <= tuple(version) <= NEWEST_PYTHON:
         raise MachineLacks(
-            "Python {}.{} to {}.{} (CPython) is needed, this is {} {}.{}; install one and name it: "
+            "Python {}.{} to {}.{} (CPython) is needed, this is {} {}.{}; install one and select it: "
             "make setup PYTHON=python3.11".format(*OLDEST_PYTHON, *NEWEST_PYTHON, implementation, *version)
         )
 
@@ -99,7 +109,7 @@ def require_glibc(library: "tuple[str, str]") -> None:
 
 
 def find_missing_modules() -> "list[str]":
-    """Standard modules that some distributions package apart."""
+    """Missing standard modules; some distributions package them separately."""
     missing = []
     for name in ("venv", "ensurepip", "ssl", "sqlite3"):
         try:
@@ -112,15 +122,32 @@ def find_missing_modules() -> "list[str]":
 def require_modules(missing: "list[str]") -> None:
     if missing:
         raise MachineLacks(
-            "this Python lacks {}; install its missing part (Debian and Ubuntu: apt-get install python3-venv) or name "
-            "another Python: make setup PYTHON=python3.11".format(" and ".join(missing))
+            "this Python lacks {}; install its missing part (Debian and Ubuntu: apt-get install python3-venv) or "
+            "select another Python: make setup PYTHON=python3.11".format(" and ".join(missing))
+        )
+
+
+def has_library(name: str) -> bool:
+    """Whether the loader finds this shared library."""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
+def require_numa(present: bool) -> None:
+    if not present:
+        raise MachineLacks(
+            "the library libnuma.so.1 is needed by vLLM's CPU build; install it "
+            "(Debian and Ubuntu: apt-get install libnuma1)"
         )
 
 
 def require_compiler(path: "str | None") -> None:
     if path is None:
         raise MachineLacks(
-            "a C compiler is needed (Triton and DeepSpeed build their kernels with it while running); "
+            "a C compiler is needed (Triton and DeepSpeed compile kernels at run time); "
             "install gcc (Debian and Ubuntu: apt-get install build-essential)"
         )
 
@@ -136,7 +163,7 @@ def require_build_tools(missing: "list[str]") -> None:
 def require_headers(include: Path) -> None:
     if not (include / "Python.h").exists():
         raise MachineLacks(
-            f"Python's C headers are needed by Triton, but {include} has no Python.h; "
+            f"Triton needs Python's C headers, but {include} has no Python.h; "
             "install them (Debian and Ubuntu: apt-get install python3-dev)"
         )
 
@@ -160,8 +187,8 @@ def require_disk(free: int, profile: str, path: Path) -> None:
 def require_avx2(cpuinfo: str) -> None:
     if cpuinfo and "avx2" not in cpuinfo.split():
         raise MachineLacks(
-            "a processor with AVX2 is needed by vLLM's CPU build, /proc/cpuinfo shows none; use a machine made after "
-            "about 2015, or let the virtual machine pass the host's processor through"
+            "vLLM's CPU build needs a processor with AVX2, /proc/cpuinfo shows none; use a machine made after "
+            "about 2015, or configure the virtual machine to pass the host's processor through"
         )
 
 
@@ -174,20 +201,20 @@ def require_gpu(present: bool) -> None:
 
 
 def memory_bytes() -> "int | None":
-    """Memory this process may use: the machine's, or less where a container limits it; None if unknown."""
+    """Memory this process may use, bytes: the machine's, or a container's lower limit; None if unknown."""
     sizes = []
     for line in read_text(Path("/proc/meminfo")).splitlines():
         if line.startswith("MemTotal:"):
             sizes.append(int(line.split()[1]) * 1024)
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         value = read_text(Path(limit)).strip()
-        if value.isdigit():  # "max" where there is no limit
+        if value.isdigit():  # "max" means no limit
             sizes.append(int(value))
     return min(sizes) if sizes else None
 
 
 def read_text(path: Path) -> str:
-    """The file's text, or nothing where there is no such file."""
+    """The file's text, or "" if it cannot be read."""
     try:
         return path.read_text()
     except OSError:
@@ -195,7 +222,7 @@ def read_text(path: Path) -> str:
 
 
 def fingerprint(profile: str, extras: "tuple[str, ...]" = ()) -> str:
-    """Hash of the files that say what is installed; when it changes, pip has something to do."""
+    """Hash of the files that determine what is installed; if it changes, pip must run again."""
     digest = hashlib.sha256()
     for name in (f"requirements/{profile}.txt", "pyproject.toml", *(f"requirements/{extra}.txt" for extra in extras)):
         digest.update((ROOT / name).read_bytes())
@@ -203,7 +230,7 @@ def fingerprint(profile: str, extras: "tuple[str, ...]" = ()) -> str:
 
 
 def read_stamp() -> "dict[str, Any]":
-    """What `write_stamp` wrote of the present environment; {} where there is none, or none of ours."""
+    """The stamp of the current environment; {} if there is no valid stamp or no environment."""
     try:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):
@@ -212,7 +239,7 @@ def read_stamp() -> "dict[str, Any]":
 
 
 def write_stamp(profile: str, extras: "tuple[str, ...]", finished: bool) -> None:
-    """Whole or not at all. The path counts because the commands in .venv/bin carry it."""
+    """Write the stamp atomically. It holds the path because the commands in .venv/bin contain it."""
     aside = STAMP.with_suffix(".tmp")
     stamp = {
         "profile": profile,
@@ -224,15 +251,15 @@ def write_stamp(profile: str, extras: "tuple[str, ...]", finished: bool) -> None
     aside.replace(STAMP)
 
 
-def set_up(profile: str, wanted_extras: "tuple[str, ...]" = ()) -> None:
-    """Make or mend `.venv` for `profile`, with the extras wanted and those it has already. Raises `MachineLacks`."""
+def set_up(profile: str, wanted_extras: "tuple[str, ...]" = (), for_image: bool = False) -> None:
+    """Make or repair `.venv` for `profile`, with the extras wanted and those it has already. Raises `MachineLacks`."""
     started = time.monotonic()
     former = read_stamp()
     same_place = (former.get("profile"), former.get("path")) == (profile, str(ROOT))
     extras = tuple(sorted({*wanted_extras, *(former.get("extras") or [])}))
     if same_place and former.get("fingerprint") == fingerprint(profile, extras):
         return
-    preflight(profile)
+    preflight(profile, for_image)
     if extras:
         preflight_extras()
     requirements = ROOT / "requirements" / f"{profile}.txt"
@@ -251,7 +278,7 @@ def set_up(profile: str, wanted_extras: "tuple[str, ...]" = ()) -> None:
     say(3, f"the other {len(pins) - 1} pinned packages (a few minutes)")
     install(["--no-deps", "--requirement", str(requirements)])
     for extra in extras:
-        print(f"setup: the extra {extra} (the first time, some of it is compiled: about two minutes)", flush=True)
+        print(f"setup: the extra {extra} (the first time, parts are compiled: about two minutes)", flush=True)
         install(["--no-deps", "--requirement", str(ROOT / "requirements" / f"{extra}.txt")])
 
     say(4, "coso-rl itself")
@@ -261,7 +288,7 @@ def set_up(profile: str, wanted_extras: "tuple[str, ...]" = ()) -> None:
 
 
 def make_environment(afresh: bool) -> None:
-    """A virtual environment with a working pip; one that is whole is kept unless `afresh`."""
+    """Create a virtual environment with a working pip; keep a working one unless `afresh`."""
     works = PYTHON.exists() and run_quietly([str(PYTHON), "-m", "pip", "--version"]).returncode == 0
     same_python = works and (
         run_quietly([str(PYTHON), "-c", "import sys; print(*sys.version_info[:2])"]).stdout.split()
@@ -270,25 +297,25 @@ def make_environment(afresh: bool) -> None:
     if afresh or not works or not same_python:
         run_or_lack(
             [sys.executable, "-m", "venv", "--clear", str(VENV)],
-            "the virtual environment could not be made; the lines above say why",
+            "the virtual environment could not be created; the lines above say why",
         )
 
 
 def install(arguments: "list[str]") -> None:
     run_or_lack(
         [str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", *arguments],
-        "pip could not install; the lines above say what (most often the network, or an index that lacks the package); "
-        "mend it and repeat, what was installed is kept",
+        "pip failed; the lines above say why (most often the network, or an index that lacks a package); "
+        "fix it and run make setup again, it keeps what is installed",
     )
 
 
 def require_cpu_torch() -> None:
-    """Raise `MachineLacks`, and take it out again, if pip chose a torch that was built for CUDA."""
+    """If pip chose a torch that was built for CUDA, uninstall it and raise `MachineLacks`."""
     built_for = run_quietly([str(PYTHON), "-c", TORCH_CUDA_VERSION])
     if built_for.returncode != 0:
-        raise MachineLacks("torch was installed but cannot be found; remove .venv and repeat")
+        raise MachineLacks("torch was installed but cannot be found; remove .venv and run make setup again")
     if built_for.stdout.strip():
-        # Left in place it would satisfy the pin, and the next try would not look for another.
+        # It would satisfy the pin, and the next set-up would keep it.
         run_quietly([str(PYTHON), "-m", "pip", "uninstall", "--yes", "torch"])
         raise MachineLacks(
             f"pip chose a torch built for CUDA {built_for.stdout.strip()}, the cpu profile needs the CPU build; "
@@ -297,7 +324,7 @@ def require_cpu_torch() -> None:
 
 
 def run_quietly(command: "list[str]") -> "subprocess.CompletedProcess[str]":
-    """The command's result and output; one that cannot even be started (half written, say) failed with code 126."""
+    """The command's result and output; exit code 126 if it cannot be started, for instance half written."""
     try:
         return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     except OSError:
@@ -305,7 +332,7 @@ def run_quietly(command: "list[str]") -> "subprocess.CompletedProcess[str]":
 
 
 def run_or_lack(command: "list[str]", otherwise: str) -> None:
-    # Some packages that are built from source call for `python` by that name.
+    # Some source builds run `python` by that name.
     path = os.pathsep.join([str(PYTHON.parent), os.environ.get("PATH", os.defpath)])
     if subprocess.run(command, cwd=str(ROOT), env={**os.environ, "PATH": path}).returncode != 0:
         raise MachineLacks(otherwise)
@@ -316,28 +343,31 @@ def say(step: int, text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Set up .venv for coso-rl, once.")
+    parser = argparse.ArgumentParser(description="Set up .venv for coso-rl.")
     parser.add_argument(
-        "--profile", choices=sorted(DISK_BYTES), help="default: the one that .venv was made for, else cpu"
+        "--profile", choices=sorted(DISK_BYTES), help="default: the profile of the existing .venv, else cpu"
     )
     parser.add_argument(
-        "--extras", nargs="*", default=[], choices=EXTRAS, help="engines of environments to install too"
+        "--extras", nargs="*", default=[], choices=EXTRAS, help="optional engines of environments to install"
+    )
+    parser.add_argument(
+        "--for-image", action="store_true", help="in a container image: do not check this machine's memory, CPU and GPU"
     )
     wanted = parser.parse_args()
     folder = os.open(str(ROOT), os.O_RDONLY)
     try:
-        # Two makes at once: the second waits, then finds everything done. The kernel drops the lock with the process.
+        # If two run at once, the second one waits and then has nothing to do. The lock ends with the process.
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print("setup: another set-up of this folder is running; waiting for it", flush=True)
             fcntl.flock(folder, fcntl.LOCK_EX)
-        set_up(wanted.profile or read_stamp().get("profile") or "cpu", tuple(wanted.extras))
+        set_up(wanted.profile or read_stamp().get("profile") or "cpu", tuple(wanted.extras), wanted.for_image)
     except MachineLacks as problem:
         print(f"setup: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("setup: interrupted; repeat to go on", file=sys.stderr)
+        print("setup: interrupted; run make setup again to continue", file=sys.stderr)
         return 130
     finally:
         os.close(folder)

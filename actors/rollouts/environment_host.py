@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from actors.rollouts.environment_process import LENGTH, PID, frame
-from actors.rollouts.environment_restarts import RestartPolicy, RestartSchedule
+from actors.rollouts.environment_restarts import RestartSchedule
 from envs.labels import LabelSpace
 from envs.parsing import Parser
+from envs.settings import EnvironmentSettings
 
 logger = logging.getLogger(__name__)
 
@@ -42,27 +43,16 @@ class EnvironmentFailure(Exception):
 
 
 class EnvironmentHost:
-    """Starts an environment in a process of its own and speaks with it, one call at a time.
+    """Starts an environment in a process of its own and calls it, one call at a time.
 
-    A call that fails raises `EnvironmentFailure` and leaves no process behind; so does a cancelled one. The host
-    can then be started again: at once by `restart()`, or by `ensure_running()` when its restart policy allows.
-    Hosts of one driver process share one fork server process, from which theirs are forked.
+    A call that fails raises `EnvironmentFailure` and leaves no process behind; a cancelled call leaves none either. The
+    host can then be started again: at once by `restart()`, or by `ensure_running()` when its restart schedule allows.
+    All hosts of a driver process share one fork server, which forks their processes.
     """
 
-    def __init__(
-        self,
-        env_id: str,
-        kwargs: dict[str, Any] | None = None,
-        deadline_s: float = 30.0,
-        start_deadline_s: float = 60.0,
-        restart_policy: RestartPolicy | None = None,
-    ) -> None:
-        """`env_id` and `kwargs` as `gymnasium.make` takes them ("module:Name" imports the module there)."""
-        self.env_id = env_id
-        self.kwargs = dict(kwargs or {})
-        self.deadline_s = deadline_s
-        self.start_deadline_s = start_deadline_s
-        self._schedule = RestartSchedule(restart_policy or RestartPolicy())
+    def __init__(self, settings: EnvironmentSettings) -> None:
+        self.settings = settings
+        self._schedule = RestartSchedule(settings)
         self._steps_since_reset = 0
         self._label_space: LabelSpace | None = None
         self._link: _Link | None = None
@@ -75,85 +65,86 @@ class EnvironmentHost:
 
     @property
     def quarantined(self) -> bool:
-        """Whether the environment has failed too often in a row and `ensure_running` would have to wait."""
+        """Whether the environment has failed so often in a row that `ensure_running` would wait for long."""
         return self._schedule.quarantined
 
     @property
     def label_space(self) -> LabelSpace:
-        """The heads of `info["action_labels"]`; known once the environment has been started."""
+        """The heads of `info["action_labels"]`; known after the first start."""
         if self._label_space is None:
-            raise RuntimeError(f"{self.env_id} has not been started yet")
+            raise RuntimeError(f"{self.settings.id} has not been started yet")
         return self._label_space
 
     async def start(self) -> None:
         """Start the process and make the environment in it."""
         if self._link is not None:
-            raise RuntimeError(f"{self.env_id} already runs, as process {self.pid}")
-        arguments = {"env_id": self.env_id, "kwargs": self.kwargs, "module_path": list(sys.path)}
+            raise RuntimeError(f"{self.settings.id} already runs, as process {self.pid}")
+        settings = self.settings
+        arguments = {"env_id": settings.id, "kwargs": settings.kwargs, "module_path": list(sys.path)}
         with self._only_call("start"):
             try:
-                async with asyncio.timeout(self.start_deadline_s):
+                async with asyncio.timeout(settings.start_deadline_s):
                     self._link = await _connect()
             except TimeoutError:
-                detail = f"no process for {self.env_id} came up within {self.start_deadline_s:g} s"
+                detail = f"no process for {settings.id} started within {settings.start_deadline_s:g} s"
                 raise self._failure("timeout", detail) from None
             except OSError as error:
-                raise self._failure("died", f"no process for {self.env_id} came up: {error}") from error
-            self._label_space = await self._call("make", arguments, self.start_deadline_s)
+                raise self._failure("died", f"no process for {settings.id} could start: {error}") from error
+            self._label_space = await self._call("make", arguments, settings.start_deadline_s)
 
     async def parser(self) -> Parser | None:
-        """What reads the environment's utterances, on its own; None where the environment gives none."""
+        """The parser of the environment's utterances, which works without it; None where it has none."""
         with self._only_call("parser"):
-            return await self._call("parser", {}, self.deadline_s)  # type: ignore[no-any-return]
+            return await self._call("parser", {}, self.settings.deadline_s)  # type: ignore[no-any-return]
 
     async def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """`Env.reset`: (observation, info)."""
         with self._only_call("reset"):
-            # The episode before this one was played without a failure, so earlier failures are history.
+            # The episode before this one had no failure, so earlier failures no longer count.
             if self._steps_since_reset:
                 self._schedule.succeeded()
                 self._steps_since_reset = 0
-            return await self._call("reset", {"seed": seed, "options": options}, self.deadline_s)
+            return await self._call("reset", {"seed": seed, "options": options}, self.settings.deadline_s)
 
     async def step(self, utterance: str) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """`Env.step`: (observation, reward, terminated, truncated, info)."""
         with self._only_call("step"):
-            result = await self._call("step", {"action": utterance}, self.deadline_s)
+            result = await self._call("step", {"action": utterance}, self.settings.deadline_s)
             self._steps_since_reset += 1
             return result
 
     async def ensure_running(self) -> None:
-        """Start the environment if it does not run, first waiting as long as its restart policy says.
+        """Start the environment if it does not run; wait first as long as its restart schedule says.
 
-        One try: a start that fails is counted and raised, and the next call waits longer.
+        It tries once. A start that fails is counted and raised, and the next call waits longer.
         """
         if self._link is None:
             await asyncio.sleep(self._schedule.wait_s())
             await self.start()
 
     async def restart(self) -> None:
-        """End whatever process there is, by force, and start a new one without waiting."""
+        """Kill the process, if there is one, and start a new one without waiting."""
         await self._kill()
         await self.start()
 
     async def close(self) -> None:
-        """Close the environment and end its process; by force if that takes longer than the deadline."""
+        """Close the environment and end its process; kill it if that takes longer than the deadline."""
         link = self._link
         if link is None:
             return
-        # A process in the middle of a call cannot hear a request to close.
+        # A process that is busy with a call does not read a request to close.
         if self._busy_with is None:
             with contextlib.suppress(OSError, TimeoutError):
                 link.writer.write(frame(("close", None)))
-                await link.wait_for_end(self.deadline_s)
+                await link.wait_for_end(self.settings.deadline_s)
         await self._kill()
 
     @contextlib.contextmanager
     def _only_call(self, method: str) -> Any:
         if self._busy_with is not None:
-            raise RuntimeError(f"{self.env_id} is busy with {self._busy_with}; {method} must wait for it")
+            raise RuntimeError(f"{self.settings.id} is busy with {self._busy_with}; {method} must wait for it")
         self._busy_with = method
         try:
             yield
@@ -163,8 +154,8 @@ class EnvironmentHost:
     async def _call(self, method: str, arguments: dict[str, Any], deadline_s: float) -> Any:
         link = self._link
         if link is None:
-            raise RuntimeError(f"{self.env_id} is not running: start() or restart() it before {method}")
-        who = f"{self.env_id} (process {link.pid})"
+            raise RuntimeError(f"{self.settings.id} is not running: start() or restart() it before {method}")
+        who = f"{self.settings.id} (process {link.pid})"
         try:
             async with asyncio.timeout(deadline_s):
                 link.writer.write(frame((method, arguments)))
@@ -178,14 +169,14 @@ class EnvironmentHost:
             await self._kill()
             raise self._failure("died", f"{who} ended during {method}") from None
         except BaseException:
-            # Cancelled half way: what would be read next is no longer the answer to what is asked next.
+            # Cancelled between request and answer: the next answer read would belong to this request.
             link.kill()
             self._drop(link)
             raise
         try:
             status, value = pickle.loads(body)
         except Exception as error:
-            status, value = "error", f"its answer cannot be read here: {error}"
+            status, value = "error", f"its answer cannot be unpickled in the driver: {error}"
         if status == "error":
             await self._kill()
             raise self._failure("error", f"{who} raised in {method}: {value}")
@@ -204,7 +195,7 @@ class EnvironmentHost:
             link.kill()
             await link.wait_for_end(_KILL_DEADLINE_S)
         except TimeoutError:
-            logger.error("process %d of %s outlives SIGKILL by %g s", link.pid, self.env_id, _KILL_DEADLINE_S)
+            logger.error("process %d of %s still runs %g s after SIGKILL", link.pid, self.settings.id, _KILL_DEADLINE_S)
         finally:
             self._drop(link)
 
@@ -216,7 +207,7 @@ class EnvironmentHost:
 
 @dataclass
 class _Link:
-    """A running environment process: its pid, its handle (pidfd) and the socket to it."""
+    """A running environment process: its pid, its pidfd and the socket to it."""
 
     pid: int
     pidfd: int
@@ -241,7 +232,7 @@ class _Link:
 
 async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
-    # A copy, because one descriptor can have one reader only, and several may wait for the same process.
+    # A copy: a descriptor can have only one reader, and several tasks may wait for the same process.
     watched = os.dup(descriptor)
     ready = loop.create_future()
     loop.add_reader(watched, _settle, ready)
@@ -262,12 +253,12 @@ async def _connect() -> _Link:
     pidfds: list[int] = []
     try:
         with theirs:
-            _fork_server_of_this_process().adopt(theirs)
+            _fork_server_of_this_process().fork(theirs)
         ours.setblocking(False)
         await _readable(ours.fileno())
         message, pidfds, _, _ = socket.recv_fds(ours, PID.size, 1)
         if len(message) < PID.size or not pidfds:
-            raise ConnectionResetError("the process, or the fork server that forks it, ended at once")
+            raise ConnectionResetError("it, or the fork server, ended at once")
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return _Link(PID.unpack(message)[0], pidfds[0], reader, writer)
     except BaseException:
@@ -278,18 +269,18 @@ async def _connect() -> _Link:
 
 
 class _ForkServer:
-    """The process from which the environments' processes are forked; started when first needed."""
+    """The process that forks the environments' processes; started at the first fork."""
 
     def __init__(self) -> None:
         if not hasattr(os, "pidfd_open"):
-            raise OSError("environments in processes need Linux 5.3 or later (pidfd)")
+            raise OSError("environment processes need Linux 5.3 or later (pidfd)")
         self.owner_pid = os.getpid()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def adopt(self, channel: socket.socket) -> None:
-        """Have a process forked that serves an environment on `channel`; OSError if that cannot be."""
+    def fork(self, channel: socket.socket) -> None:
+        """Fork a process that serves an environment on `channel`. Raises OSError."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._start()
@@ -297,7 +288,7 @@ class _ForkServer:
             socket.send_fds(self._control, [b"\0"], [channel.fileno()])
 
     def close(self) -> None:
-        """End the fork server, and with it every environment process that is left."""
+        """End the fork server, and with it every remaining environment process."""
         with self._lock:
             if self._control is not None:
                 self._control.close()
@@ -316,7 +307,7 @@ class _ForkServer:
         self._control.settimeout(_FORK_SERVER_DEADLINE_S)
         module_path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         environment = {**os.environ, "PYTHONPATH": module_path}
-        # Threads of a numeric library do not survive a fork, and an environment has no use for them.
+        # Threads of a numeric library do not survive a fork, and environments do not need them.
         environment.setdefault("OPENBLAS_NUM_THREADS", "1")
         with theirs:
             self._process = subprocess.Popen(
@@ -324,7 +315,7 @@ class _ForkServer:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 env=environment,
-                # Ctrl-C in the terminal is the driver's to handle, not every environment's.
+                # Ctrl-C in the terminal should reach the driver only, not every environment.
                 start_new_session=True,
             )
 
@@ -336,7 +327,7 @@ _fork_server: _ForkServer | None = None
 def _fork_server_of_this_process() -> _ForkServer:
     global _fork_server
     with _fork_server_lock:
-        # A process forked from one that has a fork server needs its own.
+        # A forked copy of a driver needs a fork server of its own.
         if _fork_server is None or _fork_server.owner_pid != os.getpid():
             _fork_server = _ForkServer()
             atexit.register(_fork_server.close)

@@ -1,12 +1,12 @@
-"""The far side of `EnvironmentHost`: a fork server with one child process per environment, and what a child does.
+"""The processes behind `EnvironmentHost`: a fork server, and the environment processes that it forks.
 
-Run as `python -m actors.rollouts.environment_process FD`, this is the fork server: it imports gymnasium and `envs`
+Run as `python -m actors.rollouts.environment_process FD`, this is the fork server. It imports gymnasium and `envs`
 once. For every socket that arrives on the control socket FD, it forks a process that serves one environment on it.
-So a start costs a fork and not an interpreter, memory is shared, and nothing of the driver (its main module, its
-threads, its models) comes along. The fork server ends when the driver does, and takes its processes with it.
+So a start costs a fork and not a new interpreter, the processes share memory, and they inherit nothing from the driver
+(its main module, its threads, its models). When the driver ends, the fork server and its processes end too.
 
-Messages are an 8-byte length and a pickle, over a private socket pair between processes of one user. The first
-message of a process is its pid, with its pidfd: a handle that can never mean another process.
+A message is an 8-byte length and a pickle, over a private socket pair between processes of one user. The first message
+of a process is its pid with its pidfd, a handle that stays bound to this process even when the pid is used again.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def frame(message: Any) -> bytes:
 
 
 def run_fork_server(control: socket.socket) -> None:
-    """Fork an environment process for every socket received, until the driver is gone."""
+    """Fork an environment process for every socket received, until the driver ends."""
     _preload()
-    # Forked processes share what is here now; keeping the collector off it keeps it shared.
+    # Forked processes share the memory in use now. The garbage collector would write to it and so copy it.
     gc.collect()
     gc.freeze()
-    # The kernel then reaps the processes; the driver learns of an end through its pidfd.
+    # The kernel then reaps the processes; the driver notices an end through the pidfd.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    # What environments share, as phones share a browser, belongs to this process and ends with it.
+    # Processes that environments share (phones share a browser) belong to this process and end with it.
     os.environ["COSO_ENVIRONMENTS_OWNER"] = str(os.getpid())
     driver_pid = os.getppid()
     poller = select.poll()
     poller.register(control, select.POLLIN)
-    # The end of the socket is the usual sign that the driver is gone; a copy of it in some other process the
-    # driver has forked would hide that, hence the look at the parent's pid too.
+    # Usually the socket ends when the driver does. Another process forked by the driver may hold a copy that keeps it
+    # open, so check the parent's pid too.
     while os.getppid() == driver_pid:
         if not poller.poll(_PARENT_CHECK_MS):
             continue
@@ -71,14 +71,14 @@ def run_fork_server(control: socket.socket) -> None:
                 except BaseException:
                     traceback.print_exc()
                 finally:
-                    # Never back into the fork server's own frames and exit handlers.
+                    # Do not return into the fork server's frames and exit handlers.
                     sys.stdout.flush()
                     sys.stderr.flush()
                     os._exit(exit_code)
 
 
 def _preload() -> None:
-    """Import gymnasium, and every environment of ours that it would otherwise import in each process."""
+    """Import gymnasium and this project's environments, which each process would otherwise import for itself."""
     import gymnasium
 
     import envs
@@ -89,7 +89,7 @@ def _preload() -> None:
 
 
 def serve_environment(channel: socket.socket) -> None:
-    """Announce this process, then answer requests about one environment until "close" or the socket's end."""
+    """Send this process's pid and pidfd, then serve one environment until "close" or the socket's end."""
     faulthandler.enable()
     pidfd = os.pidfd_open(os.getpid())
     socket.send_fds(channel, [PID.pack(os.getpid())], [pidfd])
@@ -127,7 +127,7 @@ def _make(env_id: str, kwargs: dict[str, Any], module_path: list[str]) -> tuple[
     env = gymnasium.make(env_id, **kwargs)
     label_space = getattr(env.unwrapped, "label_space", None)
     if label_space is None:
-        raise TypeError(f"{env_id} has no label_space: it must follow the contract of envs.base.TextActionEnv")
+        raise TypeError(f"{env_id} has no label_space; make it follow the contract of envs.base.TextActionEnv")
     return env, label_space
 
 
@@ -137,7 +137,7 @@ def _describe(error: Exception) -> str:
 
 
 def _receive(channel: socket.socket) -> Any:
-    """The next message, or None at the socket's end."""
+    """The next message; None at the socket's end."""
     header = _receive_bytes(channel, LENGTH.size)
     body = header and _receive_bytes(channel, LENGTH.unpack(header)[0])
     return pickle.loads(body) if body else None

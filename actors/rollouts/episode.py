@@ -1,4 +1,4 @@
-"""One episode being recorded: what the policy saw, said and got, as rows of the trajectory schema."""
+"""Recording one episode as rows of the trajectory schema: what the policy saw, its answers and the outcomes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from actors.generation import Generation, GenerationRequest
 from actors.trajectory import PngEncoder, TrajectoryBatch, outcome_columns
 
-#: Held-out evaluation seeds start here and training seeds stay below, so the two never meet.
+#: Evaluation seeds start here and training seeds stay below, so no episode is used for both.
 EVALUATION_SEED_BASE = 2**30
 
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """Which episode to run: `seed` is given to the environment's reset, and with it seeds the sampling."""
+    """Which episode to run. `seed` goes to the environment's reset, and the sampling is seeded with it too."""
 
     name: str
     seed: int
@@ -24,7 +24,7 @@ class EpisodeSpec:
 
 
 def training_seed(run_seed: int, *position: int) -> int:
-    """A seed below `EVALUATION_SEED_BASE`, fixed by the run's seed and a position (update, worker, slot, count)."""
+    """A seed below `EVALUATION_SEED_BASE`, derived from the run's seed and a position (update, worker, slot, count)."""
     sequence = np.random.SeedSequence([run_seed, *position])
     return int(sequence.generate_state(1)[0]) % EVALUATION_SEED_BASE
 
@@ -32,8 +32,8 @@ def training_seed(run_seed: int, *position: int) -> int:
 class EpisodeRecorder:
     """Builds the requests of one episode and collects its rows.
 
-    Call order: `begin(observation)`, then per step `request()`, `record(...)`; the episode is over when `record` says
-    so, or when `fail(reason)` is called because the environment died, hung or raised.
+    Call order: `begin(observation)`, then `request()` and `record(...)` for each step. The episode is `over` when an
+    outcome ends it, or after `fail(reason)`, for an environment that died, hung or raised.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class EpisodeRecorder:
         self.failed = False
 
     def begin(self, observation: dict[str, Any]) -> None:
-        """The first observation, as reset() returned it."""
+        """Take the first observation, as reset() returned it."""
         self._see(observation)
 
     def request(self, seeded: bool = True) -> GenerationRequest:
-        """What to ask of the policy now. Its seed depends on run, episode and step alone; without one, the engine
-        draws (which is faster, and as good where answers depend on timing anyway)."""
+        """The request for the next step. seeded: with a seed that depends only on run, episode and step. Without one,
+        the engine samples from its own random numbers, which is faster."""
         sequence = np.random.SeedSequence([self._run_seed, self.spec.seed, len(self._rows)])
         return GenerationRequest(
             prompt=self._prompt,
@@ -88,7 +88,7 @@ class EpisodeRecorder:
         outcome: tuple[dict[str, Any], float, bool, bool, dict[str, Any]],
         environment_seconds: float,
     ) -> None:
-        """One step: the answer, and what the environment's `step` returned for its text."""
+        """Add one step: the answer, and what the environment's `step` returned for its text."""
         observation, reward, terminated, truncated, info = outcome
         self.over = terminated or truncated
         self._rows.append(
@@ -113,7 +113,7 @@ class EpisodeRecorder:
             self._note_final_observation()
 
     def fail(self, reason: str) -> None:
-        """The environment failed: the episode ends at its last whole step, with this reason and no reward for it."""
+        """The environment failed: the episode ends at its last complete step, with this reason and no reward for it."""
         self.over = True
         self.failed = True
         if self._rows:
@@ -121,7 +121,7 @@ class EpisodeRecorder:
             self._note_final_observation()
 
     def batch(self) -> TrajectoryBatch:
-        """The rows so far; empty when the environment failed before the first step was over."""
+        """The rows so far; empty when the environment failed during the first step."""
         used = {row["image"] for row in self._rows} | {row.get("final_image") for row in self._rows}
         return TrajectoryBatch.from_rows(self._rows, {key: png for key, png in self._images.items() if key in used})
 

@@ -1,9 +1,9 @@
 """Rollout workers: Ray actors that drive many environments at once, each environment in a process of its own.
 
-Two ways to drive them. `collect` and `evaluate_batch` move all environments in lock-step with one deterministic batch
-of answers per round (sync mode). `start` lets every environment run at its own pace, taking evaluation episodes first
-and training episodes otherwise, and streams what is finished (async mode); there, one slow or dead environment holds
-up nobody.
+There are two ways to drive them. In sync mode, `collect` and `evaluate_batch` move all environments in lock-step, with
+one deterministic batch of answers per round. In async mode, `start` lets every environment run at its own pace. It
+takes evaluation episodes first, training episodes otherwise, and streams each finished episode. There, a slow or dead
+environment delays no other.
 """
 
 from __future__ import annotations
@@ -14,76 +14,69 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
-from actors.generation import Generation, GenerationRequest
+from actors.generation import Generation
 from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
-from actors.rollouts.environment_restarts import RestartPolicy
 from actors.rollouts.episode import EpisodeRecorder, EpisodeSpec, training_seed
+from actors.rollouts.policy_client import PolicyClient
+from actors.settings import RolloutSettings
 from actors.trajectory import PngEncoder, TrajectoryBatch
 from envs.parsing import Parser
+from envs.settings import EnvironmentSettings
 
 logger = logging.getLogger(__name__)
 
-#: Attempts at an evaluation episode whose environment fails, before it is reported as failed.
+#: How often an evaluation episode is tried when its environment fails, before it is reported as failed.
 EVALUATION_ATTEMPTS = 3
 
 
-@dataclass(frozen=True)
-class RolloutOptions:
-    """What a worker must know; times in seconds."""
+@dataclass(frozen=True, kw_only=True)
+class RolloutLaunch:
+    """What the run tells a worker beside its settings."""
 
-    run: str
+    run: str  # the run's name
     run_seed: int
-    environment: str
-    environment_kwargs: dict[str, Any]
-    slots: int
-    temperature: float
-    max_new_tokens: int
-    environment_deadline_s: float
-    environment_start_deadline_s: float
-    answer_deadline_s: float
-    restart_policy: RestartPolicy = field(default_factory=RestartPolicy)
+    worker: int  # index of this worker
+    answer_deadline_s: float  # longest wait for an answer: `PolicyServerSettings.answer_deadline_s`
 
 
 @dataclass
 class EvaluationResult:
-    """Held-out episodes that were run, and how many could not be because their environments kept failing."""
+    """Held-out episodes, and the number of those that failed because their environments failed again and again."""
 
     episodes: TrajectoryBatch
     failed: int
 
 
 class RolloutWorker:
-    """One Ray actor driving `options.slots` environments. `servers` are policy-server handles; `stream` may be None
-    when only the lock-step calls are used."""
+    """One Ray actor that drives `rollout.envs_per_worker` environments, each in a slot of its own."""
 
-    def __init__(self, options: RolloutOptions, worker: int, servers: Sequence[Any], stream: Any | None) -> None:
-        self._options = options
-        self._worker = worker
-        self._servers = list(servers)
+    def __init__(
+        self,
+        environment: EnvironmentSettings,
+        rollout: RolloutSettings,
+        launch: RolloutLaunch,
+        servers: Sequence[Any],
+        stream: Any | None,
+    ) -> None:
+        """servers: handles of the policy servers. stream: handle of the `TrajectoryStream`; None where only the
+        lock-step calls are used."""
+        self._rollout = rollout
+        self._launch = launch
+        self._policy = PolicyClient(servers, launch.answer_deadline_s, f"rollout worker {launch.worker}")
         self._stream = stream
         self._encoder = PngEncoder()
-        self._hosts = [
-            EnvironmentHost(
-                options.environment,
-                options.environment_kwargs,
-                deadline_s=options.environment_deadline_s,
-                start_deadline_s=options.environment_start_deadline_s,
-                restart_policy=options.restart_policy,
-            )
-            for _ in range(options.slots)
-        ]
+        self._hosts = [EnvironmentHost(environment) for _ in range(rollout.envs_per_worker)]
         self._failed_slots: set[int] = set()
         self._restarts = 0
         self._failures: Counter[str] = Counter()
         self._evaluations: deque[tuple[EpisodeSpec, asyncio.Future[TrajectoryBatch | None]]] = deque()
-        self._evaluation_called = asyncio.Event()
+        self._evaluation_requested = asyncio.Event()
         self._stream_calls: set[asyncio.Task[float]] = set()
         self._slot_tasks: list[asyncio.Task[None]] = []
         self._steps = 0
@@ -92,14 +85,14 @@ class RolloutWorker:
         self._stream_wait_seconds = 0.0
 
     async def label_sizes(self) -> tuple[int, ...]:
-        """Number of labels of each head of the environment's label space; starts an environment to ask it."""
+        """Number of labels of each head of the environment's label space; starts an environment where none runs."""
         host = self._hosts[0]
         if host.pid is None:
             await host.start()
         return tuple(head.size for head in host.label_space.heads)
 
     async def action_parser(self) -> Parser | None:
-        """What reads the environment's utterances, or None; starts an environment to ask it."""
+        """The parser of the environment's utterances, or None; starts an environment where none runs."""
         host = self._hosts[0]
         if host.pid is None:
             await host.start()
@@ -108,7 +101,7 @@ class RolloutWorker:
     # ---------------------------------------------------------------- lock-step (sync mode)
 
     async def collect(self, update: int, steps: int) -> TrajectoryBatch:
-        """Fresh whole episodes of at least `steps` steps together, moved in lock-step.
+        """New whole episodes with at least `steps` steps together, in lock-step.
 
         The same update and weights give the same episodes, whatever happened before.
         """
@@ -117,13 +110,14 @@ class RolloutWorker:
 
         def more(active_steps: int) -> EpisodeSpec | None:
             nonlocal begun
-            # Count episodes under way as far as they have come: enough of them are started to reach `steps`, and
-            # none when those that run will reach it by themselves.
+            # Running episodes count with the steps that they have so far. So enough episodes are started to reach
+            # `steps`, and no more once the running ones reach it.
             if finished_steps + active_steps >= steps:
                 return None
             begun += 1
-            seed = training_seed(self._options.run_seed, update, self._worker, begun)
-            return EpisodeSpec(f"{update}-{self._worker}-{begun}", seed, self._options.temperature)
+            worker = self._launch.worker
+            seed = training_seed(self._launch.run_seed, update, worker, begun)
+            return EpisodeSpec(f"{update}-{worker}-{begun}", seed, self._rollout.temperature)
 
         batches = []
         async for recorder in self._lock_step(more):
@@ -134,7 +128,7 @@ class RolloutWorker:
         return TrajectoryBatch.concatenate(batch for _, batch in batches)
 
     async def evaluate_batch(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
-        """One held-out episode per seed, moved in lock-step."""
+        """One held-out episode per seed, in lock-step."""
         waiting = deque(EpisodeSpec(f"evaluation-{seed}", seed, temperature) for seed in seeds)
         attempts: Counter[int] = Counter()
         done: dict[int, TrajectoryBatch] = {}
@@ -150,25 +144,24 @@ class RolloutWorker:
         return EvaluationResult(TrajectoryBatch.concatenate(done[s] for s in seeds if s in done), failed)
 
     async def _lock_step(self, next_spec: Any) -> Any:
-        """Run episodes in rounds: every active environment's request in one batch, then every step at once.
+        """Run episodes in rounds: one batch with the request of every active environment, then all steps at once.
 
-        `next_spec(active_steps)` gives the next episode, or None to start no more now. Yields each finished recorder.
+        `next_spec(active_steps)` returns the next episode, or None to start none now. Yields each finished recorder.
         """
-        server = self._servers[self._worker % len(self._servers)]
         active: dict[int, EpisodeRecorder] = {}
         while True:
             usable = [slot for slot, host in enumerate(self._hosts) if not host.quarantined]
             beginning: dict[int, EpisodeRecorder] = {}
-            for slot in usable or range(self._options.slots):
+            for slot in usable or range(len(self._hosts)):
                 if slot in active:
                     continue
-                under_way = [*active.values(), *beginning.values()]
-                spec = next_spec(sum(len(recorder) + 1 for recorder in under_way))
+                running = [*active.values(), *beginning.values()]
+                spec = next_spec(sum(len(recorder) + 1 for recorder in running))
                 if spec is not None:
                     beginning[slot] = self._recorder(spec, slot)
             begun = await asyncio.gather(*(self._begin(recorder, slot) for slot, recorder in beginning.items()))
-            for (slot, recorder), running in zip(beginning.items(), begun, strict=True):
-                if running:
+            for (slot, recorder), has_begun in zip(beginning.items(), begun, strict=True):
+                if has_begun:
                     active[slot] = recorder
                 else:
                     yield recorder
@@ -176,7 +169,7 @@ class RolloutWorker:
                 return
             slots = sorted(active)
             requests = [active[slot].request() for slot in slots]
-            answers = await self._ask_batch(server, requests)
+            answers = await self._policy.generate_batch(self._launch.worker, requests)
             await asyncio.gather(
                 *(self._step(active[slot], slot, answer) for slot, answer in zip(slots, answers, strict=True))
             )
@@ -187,79 +180,80 @@ class RolloutWorker:
     # ---------------------------------------------------------------- free-running (async mode)
 
     async def start(self, update: int) -> None:
-        """Let every environment run and stream finished training episodes until `stop`; `update` seeds them."""
+        """Let every environment run training episodes, seeded by `update`, and stream them until `stop`."""
         if self._slot_tasks:
             return
         self._slot_tasks = [
             asyncio.create_task(self._run_slot(slot, self._training_specs(update, slot)))
-            for slot in range(self._options.slots)
+            for slot in range(len(self._hosts))
         ]
 
     async def evaluate(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
-        """One held-out episode per seed, taken up by environments as they become free, ahead of training."""
+        """One held-out episode per seed. Environments take them as they become free, before training episodes."""
         futures = []
         for seed in seeds:
             future: asyncio.Future[TrajectoryBatch | None] = asyncio.get_running_loop().create_future()
             self._evaluations.append((EpisodeSpec(f"evaluation-{seed}", seed, temperature), future))
             futures.append(future)
-        self._evaluation_called.set()
+        self._evaluation_requested.set()
         everything = asyncio.gather(*futures)
         waiting: set[asyncio.Future[Any]] = {everything, *self._slot_tasks}
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not everything.done():
             everything.cancel()
-            await self.status()  # raises what ended an environment's loop
+            await self.status()  # raises the error that ended an environment's loop
         batches = await everything
         kept = [batch for batch in batches if batch is not None]
         return EvaluationResult(TrajectoryBatch.concatenate(kept), len(batches) - len(kept))
 
     def _training_specs(self, update: int, slot: int) -> Iterator[EpisodeSpec]:
+        worker = self._launch.worker
         count = 0
         while True:
-            seed = training_seed(self._options.run_seed, update, self._worker, slot, count)
-            # The process id tells a restarted worker's episodes from those of the one that died.
-            name = f"{update}-{self._worker}-{slot}-{count}-{os.getpid()}"
-            yield EpisodeSpec(name, seed, self._options.temperature)
+            seed = training_seed(self._launch.run_seed, update, worker, slot, count)
+            # The process id makes the names of a restarted worker's episodes different from those before.
+            name = f"{update}-{worker}-{slot}-{count}-{os.getpid()}"
+            yield EpisodeSpec(name, seed, self._rollout.temperature)
             count += 1
 
     async def _run_slot(self, slot: int, training: Iterator[EpisodeSpec]) -> None:
-        """Episode after episode, each begun when the stream lets it. While it does not, the environment is still there
-        for evaluation (which would otherwise wait for a learner that waits for it)."""
+        """Run episode after episode, each when the stream permits it. While it does not, the environment still runs
+        evaluations: the learner waits for these, and the stream for the learner."""
         assert self._stream is not None
-        environment = f"{self._worker}-{slot}"
-        leave = self._ask_stream(self._stream.begin, environment)
+        environment = f"{self._launch.worker}-{slot}"
+        permit = self._call_stream(self._stream.begin, environment)
         while True:
             if self._evaluations:
                 await self._run_evaluation(slot)
-            elif not leave.done():
-                self._evaluation_called.clear()
-                call: asyncio.Future[Any] = asyncio.ensure_future(self._evaluation_called.wait())
-                waiting: set[asyncio.Future[Any]] = {leave, call}
+            elif not permit.done():
+                self._evaluation_requested.clear()
+                request: asyncio.Future[Any] = asyncio.ensure_future(self._evaluation_requested.wait())
+                waiting: set[asyncio.Future[Any]] = {permit, request}
                 try:
                     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 finally:
-                    call.cancel()
+                    request.cancel()
             else:
-                self._stream_wait_seconds += leave.result()
+                self._stream_wait_seconds += permit.result()
                 recorder = await self._run_episode(next(training), slot)
                 if len(recorder):
-                    leave = self._ask_stream(self._stream.put, environment, recorder.batch())
+                    permit = self._call_stream(self._stream.put, environment, recorder.batch())
                 else:
-                    leave = self._ask_stream(self._stream.begin, environment)
+                    permit = self._call_stream(self._stream.begin, environment)
 
-    def _ask_stream(self, method: Any, *arguments: Any) -> asyncio.Task[float]:
-        """A call of the stream under way; its result is the seconds waited until the next episode may begin."""
+    def _call_stream(self, method: Any, *arguments: Any) -> asyncio.Task[float]:
+        """Start a call of the stream. Its task ends when the next episode may begin; its result: the seconds waited."""
 
         async def call() -> float:
             return await method.remote(*arguments)
 
-        asked = asyncio.create_task(call())
-        self._stream_calls.add(asked)
-        asked.add_done_callback(self._stream_calls.discard)
-        return asked
+        task = asyncio.create_task(call())
+        self._stream_calls.add(task)
+        task.add_done_callback(self._stream_calls.discard)
+        return task
 
     async def _run_evaluation(self, slot: int) -> None:
-        """The next evaluation episode, tried again where its environment fails."""
+        """Run the next evaluation episode, again if its environment fails."""
         spec, future = self._evaluations.popleft()
         for _ in range(EVALUATION_ATTEMPTS):
             recorder = await self._run_episode(spec, slot)
@@ -271,27 +265,29 @@ class RolloutWorker:
     async def _run_episode(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
         recorder = self._recorder(spec, slot)
         if await self._begin(recorder, slot):
+            # Environments are spread evenly over the servers.
+            server = self._launch.worker * len(self._hosts) + slot
             while not recorder.over:
-                await self._step(recorder, slot, await self._ask(slot, recorder.request(seeded=False)))
+                answer = await self._policy.generate(server, recorder.request(seeded=False))
+                await self._step(recorder, slot, answer)
         return recorder
 
     # ---------------------------------------------------------------- shared
 
     def _recorder(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
-        options = self._options
         return EpisodeRecorder(
             spec,
-            run=options.run,
-            run_seed=options.run_seed,
-            environment=options.environment,
-            worker=self._worker,
+            run=self._launch.run,
+            run_seed=self._launch.run_seed,
+            environment=self._hosts[slot].settings.id,
+            worker=self._launch.worker,
             slot=slot,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=self._rollout.max_new_tokens,
             encoder=self._encoder,
         )
 
     async def _begin(self, recorder: EpisodeRecorder, slot: int) -> bool:
-        """Reset the slot's environment, starting it first where it does not run; False when it failed."""
+        """Reset the slot's environment; start it first if it does not run. False when it failed."""
         host = self._hosts[slot]
         try:
             if host.pid is None:
@@ -324,44 +320,10 @@ class RolloutWorker:
         self._failed_slots.add(slot)
         recorder.fail(f"environment_{failure.reason}")
 
-    async def _ask(self, slot: int, request: GenerationRequest) -> Generation:
-        """One answer from the slot's server; while that one is down, from the next."""
-        first = self._worker * self._options.slots + slot
-        return await self._with_failover(first, lambda server: server.generate.remote(request))
-
-    async def _ask_batch(self, server: Any, requests: list[GenerationRequest]) -> list[Generation]:
-        first = self._servers.index(server)
-        return await self._with_failover(first, lambda chosen: chosen.generate_batch.remote(requests))
-
-    async def _with_failover(self, first: int, call: Any) -> Any:
-        """Ask servers in turn from `first` on until one answers; a dead one is being restarted meanwhile."""
-        deadline = time.monotonic() + self._options.answer_deadline_s
-        attempt = 0
-        while True:
-            server = self._servers[(first + attempt) % len(self._servers)]
-            left = deadline - time.monotonic()
-            try:
-                # asyncio.wait_for would lose a cancellation that comes together with the answer (Python 3.11).
-                async with asyncio.timeout(max(left, 0.1)):
-                    return await call(server)
-            except (RayActorError, TimeoutError, RayTaskError) as error:
-                # A server that is alive and says what is wrong with the request would say it again; one that was too
-                # busy to answer in time might not.
-                if isinstance(error, RayTaskError) and not isinstance(error, TimeoutError):
-                    raise
-                if time.monotonic() >= deadline:
-                    raise TimeoutError(
-                        f"no policy server answered rollout worker {self._worker} within "
-                        f"{self._options.answer_deadline_s:.0f} s (policy_server.generate_deadline_s and "
-                        f"start_deadline_s together); last error: {error}"
-                    ) from error
-                attempt += 1
-                await asyncio.sleep(0.2)
-
     async def status(self) -> dict[str, Any]:
-        """Process id, whether it is free-running, counts since it started and its memory in bytes.
+        """Process id, whether environments run freely (async mode), counts since the start, memory in bytes.
 
-        Raises what stopped a free-running environment's loop, so that it is seen and not only logged.
+        Raises the error that ended an environment's loop, so that the caller sees it and not only the log.
         """
         for task in self._slot_tasks:
             if task.done():
@@ -381,7 +343,7 @@ class RolloutWorker:
         }
 
     async def stop(self) -> None:
-        """Stop the free-running loops and end the environment processes."""
+        """Stop the environments' loops and end their processes."""
         ending = [*self._slot_tasks, *self._stream_calls]
         for task in ending:
             task.cancel()
@@ -393,9 +355,9 @@ class RolloutWorker:
 
 
 def make_rollout_worker(cpus: float, resources: dict[str, float], *arguments: Any) -> Any:
-    """Start a `RolloutWorker` as a Ray actor that Ray restarts when it dies; `arguments` as for the class.
+    """Start a `RolloutWorker` as a Ray actor, which Ray restarts when it dies; `arguments` as for the class.
 
-    resources: custom resources it takes, for instance {"emulator": 8.0}.
+    resources: custom Ray resources that it takes, for instance {"emulator": 8.0}.
     """
     options = {"num_cpus": cpus, "resources": resources, "max_restarts": -1, "max_concurrency": 1000}
     return ray.remote(RolloutWorker).options(**options).remote(*arguments)

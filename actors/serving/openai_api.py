@@ -1,6 +1,6 @@
-"""An engine behind an OpenAI-compatible HTTP endpoint, for instance as the judge of phone tasks.
+"""An OpenAI-compatible HTTP endpoint for an engine, for instance to judge phone tasks.
 
-The endpoint is vLLM's own; the engine is one that `start_engine` started, as in a run's policy servers.
+The endpoint is vLLM's own. The engine comes from `start_engine`, like the engines of a run's policy servers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one. Raises OSError."""
+    """A bound socket; port 0 takes a free port. Raises OSError."""
     (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     bound = socket.socket(family, kind, protocol)
     try:
@@ -29,10 +29,10 @@ def listening_socket(host: str, port: int) -> socket.socket:
 async def serve(
     engine: AsyncLLM, model_path: str, name: str, bound: socket.socket, on_serving: Callable[[], None]
 ) -> None:
-    """Serve until SIGINT or SIGTERM; `on_serving` is called once requests are taken.
+    """Serve until SIGINT or SIGTERM; calls `on_serving` once it accepts requests.
 
-    Endpoint: `/v1/chat/completions`, and what else vLLM offers for the model, which requests call `name`. Where
-    `VLLM_API_KEY` is in the environment, they have to bear that key.
+    Endpoint: `/v1/chat/completions`, and whatever else vLLM offers for the model. Requests name the model `name`. If
+    `VLLM_API_KEY` is in the environment, they must carry that key.
     """
     import uvicorn
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -52,6 +52,6 @@ async def serve(
             await super().startup(sockets=sockets)
             on_serving()
 
-    # A request that is running when the end is asked for has five seconds.
+    # A request that runs at the signal has five seconds left.
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
     await server.serve(sockets=[bound])

@@ -1,4 +1,4 @@
-"""Starting vLLM's asynchronous engine for one policy server: its options, its environment, and what can go wrong."""
+"""Starting vLLM's asynchronous engine for one policy server: its arguments, its environment, and what can go wrong."""
 
 from __future__ import annotations
 
@@ -6,78 +6,94 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
-from actors.serving.weight_transfer import Transport
+from actors.settings import ModelSettings, PolicyServerSettings, Transport
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
-#: Bound on processed images that vLLM keeps, GiB.
+#: Size of vLLM's cache of processed images, GiB.
 IMAGE_CACHE_GIB = 0.25
-#: Tokens a CPU engine computes in one step: enough for many short prompts at once.
+#: Tokens that a CPU engine computes in one step, at least: enough for many short prompts at once.
 MINIMUM_BATCHED_TOKENS = 4096
 
 
 class ModelNotServable(ValueError):
-    """The named model is no vision-language model, or vLLM cannot serve it."""
+    """The model is no vision-language model, or vLLM cannot serve it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyServerOptions:
-    """How one engine runs."""
+class PolicyServerLaunch:
+    """What the run tells a policy server beside its settings."""
 
-    model_path: str  # folder or hub name of a Hugging Face VLM
-    temp_folder: str  # for vLLM's sockets and scratch files; short, since socket paths are (107 characters)
-    dtype: str = "float32"
-    max_model_len: int = 1024  # prompt and answer together, tokens
-    max_concurrent_requests: int = 64
+    index: int  # of this server among the run's
+    run_seed: int  # >= 0
+    temp_folder: str  # for vLLM's sockets and scratch files; at most 60 characters, since socket paths are short
+    transport: Transport = "shared_memory"  # of new weights
     images_per_prompt: int = 1  # at most; a policy's prompts have one
-    device: Literal["cpu", "cuda"] = "cpu"
-    tensor_parallel: int = 1  # GPUs
-    kv_cache_bytes: int = 32 << 20  # CPU only
-    gpu_memory_utilization: float = 0.85  # GPU only
-    seed: int = 0
-    transport: Transport = "shared_memory"
-    start_deadline_s: float = 300.0
-    generate_deadline_s: float = 120.0
 
     def __post_init__(self) -> None:
         if len(self.temp_folder) > 60:
-            raise ValueError(f"the temporary folder {self.temp_folder!r} is too long for sockets in it (60 at most)")
+            raise ValueError(
+                f"the temporary folder {self.temp_folder!r} is too long for sockets in it: 60 characters at most. "
+                "Set TMPDIR to a shorter one."
+            )
+
+    @property
+    def name(self) -> str:
+        """For error messages."""
+        return f"policy server {self.index}"
 
 
-def policy_server_environment(options: PolicyServerOptions) -> dict[str, str]:
+def engine_seed(run_seed: int, server: int, incarnation: int) -> int:
+    """Seed of one engine, below 2**32 (vLLM takes no larger one), for requests without a seed of their own.
+
+    It differs between the servers of a run, so that they explore differently, and after each restart of a server, so
+    that it does not sample the same sequence again.
+    """
+    sequence = np.random.SeedSequence(run_seed, spawn_key=(server, incarnation))
+    return int(sequence.generate_state(1, np.uint32)[0])
+
+
+def policy_server_environment(
+    model: ModelSettings, settings: PolicyServerSettings, launch: PolicyServerLaunch
+) -> dict[str, str]:
     """Environment variables that the actor's process needs before it imports anything (`runtime_env`)."""
     environment = {
-        "TMPDIR": options.temp_folder,
-        "VLLM_RPC_BASE_PATH": options.temp_folder,
+        "TMPDIR": launch.temp_folder,
+        "VLLM_RPC_BASE_PATH": launch.temp_folder,
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(options.start_deadline_s))),
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(settings.start_deadline_s))),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if Path(options.model_path).is_dir():
+    if Path(model.path).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
-    if options.device == "cpu":
+    if settings.device == "cpu":
         environment |= {
-            "OMP_NUM_THREADS": "1",  # with more, any other load slows vLLM tenfold
-            "TORCHDYNAMO_DISABLE": "1",  # or the first log-probabilities compile for ten seconds
-            # Keeps model and scheduler in one process: two processes per server instead of three, half the start time,
-            # and no shared-memory segments that a kill would leave behind.
+            "OMP_NUM_THREADS": "1",  # with more threads, any other load makes vLLM ten times slower
+            "TORCHDYNAMO_DISABLE": "1",  # else the first log-probabilities compile for ten seconds
+            # Model and scheduler in one process: two processes per server instead of three, half the start time, and
+            # no shared-memory segments that a kill would leave behind.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
     return environment
 
 
-def start_engine(options: PolicyServerOptions) -> tuple[ChatProcessor, AsyncLLM]:
-    """Start the engine and wait until it is up (20 s and more). Raises `ModelNotServable`."""
-    Path(options.temp_folder).mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = None  # it may have been looked up before the folder existed
+def start_engine(
+    model: ModelSettings, settings: PolicyServerSettings, launch: PolicyServerLaunch, incarnation: int = 0
+) -> tuple[ChatProcessor, AsyncLLM]:
+    """Start the engine and wait until it serves (20 s and more). incarnation: how often it was started before. Raises
+    `ModelNotServable`."""
+    Path(launch.temp_folder).mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = None  # Python may have cached another folder before this one existed
     try:
-        chat = ChatProcessor(options.model_path)
+        chat = ChatProcessor(model.path)
     except NotAVisionLanguageModel as error:
         raise ModelNotServable(str(error)) from error
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -85,58 +101,60 @@ def start_engine(options: PolicyServerOptions) -> tuple[ChatProcessor, AsyncLLM]
 
     log = _OwnErrorLog()
     try:
-        config = AsyncEngineArgs(**_engine_arguments(options)).create_engine_config()
+        arguments = engine_arguments(model, settings, launch, incarnation)
+        config = AsyncEngineArgs(**arguments).create_engine_config()
         engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     except Exception as error:
-        # When it is the engine's process that failed, its reason is in the log and not in the exception.
+        # If the engine's process failed, the reason is in its log and not in the exception.
         reason = log.last_error() or str(error).strip() or type(error).__name__
-        raise ModelNotServable(
-            f"vLLM cannot serve model.path {options.model_path!r} on {options.device}: {reason}"
-        ) from error
+        raise ModelNotServable(f"vLLM cannot serve model.path {model.path!r} on {settings.device}: {reason}") from error
     if not config.model_config.is_multimodal_model:
         engine.shutdown()
         raise ModelNotServable(
-            f"vLLM serves model.path {options.model_path!r} as a text model ({config.model_config.architecture}), "
+            f"vLLM serves model.path {model.path!r} as a text model ({config.model_config.architecture}), "
             "without images. Name a vision-language model."
         )
     return chat, engine
 
 
-def _engine_arguments(options: PolicyServerOptions) -> dict[str, Any]:
+def engine_arguments(
+    model: ModelSettings, settings: PolicyServerSettings, launch: PolicyServerLaunch, incarnation: int
+) -> dict[str, Any]:
+    """Arguments of vLLM's `AsyncEngineArgs`; incarnation: how often this engine was started before."""
     arguments: dict[str, Any] = {
-        "model": options.model_path,
-        "dtype": options.dtype,
-        "seed": options.seed,
-        "max_model_len": options.max_model_len,
-        "max_num_seqs": options.max_concurrent_requests,
-        "limit_mm_per_prompt": {"image": options.images_per_prompt},
+        "model": model.path,
+        "dtype": model.dtype,
+        "seed": engine_seed(launch.run_seed, launch.index, incarnation),
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_concurrent_requests,
+        "limit_mm_per_prompt": {"image": launch.images_per_prompt},
         "mm_processor_cache_gb": IMAGE_CACHE_GIB,
-        # Prompts begin with the picture, so there is little to share, and an answer would depend on what was asked
-        # before. And vLLM 0.32 lets go of an image whose prompt it finds in this cache: when a weight swap then clears
-        # the cache under the running request, the engine dies ("Encoder cache miss").
+        # Prompts begin with the picture, so there is little to share, and an answer would depend on earlier requests.
+        # Also, vLLM 0.32 drops an image whose prompt it finds in this cache. When a weight swap then clears the cache
+        # under the running request, the engine dies ("Encoder cache miss").
         "enable_prefix_caching": False,
         "generation_config": "vllm",  # sampling is what the request says, not what the model's folder suggests
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: after temperature and bans
-        "tensor_parallel_size": options.tensor_parallel,
-        "distributed_executor_backend": "uni" if options.tensor_parallel == 1 else "mp",
+        "tensor_parallel_size": settings.tensor_parallel,
+        "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
         "worker_extension_cls": "actors.serving.weight_backends.WorkerExtension",
-        "weight_transfer_config": {"backend": "nccl" if options.transport == "nccl" else "coso"},
+        "weight_transfer_config": {"backend": "nccl" if launch.transport == "nccl" else "coso"},
         "disable_log_stats": True,
     }
-    if options.device == "cpu":
+    if settings.device == "cpu":
         return arguments | {
             "enforce_eager": True,
-            "kv_cache_memory_bytes": options.kv_cache_bytes,
-            # A prompt computed in pieces takes its seeded generator back after each piece, which CPU generators cannot
-            # do: the engine would die of it.
+            "kv_cache_memory_bytes": settings.kv_cache_bytes,
+            # A prompt computed in pieces rewinds its seeded generator after each piece. CPU generators cannot do that,
+            # and the engine would die.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(MINIMUM_BATCHED_TOKENS, options.max_model_len),
+            "max_num_batched_tokens": max(MINIMUM_BATCHED_TOKENS, settings.max_model_len),
         }
-    return arguments | {"gpu_memory_utilization": options.gpu_memory_utilization}
+    return arguments | {"gpu_memory_utilization": settings.gpu_memory_utilization}
 
 
 class _OwnErrorLog:
-    """What this process and its children write to standard error from now on, where that is a file (as under Ray)."""
+    """What this process and its children write to standard error from now on, if that is a file (as under Ray)."""
 
     _ERROR = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception): \S.*")
 

@@ -1,7 +1,7 @@
-"""A policy server: vLLM's asynchronous engine in a Ray actor, with weights that are swapped while it serves.
+"""A policy server: vLLM's asynchronous engine in a Ray actor, which swaps its weights while it serves.
 
-The engine runs in a process of its own, started and watched by the actor. If it dies the actor ends itself, so that Ray
-restarts the actor, which then comes up with the current weights before it answers anything.
+The engine runs in a process of its own, which the actor starts and watches. If that process dies, the actor ends itself
+and Ray restarts it. A restarted server loads the current weights before it answers any request.
 """
 
 from __future__ import annotations
@@ -19,13 +19,8 @@ from typing import Any
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest
-from actors.rollouts.admission import BusyMeter, Gate
-from actors.serving.policy_engine import (
-    ModelNotServable,
-    PolicyServerOptions,
-    policy_server_environment,
-    start_engine,
-)
+from actors.serving.admission import BusyMeter, Gate
+from actors.serving.policy_engine import ModelNotServable, PolicyServerLaunch, start_engine
 from actors.serving.weight_transfer import (
     COLLECTIVE_TRANSPORTS,
     CollectiveGroup,
@@ -35,39 +30,47 @@ from actors.serving.weight_transfer import (
     anonymous_file,
     check_readable,
 )
+from actors.settings import ModelSettings, PolicyServerSettings
 from actors.trajectory import decode_png
-
-__all__ = ["ModelNotServable", "PolicyServer", "PolicyServerOptions", "policy_server_environment"]
 
 logger = logging.getLogger(__name__)
 
-#: Added to the logits of tokens an answer must not contain. vLLM allows no more; after exp() nothing is left of it.
+#: Added to the logits of tokens that an answer must not contain. vLLM allows no lower value; exp(-100) is close to 0.
 BAN_LOGIT_BIAS = -100.0
 
-#: Niceness of an engine on CPUs. Where it shares cores with the learner, that goes first: the loop waits for it, and
-#: for answers only when it trains on them.
+#: Niceness of an engine on CPUs. Where it shares cores with the learner, the learner goes first: the training loop
+#: always waits for the learner, but for answers only when it needs them to train on.
 LOWEST_PRIORITY = 19
 
-#: Decoded images kept at hand, the oldest going first.
-REMEMBERED_IMAGES = 64
+#: Decoded images in the cache; the oldest is dropped first.
+CACHED_IMAGES = 64
 
 
 class PolicyServer:
     """Serves one policy. An asynchronous Ray actor class: `ray.remote(PolicyServer)`.
 
-    Options for Ray: `max_restarts=-1`, and `runtime_env={"env_vars": policy_server_environment(options)}`.
+    Options for Ray: `max_restarts=-1`, and `policy_server_environment(...)` as the `env_vars` of its `runtime_env`.
     """
 
-    def __init__(self, options: PolicyServerOptions, name: str, registry: Any | None = None) -> None:
-        """name: for error messages. registry: handle of a `WeightRegistry` actor, from which current weights are
-        taken at a start; None: serve the model's own. Starts the engine in the background of the event loop."""
-        if options.device == "cpu":
+    def __init__(
+        self,
+        model: ModelSettings,
+        settings: PolicyServerSettings,
+        launch: PolicyServerLaunch,
+        registry: Any | None = None,
+    ) -> None:
+        """Starts the engine in the background of the event loop. registry: handle of a `WeightRegistry` actor, which
+        says how often this server was started and which weights are current; None: serve the model's own."""
+        if settings.device == "cpu":
             os.nice(LOWEST_PRIORITY)
-        self._options = options
-        self._name = name
+        self._model = model
+        self._settings = settings
+        self._launch = launch
+        self._name = launch.name
         self._registry = registry
+        self._incarnation = 0  # how often this server was started before
         self._broken: Exception | None = None
-        self._current = asyncio.Event()  # set while the engine holds the weights it should
+        self._current = asyncio.Event()  # set once the engine holds the current weights
         self._pausing = asyncio.Lock()  # held while the engine's scheduler is paused
         self._gate = Gate()
         self._meter = BusyMeter()
@@ -92,10 +95,10 @@ class PolicyServer:
             return await self._finish(await self._submit(request, engine_input), received)
 
     async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """Answers in the order of the requests: a deterministic function of the requests, the weights and the options.
+        """Answers in the order of the requests: a deterministic function of the requests, weights and settings.
 
-        The batch has the engine to itself, and all of it is queued before the first step, so that which requests share
-        a forward pass never depends on timing. Raises ValueError for sampling without a seed, TimeoutError.
+        The batch has the engine to itself, and is queued as a whole before the engine's first step. So it never depends
+        on timing which requests share a forward pass. Raises ValueError for sampling without a seed, TimeoutError.
         """
         if any(request.seed is None and request.temperature > 0 for request in requests):
             raise ValueError("generate_batch needs a seed in every request that samples (temperature > 0)")
@@ -112,15 +115,16 @@ class PolicyServer:
             return list(await asyncio.gather(*(self._finish(collector, received) for collector in submitted)))
 
     async def load(self, update: WeightUpdate) -> LoadReport:
-        """Swap in new weights while serving: requests in flight stand still and go on under the new weights.
+        """Swap in new weights while serving: requests in flight pause, then continue under the new weights.
 
-        Raises `WeightTransferError`; after a swap that broke off half-way every later call does.
+        Raises `WeightTransferError`. After a swap that failed half-way, every later call raises it too.
         """
         await self._started()
         return await self._load(update)
 
     async def join(self, group: CollectiveGroup, engine: int) -> None:
-        """Meet the learner for broadcasts, as the `engine`-th server of the group. Blocks until all have come."""
+        """Connect to the learner for broadcasts, as server number `engine` of the group. Blocks until all members have
+        connected. Raises `WeightTransferError`."""
         await self._started()
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
@@ -137,7 +141,8 @@ class PolicyServer:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
     async def status(self) -> dict[str, Any]:
-        """Process ids, version, requests running and answered, tokens generated, seconds busy and memory in bytes."""
+        """Process ids, how often it was started before, weights version, requests running and answered, tokens
+        generated, seconds busy and memory in bytes."""
         import psutil
 
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
@@ -151,6 +156,7 @@ class PolicyServer:
             "name": self._name,
             "pid": os.getpid(),
             "engine_pids": engines,
+            "incarnation": self._incarnation,
             "version": self._version,
             "running": self._gate.inside,
             "requests": self._requests,
@@ -167,15 +173,19 @@ class PolicyServer:
             raise self._broken
 
     async def _start(self) -> None:
-        options = self._options
+        deadline_s = self._settings.start_deadline_s
         try:
-            async with asyncio.timeout(options.start_deadline_s):
-                self._chat, self._engine = await asyncio.to_thread(start_engine, options)
+            async with asyncio.timeout(deadline_s):
+                if self._registry is not None:
+                    self._incarnation = await self._registry.count_start.remote(self._launch.index)
+                self._chat, self._engine = await asyncio.to_thread(
+                    start_engine, self._model, self._settings, self._launch, self._incarnation
+                )
                 self._bias = dict.fromkeys(self._chat.banned_token_ids, BAN_LOGIT_BIAS)
                 loop = asyncio.get_running_loop()
                 for process in multiprocessing.active_children():
                     loop.add_reader(process.sentinel, _end_this_process, f"{self._name}: the vLLM engine died")
-                if self._options.device == "cpu":
+                if self._settings.device == "cpu":
                     await self._engine.collective_rpc("unlink_own_semaphores")
                 await self._engine.update_weight_version("0")
                 await self._take_current_weights()
@@ -185,13 +195,12 @@ class PolicyServer:
                 process.kill()
             if isinstance(error, TimeoutError):
                 raise TimeoutError(
-                    f"{self._name} did not start within {options.start_deadline_s:.0f} s "
-                    "(policy_server.start_deadline_s)"
+                    f"{self._name} did not start within {deadline_s:.0f} s (policy_server.start_deadline_s)"
                 ) from error
             raise
 
     async def _take_current_weights(self) -> None:
-        """Load what the registry says is current; a file that was replaced meanwhile is asked for anew."""
+        """Load the weights that the registry has; if their file was replaced meanwhile, ask the registry again."""
         while True:
             update: WeightUpdate | None = None
             if self._registry is not None:
@@ -200,7 +209,7 @@ class PolicyServer:
                 self._current.set()
                 return
             if update.transport in COLLECTIVE_TRANSPORTS:
-                return  # answers wait until the learner has met this server and sent them again
+                return  # answers wait until the learner has connected to this server and sent the weights again
             try:
                 check_readable(update)
             except WeightTransferError:
@@ -211,8 +220,8 @@ class PolicyServer:
             return
 
     def _end_with_engine(self, error: Exception) -> None:
-        """End this process if the error is the engine's death, which can show here before its process is gone: a caller
-        told of an actor's death tries again, a caller told of an error does not."""
+        """End this process if the error says that the engine died. The error can come before the engine's process ends.
+        A caller retries when an actor died, but not when it raised an error."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if isinstance(error, EngineDeadError):
@@ -222,9 +231,9 @@ class PolicyServer:
 
     @asynccontextmanager
     async def _answering(self, failure: str) -> AsyncIterator[None]:
-        """Within the deadline of an answer, on a started engine with current weights."""
+        """Run the block on a started engine with current weights, within the deadline of an answer."""
         await self._started()
-        deadline_s = self._options.generate_deadline_s
+        deadline_s = self._settings.generate_deadline_s
         try:
             async with asyncio.timeout(deadline_s):
                 await self._current.wait()
@@ -237,7 +246,7 @@ class PolicyServer:
             raise
 
     async def _render(self, requests: Sequence[GenerationRequest]) -> list[Any]:
-        """Requests as vLLM's engine inputs: prompts tokenised, images processed."""
+        """The requests as inputs of vLLM's engine: prompts tokenised, images processed."""
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         renderer = self._engine.renderer
@@ -248,7 +257,7 @@ class PolicyServer:
                 {
                     "prompt": self._chat.prompt_text(request.prompt),
                     "multi_modal_data": {"image": [image]},
-                    # Known by its content hash, an image that was seen before is not processed again.
+                    # vLLM caches processed images by this hash of their content.
                     "multi_modal_uuids": {"image": [request.image]},
                 },
             )
@@ -260,28 +269,28 @@ class PolicyServer:
         return inputs
 
     async def _decoded(self, request: GenerationRequest) -> Any:
-        """The request's image, remembered by its content hash: a screen that stands still is decoded once."""
+        """The request's image, cached by its content hash: an unchanged screen is decoded once."""
         image = self._images.get(request.image)
         if image is None:
             image = await asyncio.to_thread(decode_png, request.png)
             self._images[request.image] = image
-            if len(self._images) > REMEMBERED_IMAGES:
+            if len(self._images) > CACHED_IMAGES:
                 self._images.pop(next(iter(self._images)))
         return image
 
     def _verify_prompt(self, request: GenerationRequest, image: Any, engine_ids: list[int]) -> None:
-        """The learner will run the ids of the model's own processor; the engine must see the same ones.
+        """Check that the engine sees the same ids as the model's own processor makes, which the learner will run.
 
-        Checked once for each length of prompt, which differs with the text and with the number of image tokens.
+        Once for each length of prompt: it differs with the text and with the number of image tokens.
         """
         if len(engine_ids) in self._verified_lengths:
             return
         expected = self._chat.encode_prompt(request.prompt, image)["input_ids"][0].tolist()
         if list(engine_ids) != expected:
             raise ModelNotServable(
-                f"vLLM and the processor of {self._options.model_path!r} turn a prompt into different tokens "
-                f"({len(engine_ids)} and {len(expected)} of them), so what vLLM samples cannot be trained on. "
-                "Use a model whose processor vLLM reproduces."
+                f"vLLM and the processor of {self._model.path!r} turn a prompt into different tokens "
+                f"({len(engine_ids)} and {len(expected)} of them), so the learner cannot train on vLLM's answers. "
+                "Use a model for which vLLM's tokens equal those of the processor."
             )
         self._verified_lengths.add(len(engine_ids))
 
@@ -328,10 +337,10 @@ class PolicyServer:
 
     @asynccontextmanager
     async def _paused(self) -> AsyncIterator[None]:
-        """The engine takes requests in but makes no step; it starts again unless it broke meanwhile."""
+        """Within the block the engine accepts requests but makes no step. It resumes after it, unless a swap failed."""
         async with self._pausing:
-            # What was computed is forgotten. Processed images are not: they do not depend on weights, and requests
-            # that wait refer to them.
+            # Drop everything computed with the weights, but keep processed images: they do not depend on weights, and
+            # waiting requests refer to them.
             await self._engine.pause_generation(mode="keep", clear_cache=False)
             await self._engine.reset_prefix_cache(reset_running_requests=True)
             await self._engine.reset_encoder_cache()
@@ -366,9 +375,9 @@ class PolicyServer:
                 await self._engine.finish_weight_update(str(version))
             except Exception as error:
                 self._end_with_engine(error)
-                # Some of its weights are new and some old: it must not answer again.
+                # Some of its weights are new and some old, so it must not answer again.
                 self._broken = WeightTransferError(
-                    f"{self._name} could not load weights version {version} and answers no more until it is "
+                    f"{self._name} could not load weights version {version} and will not answer until it is "
                     f"restarted: {error}"
                 )
                 raise self._broken from error
@@ -378,7 +387,7 @@ class PolicyServer:
 
 
 def _end_this_process(reason: str) -> None:
-    """Ray restarts an actor whose process is gone; an actor that lives on with a dead engine it would not."""
-    logger.error("%s; the actor ends, to be restarted", reason)
+    """End the actor, so that Ray restarts it. Ray does not notice a dead engine in an actor that still runs."""
+    logger.error("%s; the actor ends and Ray restarts it", reason)
     logging.shutdown()
     os._exit(1)

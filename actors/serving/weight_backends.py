@@ -1,8 +1,8 @@
-"""What runs inside vLLM's workers (`worker_extension_cls`): importing it registers the weight sync backend `coso`.
+"""The code that runs inside vLLM's workers (`worker_extension_cls`). Its import registers the weight backend `coso`.
 
-The backend loads a safetensors file, or receives a gloo broadcast with the payloads of vLLM's own NCCL backend, through
-vLLM's layer-wise reload. NCCL itself is vLLM's backend `nccl`, used as it is; it needs GPUs and has not been run on the
-CPU machines where this is tested.
+The backend reads a safetensors file, or receives a gloo broadcast with the payloads of vLLM's own NCCL backend, and
+loads the weights by vLLM's layer-wise reload. For NCCL, vLLM's backend `nccl` is used unchanged; it needs GPUs and has
+not run on the CPU machines where the rest is tested.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BACKEND = "coso"
 
 @dataclass
 class GroupInfo(WeightTransferInitInfo):
-    """Where this engine's workers meet the learner for broadcasts; `rank_offset` is the first worker's rank."""
+    """The group in which this engine's workers receive broadcasts; `rank_offset` is the rank of the first worker."""
 
     master_address: str
     master_port: int
@@ -40,7 +40,7 @@ class GroupInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """Either a safetensors file to read, or the names, dtypes and shapes of what will be broadcast."""
+    """Either a safetensors file to read, or the names, dtypes and shapes of the tensors that will be broadcast."""
 
     path: str | None = None
     names: list[str] = field(default_factory=list)
@@ -49,14 +49,14 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
-    """Files and gloo broadcasts into a live model, in checkpoint format."""
+    """Loads files and gloo broadcasts, in checkpoint format, into a live model."""
 
     init_info_cls = GroupInfo
     update_info_cls = UpdateInfo
     _group: GlooGroup | None = None
 
     def init_transfer_engine(self, init_info: GroupInfo) -> None:
-        """Meet the learner and the other engines; an older group is given up."""
+        """Connect to the learner and the other engines; an older group is dropped."""
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         self._group = None
@@ -71,7 +71,7 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         tensors = self._read(update_info.path) if update_info.path else self._receive(update_info)
-        model: Any = self.model  # vLLM's models have load_weights; its base class does not say so
+        model: Any = self.model  # vLLM's models have load_weights, but their base class does not declare it
         model.load_weights(tensors)
 
     def finish_weight_update(self) -> None:
@@ -92,7 +92,7 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
 
     def _receive(self, info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
         if self._group is None:
-            raise RuntimeError("a broadcast of weights was announced to an engine that has not joined its group")
+            raise RuntimeError("this engine should receive a broadcast of weights but has not joined a group")
         for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes, strict=True):
             tensor = torch.empty(shape, dtype=getattr(torch, dtype))
             self._group.broadcast(tensor)
@@ -100,8 +100,8 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
 
 
 def _repack_tied_heads(model: Any) -> None:
-    # vLLM on CPU multiplies by a packed copy of the output head. Reloading writes the new weights into the embedding
-    # that a tied head shares, but leaves that copy as it was; so it is made again.
+    # On CPU, vLLM multiplies by a packed copy of the output head. A reload writes the new weights into the embedding
+    # that a tied head shares, but does not change that copy, so pack it again.
     from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
     for module in model.modules():
@@ -115,12 +115,12 @@ class WorkerExtension:
     """Mixed into vLLM's worker class."""
 
     def unlink_own_semaphores(self) -> None:
-        """Take away the names in shared memory of this process's semaphores, which it goes on using.
+        """Remove the names of this process's semaphores from shared memory; the semaphores keep working.
 
-        Python keeps such a name until the process ends well; after a kill it would be left behind. Nothing opens these
-        by name: the worker has no child processes.
+        Python removes such a name at a normal exit only, so a kill would leave it behind. Nothing opens these
+        semaphores by name: the worker has no child processes.
         """
-        # /proc/self/maps shows them under the temporary names that libc makes them with: tell them by inode.
+        # /proc/self/maps shows the temporary names with which libc creates them, so compare inodes.
         mapped = {
             int(line.split()[4]) for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm/sem." in line
         }
@@ -128,7 +128,7 @@ class WorkerExtension:
             try:
                 own = path.stat().st_ino in mapped
             except FileNotFoundError:
-                continue  # another process's, gone meanwhile
+                continue  # it was another process's and is gone now
             if own:
                 name = "/" + path.name.removeprefix("sem.")
                 sem_unlink(name)

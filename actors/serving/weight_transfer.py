@@ -1,4 +1,4 @@
-"""How new weights travel from the learner to live policy servers: the message, its transports and who remembers it.
+"""How new weights travel from the learner to live policy servers: the message, its transports and the registry.
 
 Every transport ends in the same call, `PolicyServer.load(update)`; they differ in how the bytes get there:
 
@@ -6,33 +6,35 @@ Every transport ends in the same call, `PolicyServer.load(update)`; they differ 
     object_store    the same file's bytes through Ray's object store, for servers on other nodes
     gloo, nccl      a broadcast from the learner into the engines; gloo on CPUs, nccl is vLLM's own, on GPUs
 
-The engine's end is `actors.serving.weight_backends`, which runs inside vLLM's workers; the learner's end is
+Engines receive with `actors.serving.weight_backends`, which runs inside vLLM's workers; the learner sends with
 `learner.publish`.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Transport = Literal["shared_memory", "object_store", "gloo", "nccl"]
+from actors.settings import Transport
+
 COLLECTIVE_TRANSPORTS = frozenset({"gloo", "nccl"})
 
 
 class WeightTransferError(RuntimeError):
-    """New weights could not be brought into an engine."""
+    """An engine could not load new weights."""
 
 
 @dataclass(frozen=True)
 class WeightUpdate:
-    """Weights of one version, or where they are to be had. Names are those of the Hugging Face checkpoint."""
+    """Weights of one version, or where to read them. Names are those of the Hugging Face checkpoint."""
 
     version: int  # > 0; a server starts at 0 with the weights of its model folder
     transport: Transport
@@ -45,22 +47,22 @@ class WeightUpdate:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a server answers when it serves new weights."""
+    """A server's answer once it serves new weights."""
 
-    seconds: float  # during which it did not generate
+    seconds: float  # how long it paused generation
     version: int
 
 
 @dataclass(frozen=True)
 class CollectiveGroup:
-    """Where the learner (rank 0) and the workers of every engine meet for broadcasts."""
+    """The process group for broadcasts: the learner is rank 0, the workers of every engine are the other ranks."""
 
     transport: Transport  # gloo or nccl
-    address: str
+    address: str  # of the rendezvous, where rank 0 listens
     port: int
     engines: int  # policy servers
     workers_per_engine: int  # each server's tensor parallel size
-    deadline_s: float  # for meeting, and for each broadcast
+    deadline_s: float  # for the rendezvous, and for each broadcast
 
     @property
     def world_size(self) -> int:
@@ -72,16 +74,18 @@ class CollectiveGroup:
 
 
 class WeightRegistry:
-    """Remembers the latest update, so that a server that restarts comes up with current weights. A Ray actor class."""
+    """Remembers the latest update, so that a restarted server receives the current weights, and counts the starts of
+    each server. A Ray actor class."""
 
     def __init__(self) -> None:
         self._latest: WeightUpdate | None = None
+        self._starts: Counter[int] = Counter()
 
     async def put(self, update: WeightUpdate) -> WeightUpdate:
-        """Remember `update` and return it as servers shall get it.
+        """Remember `update` and return it in the form in which servers should receive it.
 
-        Bytes in the object store are put there anew under this actor's ownership: Ray loses an object with the process
-        that put it, and the learner's may die.
+        Bytes in the object store are stored again under this actor's ownership: Ray deletes an object when the process
+        that stored it dies, and the learner may die.
         """
         if update.ref is not None:
             import ray
@@ -89,6 +93,12 @@ class WeightRegistry:
             update = replace(update, ref=ray.put(np.asarray(await update.ref)))
         self._latest = update
         return update
+
+    async def count_start(self, server: int) -> int:
+        """Count a start of the server with this index; returns how often it was started before."""
+        before = self._starts[server]
+        self._starts[server] += 1
+        return before
 
     async def latest(self) -> WeightUpdate | None:
         """The update that servers should be serving; None before the first."""
@@ -99,8 +109,8 @@ class WeightRegistry:
 def anonymous_file(data: np.ndarray) -> Iterator[str]:
     """The path of a file in memory that holds `data` (uint8) for the length of the block.
 
-    It has no name in any folder and goes with the process that made it, so nothing can be left behind; other processes
-    of the same user reach it through /proc.
+    The file has no name in any folder and ends with this process, so nothing can be left behind. Other processes of the
+    same user open it through /proc.
     """
     descriptor = os.memfd_create("coso-weights")
     try:
@@ -112,16 +122,16 @@ def anonymous_file(data: np.ndarray) -> Iterator[str]:
 
 
 class GlooGroup:
-    """A gloo process group of its own, beside whatever groups the process has, for broadcasts from rank 0."""
+    """A separate gloo process group for broadcasts from rank 0; it does not touch the process's other groups."""
 
     def __init__(self, address: str, port: int, rank: int, world_size: int, deadline_s: float) -> None:
-        """Blocks until all ranks have come. Raises `WeightTransferError` past the deadline."""
+        """Blocks until all ranks are connected. Raises `WeightTransferError` past the deadline."""
         import torch.distributed as torch_distributed
 
         dist: Any = torch_distributed  # its gloo classes come from C++ and have no complete types
         timeout = timedelta(seconds=deadline_s)
         try:
-            store = meeting_place(address, port, rank, world_size, timeout)
+            store = rendezvous_store(address, port, rank, world_size, timeout)
             options = dist.ProcessGroupGloo._Options()
             options._timeout = timeout
             if address.startswith("127."):  # one machine: listen on loopback only
@@ -129,14 +139,14 @@ class GlooGroup:
             self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("coso-weights", store), rank, world_size, options)
         except (RuntimeError, ValueError) as error:
             raise WeightTransferError(
-                f"rank {rank} of {world_size} did not meet the others for weight sync at {address}:{port} within "
+                f"rank {rank} of {world_size} did not connect to the others for weight sync at {address}:{port} within "
                 f"{deadline_s:.0f} s: {str(error).splitlines()[0]}"
             ) from error
         self._store = store
         self._rank = rank
 
     def broadcast(self, tensor: Any) -> None:
-        """Rank 0 sends the contiguous CPU tensor, all others receive into it."""
+        """Rank 0 sends the contiguous CPU tensor; all other ranks receive into it."""
         import torch.distributed as dist
 
         options = dist.BroadcastOptions()
@@ -145,13 +155,14 @@ class GlooGroup:
             self._group.broadcast([tensor], options).wait()
         except RuntimeError as error:
             raise WeightTransferError(
-                f"the broadcast of weights broke off at rank {self._rank}: {str(error).splitlines()[0]}. "
-                "Connect learner and servers anew."
+                f"the broadcast of weights failed at rank {self._rank}: {str(error).splitlines()[0]}. "
+                "Connect learner and servers again."
             ) from error
 
 
-def meeting_place(address: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
-    """A store where ranks find each other. Rank 0 listens at `address` only; PyTorch by itself listens on all."""
+def rendezvous_store(address: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
+    """The store that ranks use for their rendezvous. Rank 0 listens at `address` only; PyTorch by default would listen
+    at every address of the machine."""
     import socket
 
     from torch.distributed import TCPStore
@@ -167,5 +178,5 @@ def check_readable(update: WeightUpdate) -> None:
     if update.path is not None and not Path(update.path).exists():
         raise WeightTransferError(
             f"weights version {update.version} are not at {update.path} on this node ({os.uname().nodename}). "
-            "Servers on other nodes than the learner need weight_sync.transport object_store or nccl."
+            "Servers on other nodes than the learner's need weight_sync.transport object_store or nccl."
         )

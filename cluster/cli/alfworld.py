@@ -1,4 +1,4 @@
-"""`coso alfworld`: make ALFWorld games from what the wheel ships, and check a folder of games."""
+"""`coso alfworld`: make ALFWorld games from the data in the `alfworld` wheel, and check a folder of games."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="alfworld", help="Make ALFWorld games, and check folders of games.", no_args_is_help=True)
 
-#: How long one game may take to be made or checked, seconds.
+#: Deadline for making or checking one game, seconds.
 _DEADLINE_S = 300.0
-#: File that says how a folder of games was made.
+#: The file that records how a folder of games was made.
 _RECORD = "made.json"
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of games, laid out as the published set.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="A folder of games, in the layout of the published set.")
+]
 Tasks = Annotated[list[str] | None, typer.Option("--task", help="Only this task type; may be given several times.")]
 Plans = Annotated[
     list[int] | None, typer.Option("--floor-plan", help="Only this floor plan; may be given several times.")
@@ -43,14 +45,18 @@ def make(
     unseen: Annotated[int, typer.Option(min=0, help="Games per held-out floor plan and task type.")] = 3,
     task: Tasks = None,
     floor_plan: Plans = None,
-    target: Annotated[str, typer.Option("--object", help="Only games about this kind of object, as SoapBar.")] = "",
-    receptacle: Annotated[str, typer.Option(help="Only games whose goal is this kind of receptacle, as Toilet.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Fixes every game.")] = 1,
-    horizon: Annotated[int, typer.Option(min=1, help="Steps within which the expert must win.")] = 50,
+    target: Annotated[
+        str, typer.Option("--object", help="Only games about this kind of object, for instance SoapBar.")
+    ] = "",
+    receptacle: Annotated[
+        str, typer.Option(help="Only games with this kind of goal receptacle, for instance Toilet.")
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Seed; it determines every game.")] = 1,
+    horizon: Annotated[int, typer.Option(min=1, help="Most steps the expert may take to win.")] = 50,
     workers: Workers = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
 ) -> None:
-    """Make games of all floor plans and task types (or some), each solved by the expert; prints a summary as JSON."""
+    """Make games of all or some floor plans and task types; the expert solves each one. Prints a summary as JSON."""
     from envs.alfworld.building import build_game
     from envs.alfworld.making import requests
 
@@ -63,7 +69,7 @@ def make(
         for request in requests(split, count, seed, task or (), floor_plan or (), target, receptacle)
     ]
     if not wanted:
-        raise CosoError("there is no game to make: no floor plan of the split has a room for the task")
+        raise CosoError("no game can be made: no floor plan of the split has a room for the task")
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -71,7 +77,7 @@ def make(
         outcomes = _in_processes("making games", jobs, workers)
         summary = _summary(outcomes, seed, horizon)
         if not summary["games"]:
-            raise CosoError(f"no game could be made; the first: {outcomes[0].problem}")
+            raise CosoError(f"no game could be made; the first problem: {outcomes[0].problem}")
         (aside / _RECORD).write_text(json.dumps(summary, indent=1))
         if folder.exists():
             shutil.rmtree(folder)
@@ -84,11 +90,11 @@ def make(
 @app.command()
 def check(
     folder: Folder,
-    play: Annotated[bool, typer.Option("--play", help="Also have the expert play every game.")] = False,
-    horizon: Annotated[int, typer.Option(min=1, help="Steps the expert has, with --play.")] = 50,
+    play: Annotated[bool, typer.Option("--play", help="The expert also plays every game.")] = False,
+    horizon: Annotated[int, typer.Option(min=1, help="Most steps the expert may take, with --play.")] = 50,
     workers: Workers = None,
 ) -> None:
-    """Load every game of a folder; name those that are broken, missing or unsolvable, and count the rest, as JSON."""
+    """Load every game of a folder. Prints JSON: names of broken, missing and unsolvable games, number of good ones."""
     from envs.alfworld.building import check_game
     from envs.alfworld.games import NoGames, list_games
     from envs.alfworld.names import SPLITS
@@ -100,7 +106,7 @@ def check(
         except NoGames:
             continue
     if not paths:
-        raise CosoError(f"there are no ALFWorld games below {folder}; make some: coso alfworld make {folder}")
+        raise CosoError(f"no ALFWorld games in {folder}; make some with `coso alfworld make {folder}`")
     results = _in_processes(
         "checking games", [(f"game {path.name}", check_game, (path, horizon if play else 0)) for path in paths], workers
     )
@@ -121,14 +127,16 @@ def _check_scope(tasks: list[str] | None, plans: list[int] | None) -> None:
 
     for task in tasks or ():
         if task not in TASKS:
-            raise CosoError(f"--task {task!r} is none of {', '.join(TASKS)}")
+            raise CosoError(f"--task {task!r} is unknown; choose one of {', '.join(TASKS)}")
     for plan in plans or ():
         if plan not in FLOOR_PLANS:
-            raise CosoError(f"--floor-plan {plan}: there is none; they are 1-30, 201-230, 301-330 and 401-430")
+            raise CosoError(
+                f"--floor-plan {plan} does not exist; the floor plans are 1-30, 201-230, 301-330 and 401-430"
+            )
 
 
 def _in_processes(title: str, jobs: list[tuple[str, Any, tuple[Any, ...]]], workers: int | None) -> list[Any]:
-    """The results of (name, function, arguments) in their order, by `workers` processes (None: one per core)."""
+    """Run jobs (name, function, arguments) in `workers` processes (None: one per core); returns results in order."""
     from cluster.telemetry.progress import progress_bar
     from envs.alfworld.engine import EngineMissing, import_engine
 
@@ -137,7 +145,7 @@ def _in_processes(title: str, jobs: list[tuple[str, Any, tuple[Any, ...]]], work
     except EngineMissing as error:
         raise CosoError(str(error)) from None
     results = []
-    # Forked from a clean process: this one may have threads.
+    # Fork from a clean process, because this one may have threads.
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(jobs)), mp_context=context)
     try:
@@ -147,9 +155,9 @@ def _in_processes(title: str, jobs: list[tuple[str, Any, tuple[Any, ...]]], work
                 try:
                     results.append(future.result(_DEADLINE_S))
                 except FutureTimeout:
-                    raise CosoError(f"{name} was not done in {_DEADLINE_S:g} s") from None
+                    raise CosoError(f"{name} did not finish within {_DEADLINE_S:g} s") from None
                 except BrokenProcessPool:
-                    raise CosoError(f"a process that worked on {name} or beside it died") from None
+                    raise CosoError(f"a worker process died during {name} or another game of that time") from None
                 advance()
     except BaseException:
         for process in list((pool._processes or {}).values()):

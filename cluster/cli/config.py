@@ -16,7 +16,7 @@ def show_config(
     ] = None,
     docs: Annotated[bool, typer.Option("--docs", help="Print the reference of every key as Markdown.")] = False,
 ) -> None:
-    """Print the resolved config: every key with the value it would have."""
+    """Print the resolved config: every key with its value."""
     if docs:
         from cluster.config.reference import config_markdown
 

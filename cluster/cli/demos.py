@@ -1,4 +1,4 @@
-"""`coso demos`: an expert's play as Arrow shards."""
+"""`coso demos`: record an expert's demonstrations as Arrow shards."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from cluster.config.files import keyword_arguments
 
 def demos(
     environment: Annotated[str, typer.Argument(metavar="ENV", help="For instance coso/EZPoints-v0.")],
-    steps: Annotated[int, typer.Argument(metavar="N", min=1, help="How many steps.")],
+    steps: Annotated[int, typer.Argument(metavar="N", min=1, help="Number of steps.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that does not exist yet.")],
     kwargs: Annotated[
         list[str] | None, typer.Argument(metavar="key=value...", help="Arguments of the environment.")
     ] = None,
     noise: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of actions that are not the expert's, to leave RL something.")
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Share of steps with another action than the expert's; leaves room for RL."
+        ),
     ] = 0.0,
-    habit: Annotated[str, typer.Option(help="The action taken in those; default: a uniformly random one.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of deals and noise.")] = 1,
+    habit: Annotated[str, typer.Option(help="The action in those steps; default: uniformly random.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of episodes and noise.")] = 1,
 ) -> None:
     """Let an environment's expert play N steps and write them to OUT as Arrow shards, for `coso warmstart`.
 
@@ -31,4 +34,4 @@ def demos(
 
     play = Play(environment, keyword_arguments(kwargs or []), seed, noise, habit)
     mean = write_demonstrations(play, steps, out)
-    typer.echo(f"{steps} steps in {out}, mean reward {mean:.3f} a step")
+    typer.echo(f"{steps} steps in {out}, mean reward {mean:.3f} per step")

@@ -19,7 +19,7 @@ def evaluate(
     episodes: Annotated[int | None, typer.Option(min=1, help="Held-out episodes; default: as configured.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy; default: as configured.")] = None,
 ) -> None:
-    """Measure a model's success on held-out episodes; prints JSON."""
+    """Measure a model's success on held-out episodes. Prints JSON."""
     changes = {
         key: value
         for key, value in {

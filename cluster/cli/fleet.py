@@ -17,7 +17,7 @@ from cluster.errors import CosoError
 
 fleet_app = typer.Typer(help="Start, watch and stop the Android emulators of this node.", no_args_is_help=True)
 
-Fleet = Annotated[str, typer.Option(help="Name of the fleet, where a node runs several.")]
+Fleet = Annotated[str, typer.Option(help="Name of the fleet, if a node runs several.")]
 
 
 @fleet_app.command()
@@ -26,20 +26,21 @@ def start(
         str, typer.Option(help="Android virtual device that serves as the template (`avdmanager list avd`).")
     ],
     count: Annotated[
-        int | None, typer.Option(min=1, help="Emulators; default: as many as cores, memory and KVM of this node allow.")
+        int | None,
+        typer.Option(min=1, help="Number of emulators; default: as many as this node's cores and memory allow."),
     ] = None,
     snapshot: Annotated[
-        str, typer.Option(help="Snapshot of the template to boot from and to reset to.")
+        str, typer.Option(help="Snapshot of the template; emulators boot from it and reset to it.")
     ] = "default_boot",
     emulator: Annotated[str, typer.Option(help="Path of the emulator program.")] = "emulator",
     memory: Annotated[int, typer.Option(min=256, help="Memory of each emulator, MB.")] = 2048,
-    cores: Annotated[int, typer.Option(min=1, help="Cores each emulator shows its guest.")] = 2,
+    cores: Annotated[int, typer.Option(min=1, help="Virtual cores of each emulator.")] = 2,
     adb_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the node's adb server.")] = 5037,
     boot_deadline: Annotated[float, typer.Option(min=1.0, help="Deadline for an emulator to boot, seconds.")] = 300.0,
     fleet: Fleet = "default",
-    wait: Annotated[bool, typer.Option(help="Wait until every emulator has booted, or has failed to.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait until every emulator has booted or failed.")] = True,
 ) -> None:
-    """Start this node's emulators and leave them running, watched by an agent."""
+    """Start this node's emulators; an agent keeps them running in the background."""
     from cluster.fleet.agent import AgentOptions
     from cluster.fleet.capacity import emulator_count, measure
     from cluster.fleet.emulator import EmulatorOptions
@@ -51,14 +52,16 @@ def start(
     program = shutil.which(emulator)
     if program is None:
         raise CosoError(
-            f"there is no emulator {emulator!r}: install Android's SDK emulator, or give --emulator its path"
+            f"emulator program {emulator!r} not found: install Android's SDK emulator, or give its path with --emulator"
         )
     try:
         AdbServer(port=adb_port).query("host:version", CALL_DEADLINE_S)
     except DeviceError as error:
         raise CosoError(str(error)) from None
     if running_emulators(fleet) is not None:
-        raise CosoError(f"the fleet {fleet!r} runs already: see `coso fleet status`, or stop it with `coso fleet stop`")
+        raise CosoError(
+            f"the fleet {fleet!r} is already running: see `coso fleet status`, or stop it with `coso fleet stop`"
+        )
     number = emulator_count(count, measure(), memory)
     folder = Path(tempfile.gettempdir()) / f"coso-fleet-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ def start(
         boot_deadline_s=boot_deadline,
     )
     agent = start_agent(options, folder)
-    typer.echo(f"{number} emulators of {avd} are being started; logs: {folder}")
+    typer.echo(f"starting {number} emulators of {avd}; logs: {folder}")
     if wait:
         wait_for_boot(fleet, agent, boot_deadline)
     _print_status(fleet_status(fleet))
@@ -81,7 +84,7 @@ def start(
 def status(
     fleet: Fleet = "default", as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Show every emulator of this node: its state, serial, restarts and what ailed it last."""
+    """Show every emulator of this node: state, serial, restarts and last failure."""
     from cluster.fleet.node import status as fleet_status
 
     shown = fleet_status(fleet)
@@ -93,16 +96,16 @@ def status(
 
 @fleet_app.command()
 def stop(fleet: Fleet = "default") -> None:
-    """End this node's agent, and with it its emulators."""
+    """Stop this node's agent and its emulators."""
     from cluster.fleet.node import stop_agent
 
     stop_agent(fleet)
-    typer.echo(f"the fleet {fleet!r} has ended")
+    typer.echo(f"the fleet {fleet!r} has stopped")
 
 
 def _print_status(shown: dict[str, Any]) -> None:
     table = Table(title=f"fleet {shown['fleet']} (agent: process {shown['pid']})")
-    for column in ("emulator", "state", "serial", "process", "restarts", "last trouble"):
+    for column in ("emulator", "state", "serial", "process", "restarts", "last failure"):
         table.add_column(column)
     for each in shown["emulators"]:
         table.add_row(

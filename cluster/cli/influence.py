@@ -1,4 +1,4 @@
-"""`coso influence RUN`: which tokens of a run's answers decided its actions: terminal, page and picture."""
+"""`coso influence RUN`: show which tokens determined the actions, in the terminal, as a page and as a picture."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ def influence(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for instance runs/numberline.")],
     update: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="An update to show, several times to compare; default: the first and the last."),
+        typer.Option(min=1, help="An update to show; repeat the option to compare. Default: the first and the last."),
     ] = None,
-    answers: Annotated[int, typer.Option(min=1, help="Screens to show, each with its answers.")] = 4,
+    answers: Annotated[int, typer.Option(min=1, help="Number of screens to show, each with its answers.")] = 4,
     estimator: Annotated[
         str | None,
         typer.Option(
-            help="Score anew with scm, parser, scm+parser, gradient or uniform, by the latest checkpoint; "
-            "default: as the run scored."
+            help="Score again with scm, parser, scm+parser, gradient or uniform, from the latest checkpoint; "
+            "default: the scores of the run."
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for influence.html and influence.png; default: the run's.")
+        Path | None, typer.Option(help="Folder for influence.html and influence.png; default: the run folder.")
     ] = None,
 ) -> None:
-    """Show answers token by token, shaded by how much each token decided the action, before and after training."""
+    """Show answers before and after training; each token is shaded by its influence on the action."""
     from rich.console import Console
     from rich.text import Text
 
@@ -60,5 +60,5 @@ def influence(
         (folder / "influence.html").write_text(page(view), encoding="utf-8", errors="replace")
         picture(view).save(folder / "influence.png")
     except OSError as error:
-        raise CosoError(f"{folder} cannot be written to: {error}") from None
+        raise CosoError(f"cannot write to {folder}: {error}") from None
     terminal.print(Text(f"{folder / 'influence.html'}  {folder / 'influence.png'}", style="dim"))

@@ -1,10 +1,12 @@
-"""The `coso` command. Heavy imports happen inside the commands, so that `--help` and errors answer at once."""
+"""The `coso` command. Heavy imports are inside the commands, so that `--help` and errors are fast."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -22,8 +24,10 @@ from cluster.cli.train import train
 from cluster.cli.warmstart import warmstart
 from cluster.errors import CosoError
 
-#: Exit code of what was ended by Ctrl-C or SIGTERM, as shells have it.
+#: Exit code after Ctrl-C or SIGTERM, as in shells.
 INTERRUPTED = 130
+#: What `pip install coso-rl` alone does not bring, since the CPU and GPU profiles need different builds.
+STACK = ("torch", "vllm", "ray", "transformers", "peft", "deepspeed", "pyarrow", "safetensors", "tensorboard")
 
 app = typer.Typer(
     name="coso",
@@ -32,6 +36,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"coso-rl {version('coso-rl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    wanted: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass  # the option's callback has done it
+
 
 app.command()(train)
 app.command()(warmstart)
@@ -48,7 +68,7 @@ app.add_typer(alfworld.app)
 
 
 def _end_on_terminate(number: int, frame: object) -> None:
-    # Ended politely (SIGTERM), a run cleans up after itself as on Ctrl-C.
+    # On SIGTERM a run cleans up as on Ctrl-C.
     raise KeyboardInterrupt
 
 
@@ -57,7 +77,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _end_on_terminate)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        # Typer turns Ctrl-C into an exit code that it returns, where it does not raise `Abort`.
+        # On Ctrl-C, Typer either raises `Abort` or returns an exit code.
         if code := app(standalone_mode=False):
             raise KeyboardInterrupt if code == INTERRUPTED else typer.Exit(code)
     except typer.Exit as stop:
@@ -67,8 +87,17 @@ def main() -> None:
             raise
         typer.echo(f"coso: {error}", err=True)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in STACK or os.environ.get("COSO_TRACEBACK"):
+            raise
+        typer.echo(
+            f"coso: this command needs {error.name}, which is not installed; install the pinned packages of the "
+            "project's requirements/cpu.txt or requirements/gpu.txt (in a checkout: make setup)",
+            err=True,
+        )
+        sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("coso: interrupted; everything it had started was ended", err=True)
+        typer.echo("coso: interrupted; all processes were stopped", err=True)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own errors: usage, bad parameter

@@ -1,4 +1,4 @@
-"""`coso serve`: a model behind an OpenAI-compatible endpoint, on the engine that serves policies in a run."""
+"""`coso serve`: serve a model at an OpenAI-compatible endpoint, with the same engine as a run's policy servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,53 +21,53 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="Model folder or hub name; default: model.path of the config.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; others than loopback are open to the network.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; any other than loopback is open to the network.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
-    name: Annotated[str, typer.Option(help="What requests call the model.")] = "policy",
-    images: Annotated[int, typer.Option(min=1, help="Pictures that a request may hold.")] = 2,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free port.")] = 8000,
+    name: Annotated[str, typer.Option(help="Name of the model in requests.")] = "policy",
+    images: Annotated[int, typer.Option(min=1, help="Largest number of pictures in a request.")] = 2,
 ) -> None:
     """Serve a model at an OpenAI-compatible endpoint, for instance to judge phone tasks, until Ctrl-C.
 
-    Its engine is set by `model` and `policy_server` of the config. With VLLM_API_KEY in the environment, requests have
-    to bear that key.
+    The config sections `model` and `policy_server` configure the engine. If VLLM_API_KEY is set in the environment,
+    requests must carry that key.
     """
-    from actors.serving.openai_api import listening_socket
-    from actors.serving.openai_api import serve as serve_model
-    from actors.serving.policy_engine import ModelNotServable, policy_server_environment, start_engine
+    from actors.serving import openai_api, policy_engine
     from cluster.config.files import config_of_words
-    from cluster.config.mapping import policy_server_options
     from cluster.errors import CosoError
     from cluster.launch.ray_runtime import short_temporary_folder, temporary_prefix
     from cluster.telemetry.progress import spinner
 
     config = config_of_words([*(words or []), *([f"model.path={json.dumps(model)}"] if model else [])])
     try:
-        bound = listening_socket(host, port)
+        bound = openai_api.listening_socket(host, port)
     except OSError as error:
-        raise CosoError(f"cannot listen at {host}:{port}: {error}; choose another --host or --port") from None
+        raise CosoError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from None
     address = f"http://{host}:{bound.getsockname()[1]}/v1"
     temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(os.getpid()), dir=short_temporary_folder()))
-    # What vLLM warns of are choices made in `policy_engine`; a person who waits for an address need not read them.
+    # vLLM warns about settings that `policy_engine` chose on purpose; the user need not see them.
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     starting = ExitStack()
 
     def on_serving() -> None:
         starting.close()
-        typer.echo(f"serving {name!r} at {address} (Ctrl-C ends it)")
+        typer.echo(f"serving {name!r} at {address} (Ctrl-C stops it)")
 
     try:
-        options = replace(policy_server_options(config, temporary, 0, "shared_memory"), images_per_prompt=images)
-        os.environ.update(policy_server_environment(options) | quiet)
+        launch = policy_engine.PolicyServerLaunch(
+            index=0, run_seed=config.seed, temp_folder=str(temporary / "v0"), images_per_prompt=images
+        )
+        environment = policy_engine.policy_server_environment(config.model, config.policy_server, launch)
+        os.environ.update(environment | quiet)
         with starting:
             starting.enter_context(spinner(f"starting an engine for {config.model.path}"))
-            _, engine = start_engine(options)
+            _, engine = policy_engine.start_engine(config.model, config.policy_server, launch)
             try:
-                asyncio.run(serve_model(engine, config.model.path, name, bound, on_serving))
+                asyncio.run(openai_api.serve(engine, config.model.path, name, bound, on_serving))
             finally:
                 engine.shutdown()
-    except ModelNotServable as error:
+    except policy_engine.ModelNotServable as error:
         raise CosoError(str(error)) from error
     finally:
         bound.close()

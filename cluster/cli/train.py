@@ -20,7 +20,7 @@ def train(
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train a vision-language agent online, and end with its success before and after and a report to open."""
+    """Train a vision-language agent online; prints its success before and after, and the path of the report."""
     config = config_of_words(words)
     configs = _per_seed(config, seed)
     if dry_run:
@@ -39,9 +39,9 @@ def _per_seed(config: RunConfig, seed: str | None) -> list[RunConfig]:
     try:
         seeds = [int(part) for part in seed.split(",")]
     except ValueError:
-        raise CosoError(f"--seed {seed!r} is not a number nor a list of numbers like 1,2,3") from None
+        raise CosoError(f"--seed {seed!r} is not a number or a list of numbers like 1,2,3") from None
     if len(set(seeds)) < len(seeds):
-        raise CosoError(f"--seed {seed!r} names a seed twice; each is a run of its own")
+        raise CosoError(f"--seed {seed!r} names a seed twice; each seed is one run")
     values = config.model_dump()
     if len(seeds) == 1:
         return [validate({**values, "seed": seeds[0]})]

@@ -9,7 +9,7 @@ from cluster.config.files import config_of_words
 
 
 def warmstart(words: Words, dry_run: DryRun = False, overwrite: Overwrite = False) -> None:
-    """Make a small VLM (or take `model.path`) and teach it the answer format on an expert's demonstrations."""
+    """Make a small VLM (or take `model.path`) and teach it the answer format from an expert's demonstrations."""
     config = config_of_words(words)
     if dry_run:
         print_plan(config)

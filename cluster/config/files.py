@@ -1,4 +1,4 @@
-"""From YAML files, overlays and `key.sub=value` words to a `RunConfig`; errors name key, place and mending."""
+"""From YAML files and `key.sub=value` overrides to a `RunConfig`. Errors name the key, its source and the fix."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cluster.config.changed_keys import CHANGED_KEYS
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from learner.algorithms.base import AlgorithmSettings
+from learner.algorithms.registry import algorithms
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-5 is a number, as in YAML 1.2 and unlike in 1.1, and a date is text."""
+    """A YAML loader that reads 1e-5 as a number (as YAML 1.2 does, not 1.1) and a date as text."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back: text that looks like a number to it is quoted."""
+    """Writes YAML that `_Loader` reads back unchanged: it quotes text that would be read as a number."""
 
 
 for _side in (_Loader, _Dumper):
@@ -36,9 +39,9 @@ for _side in (_Loader, _Dumper):
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
-    """Read `files` in order, each laid over the ones before, then apply `overrides` (`key.sub=value`).
+    """Read `files` in order, later ones override earlier ones, then apply `overrides` (`key.sub=value`).
 
-    Raises `CosoError` naming the key, where it was written and the nearest valid key.
+    Raises `CosoError` that names the key, its source and the nearest valid key.
     """
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -54,13 +57,13 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
 
 def config_of_words(words: Sequence[str]) -> RunConfig:
-    """The config that a command line's words say: names of YAML files, and overrides. Raises `CosoError`."""
+    """The config from command-line words: names of YAML files, and overrides. Raises `CosoError`."""
     files = [word for word in words if word.endswith((".yaml", ".yml")) and not re.match(r"[\w.]+=", word)]
     return load_config(files, [word for word in words if word not in files])
 
 
 def overlay(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
-    """`layer` laid over `base`: mappings merge key by key, everything else replaces."""
+    """Merge `layer` into `base`: mappings merge key by key, other values replace."""
     merged = dict(base)
     for key, value in layer.items():
         below = merged.get(key)
@@ -69,7 +72,7 @@ def overlay(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def validate(values: dict[str, Any], sources: dict[str, str] | None = None) -> RunConfig:
-    """Check values against the models; `sources` says where each dotted key was written."""
+    """Check values against the models. sources: dotted key -> the file or override that set it. Raises `CosoError`."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -83,7 +86,7 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def parse_value(text: str, word: str) -> Any:
-    """The value of a `key=value` word of the command line, read as YAML. Raises `CosoError` naming the word."""
+    """Read the value of a `key=value` word as YAML. Raises `CosoError` that names the word."""
     try:
         return yaml.load(text, Loader=_Loader) if text else ""
     except (yaml.YAMLError, ValueError):
@@ -91,7 +94,7 @@ def parse_value(text: str, word: str) -> Any:
 
 
 def keyword_arguments(words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words as keyword arguments. Raises CosoError for a word of another form."""
+    """`key=value` words as keyword arguments. Raises `CosoError` for other words."""
     arguments = {}
     for word in words:
         key, separator, value = word.partition("=")
@@ -106,22 +109,25 @@ def valid_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
     keys: list[str] = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        if section := section_of(field.annotation):
+        for section in sections_of(field.annotation):
             keys.extend(valid_keys(section, f"{prefix}{name}."))
-    return keys
+    return list(dict.fromkeys(keys))
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The config section that a field's annotation holds (also `Section | None`), if any."""
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The config sections that a field's annotation may hold (also `Section | None`): none, one, or one for each
+    algorithm."""
+    if annotation is AlgorithmSettings:
+        return [algorithm.Settings for algorithm in algorithms().values()]
     candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise CosoError(f"config file {path} does not exist; configs/ holds the ones that ship") from None
+        raise CosoError(f"config file {path} does not exist; configs/ has ready-made ones") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CosoError(f"config file {path} cannot be read: {error}") from None
     try:
@@ -157,12 +163,16 @@ def _explain(problem: Any, sources: dict[str, str]) -> str:
     source = _nearest_source(problem["loc"], sources)
     where = f" (in {source})" if source else ""
     if problem["type"] == "extra_forbidden":
+        if key in CHANGED_KEYS:
+            new = CHANGED_KEYS[key]
+            change = f"is now called {new!r}; rename it" if new else "has no effect any more; remove it"
+            return f"config key {key!r}{where} {change}"
         near = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.5) or _same_leaf(key)
         hint = f"; the nearest valid key is {near[0]!r}" if near else "; `coso config` lists the valid keys"
         return f"unknown config key {key!r}{where}{hint}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "string_type":
-        message += " (quote what YAML would read as something else)"
+        message += " (quote text that YAML reads as another type)"
     if problem["type"] == "value_error":
         return f"config{where}: {message}"
     return f"config key {key!r}{where}: {message}, got {problem['input']!r}"

@@ -1,7 +1,7 @@
-"""`RunConfig`: everything a run is made of, composed of the stages' settings. Unknown keys are fatal.
+"""`RunConfig`: all settings of a run, composed of the stages' settings. Unknown keys are errors.
 
-Defaults are the published figures where there are any (PPO with chain-of-thought weighting: RL4VLM, arXiv 2405.10292;
-CoSo: arXiv 2505.03792); a config file under `configs/` states what a smaller machine or model needs instead.
+Defaults are the published values if there are any (PPO with chain-of-thought weighting: RL4VLM, arXiv 2405.10292;
+CoSo: arXiv 2505.03792); the files in `configs/` set what a smaller machine or model needs.
 """
 
 from __future__ import annotations
@@ -12,36 +12,38 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from actors.settings import ModelSettings, PolicyServerSettings, RolloutSettings, WeightSyncSettings
 from envs.settings import Count, EnvironmentSettings, NonNegative, Section
-from learner.settings import EntropySettings, LearnerSettings, PpoSettings, WarmStartSettings
+from learner.algorithms.registry import AnyAlgorithmSettings, default_algorithm
+from learner.settings import EntropySettings, LearnerSettings, WarmStartSettings
 from scoring.settings import ScoringSettings
 
 
 class TrainingSettings(Section):
-    """How long, and what is kept."""
+    """Length of training, evaluation and checkpoints."""
 
-    updates: PositiveInt = Field(25, description="Policy updates in all.")
-    steps_per_update: PositiveInt = Field(512, description="Environment steps an update is made of (whole episodes).")
-    evaluate_every: Count = Field(5, description="Evaluate after every n-th update; 0: only before and after.")
-    evaluation_episodes: PositiveInt = Field(200, description="Held-out episodes of an evaluation.")
-    evaluation_temperature: NonNegative = Field(0.0, description="Sampling temperature when evaluating; 0 is greedy.")
+    updates: PositiveInt = Field(25, description="Number of policy updates.")
+    steps_per_update: PositiveInt = Field(512, description="Environment steps per update (at least; whole episodes).")
+    evaluate_every: Count = Field(5, description="Evaluate after every n-th update; 0: only before and after training.")
+    evaluation_episodes: PositiveInt = Field(200, description="Held-out episodes per evaluation.")
+    evaluation_temperature: NonNegative = Field(0.0, description="Sampling temperature in evaluations; 0 is greedy.")
     checkpoint_every: PositiveInt = Field(5, description="Checkpoint after every n-th update.")
-    keep_checkpoints: PositiveInt = Field(2, description="Checkpoints kept; older ones are removed.")
+    keep_checkpoints: PositiveInt = Field(2, description="Number of checkpoints to keep; older ones are removed.")
 
 
 class LoggingSettings(Section):
     """Where metrics go besides `metrics.jsonl` and TensorBoard."""
 
-    console: bool = Field(True, description="The live one-screen console (plain lines when not a terminal).")
+    console: bool = Field(True, description="Show the live console (plain lines without a terminal).")
     wandb_project: str | None = Field(
         None, description="Weights & Biases project; the key is read from the environment (WANDB_API_KEY)."
     )
 
 
 class ClusterSettings(Section):
-    """The Ray cluster and what each actor takes of it."""
+    """The Ray cluster and the resources of each actor."""
 
     address: str | None = Field(
-        None, description="Ray cluster to join (`auto` or host:port); null starts one on this machine, on loopback."
+        None,
+        description="Ray cluster to join (`auto` or host:port); null starts Ray on this machine, on loopback.",
     )
     object_store_bytes: PositiveInt = Field(256 << 20, description="Object store of a local Ray, bytes.")
     learner_cpus: NonNegative = Field(1.0, description="CPUs of a learner rank.")
@@ -49,26 +51,27 @@ class ClusterSettings(Section):
     rollout_worker_cpus: NonNegative = Field(0.25, description="CPUs of a rollout worker.")
     scorer_cpus: NonNegative = Field(0.25, description="CPUs of a scoring worker.")
     oversubscribe: PositiveFloat = Field(
-        2.0, description="Logical CPUs a local Ray offers per core: on one machine the stages take turns."
+        2.0, description="Logical CPUs that a local Ray offers per core. Above 1, since the stages take turns."
     )
     max_recoveries: Count = Field(
-        20, description="Recoveries (of servers, scorers, workers and learner) after which the run gives up."
+        20, description="Restarts of servers, scorers, workers and learner after which the run gives up."
     )
 
 
 class RunConfig(Section):
-    """Everything a run is made of."""
+    """All settings of a run."""
 
     name: str = Field("numberline", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name.")
     folder: str = Field("runs", description="Where run folders are made.")
-    seed: Count = Field(1, description="Seed of everything.")
+    # PyTorch takes no larger seed; what takes only 32 bits is given a seed derived from this one.
+    seed: int = Field(1, ge=0, lt=2**64, description="Seed of everything.")
     mode: Literal["sync", "async"] = Field(
         "async", description="sync: lock-step and deterministic; async: all stages overlap."
     )
     max_policy_lag: Count = Field(
         1,
-        description="async: data made by weights older than this many versions is not trained on; rollouts wait rather "
-        "than make it.",
+        description="async: steps sampled more than this many versions ago are not trained on. Rollouts wait before "
+        "they would produce such steps.",
     )
     environment: EnvironmentSettings = EnvironmentSettings()
     model: ModelSettings = ModelSettings()
@@ -77,7 +80,7 @@ class RunConfig(Section):
     weight_sync: WeightSyncSettings = WeightSyncSettings()
     scoring: ScoringSettings = ScoringSettings()
     learner: LearnerSettings = LearnerSettings()
-    algorithm: PpoSettings = PpoSettings()
+    algorithm: AnyAlgorithmSettings = Field(default_factory=default_algorithm)
     entropy: EntropySettings = EntropySettings()
     training: TrainingSettings = TrainingSettings()
     warm_start: WarmStartSettings = WarmStartSettings()

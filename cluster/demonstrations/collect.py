@@ -1,8 +1,8 @@
-"""An environment's expert at play, in the trajectory schema: for warm starts, in memory or as a folder of Arrow shards.
+"""An expert's demonstrations in the trajectory schema, for warm starts: in memory or as a folder of Arrow shards.
 
 A folder of demonstrations holds `batch_000000.parquet`, `images_000000.parquet` and so on, as a run's log of
-trajectories does (token ids are null: they depend on a model), `state_labels_000000.parquet`, what is to be seen in the
-picture of each step, and `demonstrations.yaml`, how they came about; written last, it makes the folder a whole one.
+trajectories does (token ids are null, because they depend on a model). `state_labels_000000.parquet` says what each
+step's picture shows. `demonstrations.yaml` says how the demonstrations were made; it is written last.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _LABELS_SCHEMA = pa.schema([("state_labels", pa.list_(pa.int32()))])
 
 @dataclass(frozen=True)
 class Play:
-    """Whose play, and how: what `demonstrations.yaml` says.
+    """Which environment and how its expert plays: the content of `demonstrations.yaml`.
 
-    With probability `noise` an action is not the expert's, but `habit`, or uniformly random where that is empty.
+    With probability `noise`, an action is `habit` instead of the expert's, or uniformly random if `habit` is empty.
     """
 
     environment: str
@@ -44,7 +44,7 @@ class Play:
 
 @dataclass
 class Demonstrations:
-    """Steps of an expert: their rows and pictures, and state labels int32 (N, M), M as `state_label_sizes` is long."""
+    """Steps of an expert: rows and pictures, and state labels int32 (N, M) with M = len(state_label_sizes)."""
 
     batch: TrajectoryBatch
     state_labels: np.ndarray
@@ -54,19 +54,19 @@ class Demonstrations:
 def demonstrate(
     play: Play, steps: int, shard_steps: int = SHARD_STEPS, advance: Callable[[], None] = lambda: None
 ) -> Iterator[Demonstrations]:
-    """Let the environment's expert play exactly `steps` steps, on training seeds; the last episode may be cut short.
+    """Let the environment's expert play exactly `steps` steps on training seeds. The last episode may be incomplete.
 
-    Yields them `shard_steps` at a time. The same arguments give the same steps. Raises CosoError for an environment
-    that cannot be made or has no expert, and for a habit that is no action of it.
+    Yields `shard_steps` steps at a time. The same arguments give the same steps. Raises CosoError if the environment
+    cannot be made or has no expert, or if the habit is not one of its actions.
     """
     environment = make_environment(play.environment, play.kwargs)
     game: Any = environment.unwrapped
     words = getattr(game, "action_words", ())
     try:
         if not hasattr(game, "expert_utterance"):
-            raise CosoError(f"there is nothing to learn from: {play.environment} has no expert_utterance")
+            raise CosoError(f"{play.environment} has no expert (it does not define expert_utterance)")
         if play.habit and words and play.habit not in words:
-            raise CosoError(f"habit {play.habit!r} is no action of {play.environment}: {', '.join(words)}")
+            raise CosoError(f"habit {play.habit!r} is not an action of {play.environment}: {', '.join(words)}")
         sizes = tuple(getattr(game, "state_label_sizes", ()))
         rng = np.random.default_rng([play.seed, 1])
         encoder = PngEncoder()
@@ -87,7 +87,7 @@ def demonstrate(
             try:
                 utterance = game.expert_utterance(rng, play.noise, play.habit)
             except NotImplementedError as error:
-                raise CosoError(f"there is nothing to learn from: {error}") from None
+                raise CosoError(f"no demonstrations can be made: {error}") from None
             prompt = observation["prompt"]
             observation, reward, terminated, truncated, info = environment.step(utterance)
             over = terminated or truncated
@@ -114,7 +114,7 @@ def demonstrate(
 
 
 def gather(shards: Iterator[Demonstrations]) -> Demonstrations:
-    """All shards as one."""
+    """Join all shards into one."""
     everything = list(shards)
     return Demonstrations(
         TrajectoryBatch.concatenate(shard.batch for shard in everything),
@@ -124,9 +124,9 @@ def gather(shards: Iterator[Demonstrations]) -> Demonstrations:
 
 
 def write_demonstrations(play: Play, steps: int, folder: Path, shard_steps: int = SHARD_STEPS) -> float:
-    """Write `steps` steps of the expert to a new folder, whole or not at all; returns the mean reward of a step.
+    """Write `steps` steps of the expert to a new folder, atomically; returns the mean reward per step.
 
-    Raises CosoError where the folder exists, or as `demonstrate`.
+    Raises CosoError if the folder exists, and as `demonstrate` does.
     """
     from cluster.telemetry.progress import progress_bar
 
@@ -154,7 +154,7 @@ def write_demonstrations(play: Play, steps: int, folder: Path, shard_steps: int 
 
 
 def load_demonstrations(folder: Path, environment: str) -> Demonstrations:
-    """What `write_demonstrations` wrote. Raises CosoError where it is none, or of another environment."""
+    """Read what `write_demonstrations` wrote. Raises CosoError if it is incomplete or of another environment."""
     try:
         about = yaml.safe_load((folder / ABOUT).read_text(encoding="utf-8"))
         log = TrajectoryLog(folder)
@@ -165,12 +165,12 @@ def load_demonstrations(folder: Path, environment: str) -> Demonstrations:
         shown, steps, sizes = about["environment"], about["steps"], tuple(about["state_label_sizes"])
     except FileNotFoundError as error:
         raise CosoError(
-            f"{folder} is no folder of demonstrations: {error.filename} is not there; `coso demos` makes one"
+            f"{folder} is not a folder of demonstrations: {error.filename} is missing; make one with `coso demos`"
         ) from None
     except (OSError, SchemaMismatch, pa.ArrowException, yaml.YAMLError, KeyError, TypeError) as error:
         raise CosoError(f"the demonstrations in {folder} cannot be read: {error}") from error
     if len(batch) != steps or len(labels) != steps:
-        raise CosoError(f"{folder} should hold {steps} steps but holds {len(batch)}: make the demonstrations anew")
+        raise CosoError(f"{folder} should hold {steps} steps but holds {len(batch)}: make the demonstrations again")
     if shown != environment:
         raise CosoError(f"{folder} shows {shown}, but environment.id is {environment}")
     return Demonstrations(batch, labels.reshape(steps, len(sizes)), sizes)

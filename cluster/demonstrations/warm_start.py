@@ -1,12 +1,13 @@
-"""A model that knows the answer format: demonstrations by the environment's expert, then supervised fine-tuning.
+"""Warm start: teach a model the answer format by supervised fine-tuning on an expert's demonstrations.
 
-By default a small VLM is made on the spot, with a tokenizer of its own; with `warm_start.make_model: false` the model
-at `model.path` is fine-tuned instead. Training runs through the same DeepSpeed learner as reinforcement learning does.
+By default this makes a new small VLM with its own tokenizer. With `warm_start.make_model: false` it fine-tunes the
+model at `model.path`. Training uses the same DeepSpeed learner as reinforcement learning.
 """
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,13 @@ from cluster.telemetry.progress import progress_bar, spinner
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
 
-#: Where a model folder keeps the demonstrations it was taught on; the SCM is pre-trained on them.
+#: Subfolder of a model folder with its demonstrations; the SCM is pre-trained on them.
 DEMONSTRATIONS = "demonstrations"
-#: Optimizer steps between two movements of the progress bar.
+#: Optimizer steps between two updates of the progress bar.
 STEPS_PER_CALL = 10
+#: AdamW as it suits fitting a model from scratch; the run's own settings are for the small steps of reinforcement
+#: learning.
+ADAMW = {"betas": (0.9, 0.98), "epsilon": 1e-8, "weight_decay": 0.01, "gradient_clip": 1.0}
 
 
 def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
@@ -38,9 +42,9 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
         raise CosoError(f"model folder {output} exists; keep it, or replace it with --overwrite")
     aside = output.with_name(output.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.parent.mkdir(parents=True, exist_ok=True)
     try:
         shown = demonstrations(config)
+        aside.parent.mkdir(parents=True, exist_ok=True)
         start = config.model.path
         with ray_session(config):
             if settings.make_model:
@@ -58,7 +62,7 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
 
 
 def demonstrations(config: RunConfig) -> Demonstrations:
-    """Those in `warm_start.demonstrations_from`, or else ones collected now. Raises `CosoError`."""
+    """The demonstrations in `warm_start.demonstrations_from`, or newly collected ones. Raises `CosoError`."""
     settings = config.warm_start
     if settings.demonstrations_from:
         return load_demonstrations(Path(settings.demonstrations_from), config.environment.id)
@@ -68,7 +72,7 @@ def demonstrations(config: RunConfig) -> Demonstrations:
 
 
 def with_token_ids(shown: TrajectoryBatch, chat: ChatProcessor) -> TrajectoryBatch:
-    """The demonstrations with their text as the ids that this model's tokenizer gives it, and its end token."""
+    """Add token ids to the demonstrations: this model's tokens of each utterance, then its end token."""
     ids = chat.tokenizer(shown.column("utterance").tolist(), add_special_tokens=False)["input_ids"]
     column = pa.array([[*each, *chat.eos_token_ids[:1]] for each in ids], STEP_SCHEMA.field("response_ids").type)
     position = STEP_SCHEMA.get_field_index("response_ids")
@@ -76,7 +80,7 @@ def with_token_ids(shown: TrajectoryBatch, chat: ChatProcessor) -> TrajectoryBat
 
 
 def read_demonstrations(model_path: str) -> TrajectoryBatch | None:
-    """The demonstrations that a warm-started model folder carries, if it does."""
+    """The demonstrations in a warm-started model folder, or None if it has none."""
     folder = Path(model_path) / DEMONSTRATIONS
     if not (folder / "batch_000000.parquet").exists():
         return None
@@ -84,10 +88,12 @@ def read_demonstrations(model_path: str) -> TrajectoryBatch | None:
 
 
 def _make_model(config: RunConfig, shown: Demonstrations, folder: str) -> None:
-    """Make the small model and pre-train its vision tower, in a process of their own."""
+    """Make the small model and pre-train its vision tower, in a separate process."""
     import ray
 
-    with spinner("making a model and teaching it to see" if config.warm_start.vision_steps else "making a model"):
+    with spinner(
+        "making a model and pre-training its vision tower" if config.warm_start.vision_steps else "making a model"
+    ):
         ray.get(
             ray.remote(num_cpus=1)(_make_and_pretrain).remote(config, shown, folder),
             timeout=config.learner.start_deadline_s,
@@ -106,7 +112,7 @@ def _make_and_pretrain(config: RunConfig, shown: Demonstrations, folder: str) ->
     settings = config.warm_start
     prompts, keys = shown.batch.column("prompt").tolist(), shown.batch.column("image").tolist()
     texts = [text for pair in zip(prompts, shown.batch.column("utterance").tolist(), strict=True) for text in pair]
-    pictures = {key: step for step, key in enumerate(keys)}  # each picture once, as in the last step that has it
+    pictures = {key: step for step, key in enumerate(keys)}  # each picture once, at the last step that shows it
     images = [decode_png(shown.batch.images[key]) for key in pictures]
     options = DefaultModelOptions(hidden=settings.hidden, layers=settings.layers, image_size=settings.image_size)
     make_default_vlm(folder, texts, [np.asarray(image) for image in images[:64]], options, seed=config.seed)
@@ -127,19 +133,25 @@ def _make_and_pretrain(config: RunConfig, shown: Demonstrations, folder: str) ->
 
 
 def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, aside: Path) -> None:
-    """Supervised fine-tuning of the model at `start`; leaves a whole model folder at `aside / "model"`."""
+    """Fine-tune the model at `start`; writes a complete model folder to `aside / "model"`."""
     from actors.chat import ChatProcessor
-    from cluster.config.mapping import rank_resources, supervised_options, warm_start_learner_options
-    from learner.group import LearnerFailed, LearnerGroup
+    from cluster.launch.learner import learner_setup, start_learner
+    from learner.group import LearnerFailed
 
     chat = ChatProcessor(start)
     batch = with_token_ids(shown.batch, chat)
     steps = config.warm_start.steps
+    changes = ADAMW | ({"lora": None} if config.warm_start.make_model else {})
+    setup = replace(
+        learner_setup(config),
+        model=config.model.model_copy(update={"path": start}),
+        learner=config.learner.model_copy(update=changes),
+    )
     try:
-        learner = LearnerGroup(warm_start_learner_options(config, start), config.learner.ranks, rank_resources(config))
+        learner = start_learner(config, setup)
         try:
             with progress_bar("fine-tuning", steps) as advance:
-                learner.begin_supervised(batch, supervised_options(config))
+                learner.begin_supervised(batch, config.warm_start)
                 for done in range(0, steps, STEPS_PER_CALL):
                     reports = learner.supervised_steps(min(STEPS_PER_CALL, steps - done))
                     advance(len(reports), f"{reports[-1]['nll']:.3f} nats per token")

@@ -1,1 +1,1 @@
-"""The emulators of a node: an agent starts, watches, resets and lends them, and takes them with it when it ends."""
+"""The emulators of a node: an agent starts, watches, resets and lends them, and stops them when it ends."""

@@ -1,13 +1,13 @@
-"""The agent of a node: keeps its emulators running and lends them, one to each connection.
+"""The agent of a node: keeps the node's emulators running and lends them, one to each connection.
 
-Run as `python -m cluster.fleet.agent OPTIONS.json`. An emulator boots from its snapshot, is probed every `health_s`,
-and is started again when it exits, does not boot in time or fails two probes in a row: after a wait that doubles, and
-after `quarantine_after` failures in a row only once in a long while. One that is given back is wound back to its
-snapshot before the next borrower has it. Everything ends with this process: the kernel sees to that.
+Run as `python -m cluster.fleet.agent OPTIONS.json`. An emulator boots from its snapshot and is probed every `health_s`.
+The agent restarts it when it exits, does not boot in time or fails two probes in a row. The wait before a restart
+doubles with each failure; after `quarantine_after` failures in a row it is `quarantine_s`. A returned emulator is reset
+to its snapshot before it is lent again. The kernel kills all emulators when this process ends.
 
-It listens on an abstract socket of its user. Requests and answers are JSON, one a line: `{"call": "status"}`,
-`{"call": "stop"}`, and, on a connection that borrows for as long as it lasts, `{"call": "lease", "wait_s": 60}` and
-`{"call": "reset"}`. An answer has either `error` or what was asked for.
+The agent listens on an abstract socket of its user. Requests and answers are JSON, one per line: `{"call": "status"}`,
+`{"call": "stop"}`, `{"call": "lease", "wait_s": 60}` and `{"call": "reset"}`. A lease lasts as long as its connection.
+An answer holds either `error` or the result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from actors.rollouts.environment_restarts import RestartPolicy, RestartSchedule
+from actors.rollouts.environment_restarts import RestartSchedule
 from cluster.fleet.emulator import (
     EmulatorError,
     EmulatorOptions,
@@ -49,17 +49,21 @@ _CREDENTIALS = struct.Struct("3i")
 
 @dataclass(frozen=True)
 class AgentOptions:
-    """What an agent is to run; times in seconds."""
+    """What an agent runs. Times are in seconds."""
 
     emulator: EmulatorOptions
     count: int
-    folder: str  # logs, and the locks on ports
+    folder: str  # for logs and port locks
     fleet: str = "default"
     boot_deadline_s: float = 300.0
     reset_deadline_s: float = 60.0
     probe_deadline_s: float = 10.0
     health_s: float = 10.0
-    restart: RestartPolicy = RestartPolicy(initial_s=2.0, maximum_s=60.0, quarantine_after=5, quarantine_s=600.0)
+    # When an emulator that failed is started again: see `RestartSchedule`.
+    restart_backoff_s: float = 2.0
+    restart_backoff_max_s: float = 60.0
+    quarantine_after: int = 5
+    quarantine_s: float = 600.0
 
 
 class Slot:
@@ -70,14 +74,14 @@ class Slot:
         self.state: State = "waiting"
         self.restarts = -1
         self.trouble = ""
-        #: How often it has been lent: tells a borrower whose emulator was started again from the one who has it now.
+        #: Number of leases so far. It identifies the present borrower: a restart invalidates the previous lease.
         self.lease = 0
         self.port: PortLease | None = None
         self.process: EmulatorProcess | None = None
         self._options = options
         self._adb = AdbServer(port=options.emulator.adb_port)
         self._changed = changed
-        self._schedule = RestartSchedule(options.restart)
+        self._schedule = RestartSchedule(options)
         self._broken = asyncio.Event()
 
     def status(self) -> dict[str, Any]:
@@ -103,14 +107,14 @@ class Slot:
                 except (EmulatorError, DeviceError) as error:
                     self.trouble = str(error)
                     wait_s = self._schedule.failed()
-                    logger.warning("emulator %d: %s; started again in %.1f s", self.number, error, wait_s)
+                    logger.warning("emulator %d: %s; restarting in %.1f s", self.number, error, wait_s)
                 finally:
                     await self._end()
         finally:
             self.state = "stopped"
 
     async def reset(self) -> None:
-        """Wind back to the snapshot. Raises EmulatorError, and has the emulator started again, where that fails."""
+        """Reset the emulator to its snapshot. If that fails, restart the emulator and raise EmulatorError."""
         assert self.port is not None
         try:
             options = self._options
@@ -121,11 +125,11 @@ class Slot:
             raise
 
     def is_lent_as(self, lease: int) -> bool:
-        """Whether the borrower of that lease still has it: it has not been started again since."""
+        """Whether this lease is still valid: the emulator has not been restarted since."""
         return self.state == "lent" and self.lease == lease
 
     async def give_back(self, lease: int) -> None:
-        """Wind back what a borrower has left, and have it ready for the next."""
+        """Reset the emulator after a lease and offer it again."""
         if not self.is_lent_as(lease):
             return
         await self._set("resetting")
@@ -135,7 +139,7 @@ class Slot:
             await self._set("ready")
 
     def give_up(self, trouble: str) -> None:
-        """Have the emulator started again."""
+        """Restart the emulator."""
         self.trouble = trouble
         self._broken.set()
 
@@ -167,7 +171,7 @@ class Slot:
             except DeviceError as error:
                 last = str(error)
             await asyncio.sleep(_BOOT_POLL_S)
-        raise EmulatorError(f"{self.port.serial if self.port else '?'} had not booted after {deadline_s:g} s: {last}")
+        raise EmulatorError(f"{self.port.serial if self.port else '?'} did not boot within {deadline_s:g} s: {last}")
 
     async def _probe(self) -> None:
         assert self.port is not None
@@ -176,7 +180,7 @@ class Slot:
             raise DeviceError(f"{self.port.serial} has not finished booting")
 
     async def _watch(self) -> None:
-        """Return never; raise when the emulator is lost."""
+        """Watch until the emulator fails; then raise. Never returns."""
         assert self.process is not None and self.port is not None
         failed = 0
         next_probe = time.monotonic() + self._options.health_s
@@ -212,14 +216,14 @@ class Slot:
             self._changed.notify_all()
 
     def lend(self) -> int:
-        """Mark as lent, the caller holding the condition; returns the number of the lease."""
+        """Mark the emulator as lent; returns the lease number. The caller must hold the condition."""
         self.state = "lent"
         self.lease += 1
         return self.lease
 
 
 class Agent:
-    """All slots of a node, and who borrows them."""
+    """All emulators of a node and their leases."""
 
     def __init__(self, options: AgentOptions) -> None:
         self._options = options
@@ -229,7 +233,7 @@ class Agent:
         self._givings: set[asyncio.Task[None]] = set()
 
     async def run(self, listener: socket.socket) -> None:
-        """Serve on `listener` until told to stop."""
+        """Serve requests on `listener` until a stop request or signal."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
@@ -237,7 +241,7 @@ class Agent:
         tasks = [asyncio.create_task(slot.run()) for slot in self._slots]
         stop = asyncio.create_task(self._stop.wait())
         try:
-            # A slot ends by an error only if the agent itself is at fault.
+            # A slot's task ends with an error only on a bug in the agent.
             await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (*tasks, *self._givings, stop):
@@ -271,7 +275,7 @@ class Agent:
     async def _handle(
         self, request: dict[str, Any], held: tuple[Slot, int] | None
     ) -> tuple[tuple[Slot, int] | None, dict[str, Any]]:
-        """What is held after a request, and its answer."""
+        """Handle a request; returns the lease held after it, and the answer."""
         call = request["call"]
         if call == "status":
             slots = [slot.status() for slot in self._slots]
@@ -281,16 +285,16 @@ class Agent:
             return held, {"stopping": True}
         if call == "lease":
             if held is not None:
-                raise ValueError("this connection has borrowed an emulator already")
+                raise ValueError("this connection already has an emulator")
             slot, lease = await self._lease(float(request["wait_s"]))
             assert slot.port is not None
             return (slot, lease), {"serial": slot.port.serial, "adb_port": self._options.emulator.adb_port}
         if call == "reset":
             if held is None or not held[0].is_lent_as(held[1]):
-                raise EmulatorError("the emulator that was borrowed is gone; borrow another")
+                raise EmulatorError("the lent emulator was restarted; request another lease")
             await held[0].reset()
             return held, {"reset": True}
-        raise ValueError(f"no call {call!r}")
+        raise ValueError(f"unknown call {call!r}")
 
     async def _lease(self, deadline_s: float) -> tuple[Slot, int]:
         try:
@@ -306,29 +310,27 @@ class Agent:
 
 
 def listen(fleet: str) -> socket.socket:
-    """The fleet's socket. Raises OSError where an agent has it already."""
+    """Bind the fleet's socket. Raises OSError if another agent holds it."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(socket_name(fleet))
     return listener
 
 
 def read_options(text: str) -> AgentOptions:
-    """Options as `cluster.fleet.node` writes them (the fields of AgentOptions, as JSON)."""
+    """Parse the JSON that `cluster.fleet.node` writes: the fields of AgentOptions."""
     values = json.loads(text)
     values["emulator"] = EmulatorOptions(**values["emulator"])
-    if "restart" in values:
-        values["restart"] = RestartPolicy(**values["restart"])
     return AgentOptions(**values)
 
 
 def main() -> None:
-    """Run the agent of the options file named on the command line."""
+    """Run the agent with the options file given on the command line."""
     options = read_options(Path(sys.argv[1]).read_text("utf-8"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         listener = listen(options.fleet)
     except OSError:
-        sys.exit(f"the fleet {options.fleet!r} has an agent on this node already")
+        sys.exit(f"the fleet {options.fleet!r} already has an agent on this node")
     asyncio.run(Agent(options).run(listener))
 
 

@@ -1,4 +1,4 @@
-"""How many emulators a node can carry."""
+"""How many emulators a node can run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import psutil
 
 from cluster.errors import CosoError
 
-#: What an emulator takes beside its guest's memory, and what is left to everything else on the node, in MB.
+#: Memory of an emulator beyond its guest's, and memory reserved for everything else on the node, MB.
 OVERHEAD_MB, RESERVED_MB = 768, 4096
-#: Cores of the node per emulator: guests idle while an agent thinks, so they may share.
+#: Cores of the node per emulator.
 CORES_EACH = 1.0
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a node has: cores this process may use, free memory in MB, and whether KVM can be used."""
+    """A node's capacity: cores this process may use, free memory in MB, and whether KVM is usable."""
 
     cores: int
     memory_mb: int
@@ -26,28 +26,28 @@ class Capacity:
 
 
 def measure() -> Capacity:
-    """This node's capacity."""
+    """Measure this node's capacity."""
     memory = psutil.virtual_memory().available // 2**20
     return Capacity(len(os.sched_getaffinity(0)), int(memory), os.access(Path("/dev/kvm"), os.R_OK | os.W_OK))
 
 
 def emulator_count(asked: int | None, capacity: Capacity, memory_mb: int) -> int:
-    """How many emulators of `memory_mb` to run: as many as asked, else as many as the node can carry.
+    """How many emulators of `memory_mb` to run: the number asked for, else as many as the node can run.
 
-    Raises CosoError, naming what is short, where the node can carry none and none were asked for.
+    Raises CosoError that names what is missing, if no number was given and the node can run none.
     """
     if asked is not None:
         return asked
     if not capacity.kvm:
         raise CosoError(
-            "this node has no KVM that this user may use (/dev/kvm); without it an emulator is too slow to train on: "
-            "add the user to the group kvm, use another node, or insist with --count"
+            "this user cannot use KVM on this node (/dev/kvm); without it an emulator is too slow for training: "
+            "add the user to the group kvm, use another node, or force it with --count"
         )
     by_cores = int(capacity.cores / CORES_EACH)
     by_memory = (capacity.memory_mb - RESERVED_MB) // (memory_mb + OVERHEAD_MB)
     if by_memory < 1:
         raise CosoError(
-            f"{capacity.memory_mb} MB of memory are free; the first emulator needs "
-            f"{RESERVED_MB + memory_mb + OVERHEAD_MB} (less with --memory, or insist with --count)"
+            f"{capacity.memory_mb} MB of memory are free, but one emulator needs "
+            f"{RESERVED_MB + memory_mb + OVERHEAD_MB} (lower it with --memory, or force it with --count)"
         )
     return max(1, min(by_cores, by_memory))

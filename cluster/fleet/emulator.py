@@ -17,20 +17,20 @@ from typing import IO
 
 #: Console ports; adb's is the next one. The emulator takes even ports in this range only.
 CONSOLE_PORTS = range(5554, 5683, 2)
-#: The emulator's own file with the word that opens a console.
+#: The file with the emulator's console token; the emulator writes it.
 CONSOLE_TOKEN = Path.home() / ".emulator_console_auth_token"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class EmulatorError(Exception):
-    """An emulator, or its console, failed; the message says which and how."""
+    """An emulator or its console failed. The message says which one and how."""
 
 
 @dataclass(frozen=True)
 class EmulatorOptions:
-    """How emulators are started. `avd` is the template: every instance writes to a copy of its own (`-read-only`, the
-    emulator's copy-on-write), so one image serves any number, and boots from `snapshot` in it."""
+    """How emulators are started. `avd` is the template: every instance boots from its `snapshot` and writes to its own
+    copy (`-read-only`, copy-on-write), so any number of instances share one image."""
 
     avd: str
     program: str = "emulator"
@@ -49,7 +49,7 @@ class EmulatorOptions:
 
 
 class PortLease:
-    """A console port, and the adb port after it, that nobody else on this machine is given while it is held."""
+    """A console port and the adb port after it, reserved on this machine until released."""
 
     def __init__(self, port: int, lock: IO[bytes]) -> None:
         self.port = port
@@ -57,19 +57,19 @@ class PortLease:
 
     @property
     def serial(self) -> str:
-        """What adb calls the emulator on this port."""
+        """The emulator's name in adb."""
         return f"emulator-{self.port}"
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the ports."""
         self._lock.close()
 
 
 def lease_port(folder: Path, ports: range = CONSOLE_PORTS) -> PortLease:
-    """The first pair of ports that no other agent holds and no program listens on.
+    """Reserve the first pair of ports that no other agent holds and no program listens on.
 
-    folder: where lock files are kept, the same for all agents of a machine; the kernel drops a lock with its holder.
-    Raises EmulatorError where none is left.
+    folder: for lock files, the same for all agents of a machine; the kernel releases a lock when its holder ends.
+    Raises EmulatorError if no pair is free.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for port in ports:
@@ -84,7 +84,7 @@ def lease_port(folder: Path, ports: range = CONSOLE_PORTS) -> PortLease:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # A port whose last connection has just ended is free for the emulator, which sets this too.
+        # Accept a port whose last connection has just ended, as the emulator itself does.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -94,10 +94,10 @@ def _is_free(port: int) -> bool:
 
 
 class EmulatorProcess:
-    """A running emulator. The kernel ends it when the process that started it ends, whatever ends that."""
+    """A running emulator. The kernel kills it when the process that started it ends, for whatever reason."""
 
     def __init__(self, options: EmulatorOptions, port: int, log: Path) -> None:
-        """Start it; what it prints goes to `log`. Raises EmulatorError where there is no such program."""
+        """Start it; its output goes to `log`. Raises EmulatorError if the program cannot be started."""
         environment = {**os.environ, "ANDROID_ADB_SERVER_PORT": str(options.adb_port)}
         with log.open("ab") as output:
             try:
@@ -120,17 +120,17 @@ class EmulatorProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """How it ended (minus the signal's number, where one ended it), or None while it runs."""
+        """The exit code (minus the signal number after a signal), or None while it runs."""
         if self._process.returncode is not None:
             return self._process.returncode
-        # Looked at and left: while it is not collected, its number, and that of its group, can mean nothing else.
+        # WNOWAIT leaves the process unreaped, so its pid and process group cannot be reused.
         found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if found is None:
             return None
         return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
     async def end(self, grace_s: float = 5.0) -> None:
-        """Ask it to end, and after a while make it; with it goes everything it started in its session."""
+        """Send SIGTERM, and SIGKILL after `grace_s` seconds, to it and all processes of its session."""
         if self._process.returncode is not None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -143,7 +143,7 @@ class EmulatorProcess:
 
 
 def _end_with(parent: int) -> Callable[[], None]:
-    """To be run in the child, before it becomes the emulator: have it killed when this process ends."""
+    """A function to run in the child before exec: the kernel then kills the child when this process ends."""
 
     def ask_kernel() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -154,7 +154,7 @@ def _end_with(parent: int) -> Callable[[], None]:
 
 
 async def load_snapshot(console_port: int, name: str, deadline_s: float, token_file: Path = CONSOLE_TOKEN) -> None:
-    """Have an emulator go back to a snapshot, through its console. Raises EmulatorError where it does not."""
+    """Load a snapshot through the emulator's console. Raises EmulatorError if that fails."""
     where = f"the console of emulator-{console_port}"
     try:
         async with asyncio.timeout(deadline_s):
@@ -180,10 +180,10 @@ async def _say(writer: asyncio.StreamWriter, line: str) -> None:
 
 
 async def _answer(reader: asyncio.StreamReader, where: str) -> None:
-    """Read up to the line that ends an answer. Raises EmulatorError for a refusal."""
+    """Read until the line that ends an answer. Raises EmulatorError if the console refuses."""
     while line := (await reader.readline()).decode("utf-8", "replace").strip():
         if line == "OK":
             return
         if line.startswith("KO"):
             raise EmulatorError(f"{where} refuses: {line}")
-    raise EmulatorError(f"{where} ended the connection")
+    raise EmulatorError(f"{where} closed the connection")

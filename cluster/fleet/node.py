@@ -1,4 +1,4 @@
-"""This node's emulators as the rest of the project asks for them: start the agent, ask it, end it."""
+"""Start, query and stop the agent of this node's emulators."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STOP_DEADLINE_S = 60.0
 
 
 def running_emulators(fleet: str = "default") -> int | None:
-    """Emulators that this node's agent runs; None where there is no agent."""
+    """Number of emulators of this node's agent; None if no agent runs."""
     try:
         return len(status(fleet)["emulators"])
     except CosoError:
@@ -31,7 +31,7 @@ def running_emulators(fleet: str = "default") -> int | None:
 
 
 def start_agent(options: AgentOptions, folder: Path) -> subprocess.Popen[bytes]:
-    """The agent's process, once it answers."""
+    """Start the agent and return its process once it answers. Raises `CosoError`."""
     path = folder / f"{options.fleet}.json"
     path.write_text(json.dumps(asdict(options)), "utf-8")
     log = folder / f"{options.fleet}-agent.log"
@@ -47,13 +47,13 @@ def start_agent(options: AgentOptions, folder: Path) -> subprocess.Popen[bytes]:
     while running_emulators(options.fleet) is None:
         if agent.poll() is not None or time.monotonic() > ends:
             agent.kill()
-            raise CosoError(f"the fleet's agent did not answer within {_AGENT_DEADLINE_S:g} s: see {log}")
+            raise CosoError(f"the fleet's agent did not answer within {_AGENT_DEADLINE_S:g} s; see {log}")
         time.sleep(0.05)
     return agent
 
 
 def wait_for_boot(fleet: str, agent: subprocess.Popen[bytes], deadline_s: float) -> None:
-    """Return when every emulator has booted or failed to. Raises `CosoError` past the deadline (seconds)."""
+    """Return when every emulator has booted or failed. Raises `CosoError` at the deadline (seconds)."""
     ends = time.monotonic() + deadline_s + _AGENT_DEADLINE_S
     while time.monotonic() < ends:
         emulators = status(fleet)["emulators"]
@@ -62,7 +62,7 @@ def wait_for_boot(fleet: str, agent: subprocess.Popen[bytes], deadline_s: float)
         if agent.poll() is not None:
             raise CosoError("the fleet's agent ended while its emulators were booting; see its log")
         time.sleep(0.2)
-    raise CosoError(f"not every emulator had booted after {deadline_s:g} s; see `coso fleet status`")
+    raise CosoError(f"not all emulators booted within {deadline_s:g} s; see `coso fleet status`")
 
 
 def _connect(fleet: str) -> FleetConnection:
@@ -73,7 +73,7 @@ def _connect(fleet: str) -> FleetConnection:
 
 
 def status(fleet: str) -> dict[str, Any]:
-    """What the agent says of its emulators. Raises `CosoError` where no agent runs."""
+    """The agent's status. Raises `CosoError` if no agent runs."""
     connection = _connect(fleet)
     try:
         return connection.call("status", CALL_DEADLINE_S)
@@ -84,7 +84,7 @@ def status(fleet: str) -> dict[str, Any]:
 
 
 def stop_agent(fleet: str) -> None:
-    """End this node's agent, and with it its emulators. Raises `CosoError`."""
+    """Stop this node's agent and its emulators. Raises `CosoError`."""
     connection = _connect(fleet)
     try:
         pid = connection.call("status", CALL_DEADLINE_S)["pid"]
@@ -95,5 +95,5 @@ def stop_agent(fleet: str) -> None:
     finally:
         connection.close()
     if not select.select([handle], [], [], _STOP_DEADLINE_S)[0]:
-        raise CosoError(f"the fleet's agent (process {pid}) has not ended after {_STOP_DEADLINE_S:g} s")
+        raise CosoError(f"the fleet's agent (process {pid}) did not stop within {_STOP_DEADLINE_S:g} s")
     os.close(handle)

@@ -1,4 +1,4 @@
-"""Starting Ray on this machine or joining a cluster, and saying what is short before anything else starts."""
+"""Start Ray on this machine or join a cluster, and check that its resources suffice before anything else starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cluster.errors import CosoError
 #: Name of the driver that borrows emulators, and of the Ray resource that nodes with a fleet offer.
 EMULATOR = "emulator"
 
-#: Environment of every actor. One thread per process, since each stage has processes of its own; nothing phones home.
+#: Environment of every actor. One thread per process, since each stage has its own processes; no usage reports.
 ACTOR_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -30,7 +30,7 @@ ACTOR_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
-#: Environment of the process that starts Ray, and of Ray's own processes, whose C++ log is of no use to a user.
+#: Environment of the process that starts Ray and of Ray's own processes; it silences Ray's C++ log.
 DRIVER_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,21 +40,19 @@ DRIVER_ENVIRONMENT = {
 
 
 def temporary_prefix(pid: int) -> str:
-    """How the temporary folder of the run that is process `pid` begins."""
+    """The prefix of the temporary folder of the run in process `pid`."""
     return f"coso-{pid}-"
 
 
 def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
-    """What each kind of actor takes in all: {"learner ranks": {"CPU": 2.0, "GPU": 0.0}, ...}.
+    """Total resources of each kind of actor: {"learner ranks": {"CPU": 2.0, "GPU": 0.0}, ...}.
 
-    Where environments borrow emulators of a node's fleet, rollout workers take `emulator` too, so that Ray puts them
-    where there are any.
+    If environments borrow emulators of a node's fleet, rollout workers also take the resource `emulator`, so that Ray
+    places them on nodes with a fleet.
     """
     cluster = config.cluster
     servers = config.policy_server.replicas
     ranks = config.learner.ranks
-    # Scoring workers, and the one that trains the SCM, share a GPU unless told otherwise.
-    scoring_gpu = 0.25 if config.scoring.device == "cuda" else 0.0
     return {
         "policy servers": {
             "CPU": servers * cluster.policy_server_cpus,
@@ -67,7 +65,7 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
         },
         "scoring workers": {
             "CPU": (config.scoring.workers + 1) * cluster.scorer_cpus,
-            "GPU": (config.scoring.workers + 1) * scoring_gpu,
+            "GPU": (config.scoring.workers + 1) * scoring_gpus(config),
         },
         "learner ranks": {"CPU": ranks * cluster.learner_cpus, "GPU": ranks * float(config.learner.device == "cuda")},
     }
@@ -80,15 +78,20 @@ def total_resources(config: RunConfig) -> dict[str, float]:
     return {kind: sum(row.get(kind, 0.0) for row in rows) for kind in kinds}
 
 
+def scoring_gpus(config: RunConfig) -> float:
+    """The share of a GPU that each scorer and the SCM's trainer take: four of them fit on one."""
+    return 0.25 if config.scoring.device == "cuda" else 0.0
+
+
 def emulators_per_worker(config: RunConfig) -> dict[str, float]:
-    """The custom resources of one rollout worker: `{"emulator": n}`, or {} where its environments borrow none."""
+    """The custom resources of one rollout worker: `{"emulator": n}`, or {} if its environments borrow none."""
     if config.environment.kwargs.get("driver") != EMULATOR:
         return {}
     return {EMULATOR: float(config.rollout.envs_per_worker)}
 
 
 def local_emulators(config: RunConfig) -> dict[str, float]:
-    """What a Ray started on this machine offers of them: as many as this node's fleet has."""
+    """The emulators that a Ray on this machine offers: as many as this node's fleet has; {} if none are needed."""
     if not emulators_per_worker(config):
         return {}
     from cluster.fleet.node import running_emulators
@@ -98,13 +101,13 @@ def local_emulators(config: RunConfig) -> dict[str, float]:
 
 
 def local_cpus(config: RunConfig) -> int:
-    """Logical CPUs that a Ray started on this machine offers: a whole number, at least 1."""
+    """Logical CPUs that a Ray on this machine offers, at least 1."""
     cores = len(os.sched_getaffinity(0))
     return max(1, int(cores * config.cluster.oversubscribe))
 
 
 def require_resources(config: RunConfig, available: dict[str, float], where: str) -> None:
-    """Raise `CosoError` saying what is short, if `available` does not hold what the config asks for."""
+    """Raise `CosoError` that names what is missing if `available` does not cover what the config needs."""
     short = []
     for kind, needed in total_resources(config).items():
         have = available.get(kind, 0.0)
@@ -121,7 +124,7 @@ def require_resources(config: RunConfig, available: dict[str, float], where: str
 
 
 def require_local_resources(config: RunConfig) -> None:
-    """`require_resources` of this machine, where the run will start a Ray of its own."""
+    """`require_resources` for this machine, if the run starts its own Ray."""
     if config.cluster.address is None:
         offered = {"CPU": local_cpus(config), "GPU": float(_local_gpus()), **local_emulators(config)}
         require_resources(config, offered, "this machine")
@@ -129,15 +132,15 @@ def require_local_resources(config: RunConfig) -> None:
 
 @contextmanager
 def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
-    """Ray for the length of the block; yields a short temporary folder that is removed with it.
+    """Run the block with Ray; yields a temporary folder with a short path, which is removed at the end.
 
-    A Ray started here listens on loopback only and ends with the block, whatever ends it. If that is an error, what
-    the actors printed is first saved to `logs`.
+    A Ray started here listens on loopback only and always ends with the block. If the block raises, the actors'
+    output is first saved to `logs`. Raises `CosoError` if resources are missing or no cluster answers.
     """
     require_local_resources(config)
     import ray
 
-    # Unix sockets live below this folder and their paths may not be longer than 107 characters.
+    # Ray's Unix sockets are below this folder, and a socket path has at most 107 characters.
     temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(os.getpid()), dir=short_temporary_folder()))
     os.environ.update(DRIVER_ENVIRONMENT)
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -164,7 +167,7 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
             _join(config, common)
             require_resources(config, ray.cluster_resources(), f"the cluster at {config.cluster.address}")
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler prints its C++ stack
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler prints a C++ stack trace
         yield temporary
     except Exception:
         if logs is not None:
@@ -177,7 +180,7 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def _standard_error_to(path: Path) -> Iterator[None]:
-    """Send what is written to standard error, also by C++ code, to a file: Ray announces its own log level there."""
+    """Redirect standard error, also of C++ code, to a file: Ray prints its log level there."""
     sys.stderr.flush()
     kept = os.dup(2)
     with path.open("wb") as file:
@@ -191,19 +194,19 @@ def _standard_error_to(path: Path) -> Iterator[None]:
 
 
 def _listen_on_loopback() -> None:
-    """Make the Ray that is about to start serve this machine only.
+    """Make the next Ray on this machine listen on loopback only.
 
-    Given a loopback address alone, Ray replaces it by the machine's own and listens on every interface; where clusters
-    are switched off, as Ray has it on some systems, it does not.
+    Ray replaces a loopback address by the machine's own address and listens on every interface, unless its support
+    for clusters is switched off. So this switches it off.
     """
     from ray._private import ray_constants
 
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes Ray starts
-    ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, where Ray may have been imported before
+    ray_constants.ENABLE_RAY_CLUSTER = False  # for this process, which may already have imported Ray
 
 
 def _save_actor_logs(ray_folder: Path, logs: Path) -> None:
-    """Copy what the actors printed, where it is anything at all."""
+    """Copy the non-empty output files of the actors to `logs`."""
     logs.mkdir(parents=True, exist_ok=True)
     for pattern in ("worker-*.err", "worker-*.out"):
         for path in ray_folder.glob(f"session_2*/logs/{pattern}"):
@@ -224,7 +227,7 @@ def _join(config: RunConfig, common: dict[str, Any]) -> None:
 
 
 def _local_gpus() -> int:
-    """GPUs that Ray would find here, without importing torch."""
+    """Number of GPUs that Ray finds here, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
@@ -232,7 +235,7 @@ def _local_gpus() -> int:
 
 
 def short_temporary_folder() -> str:
-    """Where temporary folders of runs are made."""
+    """The parent folder for temporary folders of runs; its path is short."""
     folder = tempfile.gettempdir()
-    # Ray adds about 60 characters of its own.
+    # Ray adds about 60 characters.
     return folder if len(folder) <= 30 else "/tmp"

@@ -1,4 +1,4 @@
-"""A trained model as a player of `coso play`: its answers, one at a time, in this process."""
+"""A trained model as the player of `coso play`; it runs in this process, one answer at a time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from cluster.errors import CosoError
 
 
 class ModelPlayer:
-    """Answers observations with the model in a folder; greedy where the temperature is 0."""
+    """Answers observations with a model; greedy if the temperature is 0."""
 
     def __init__(self, path: str, temperature: float, seed: int, max_new_tokens: int = 256) -> None:
-        """path: a model folder or hub name. Raises CosoError where there is no such model."""
+        """path: a model folder or hub name. Raises CosoError if there is no such model."""
         import torch
         from transformers import AutoModelForImageTextToText
 
@@ -36,7 +36,7 @@ class ModelPlayer:
         }
 
     def answer(self, observation: dict[str, Any]) -> str:
-        """The model's utterance for an image and a prompt."""
+        """The model's utterance for an observation."""
         import torch
 
         inputs = self._chat.encode_prompt(observation["prompt"], Image.fromarray(observation["image"]))

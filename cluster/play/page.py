@@ -1,8 +1,7 @@
-"""The page of `coso play --page`: the screen live in a browser, on loopback, to be watched or driven by hand.
+"""The page of `coso play --page`: the live screen in a web browser, on loopback, to watch or to play by hand.
 
-Taps and swipes on the picture, keys, and typed text become utterances of phones; a line of text is an answer as it
-would be typed in the terminal. Every address holds a secret of the session, so that no other page a browser shows can
-reach it.
+On phones, taps and swipes on the picture, keys and typed text become utterances. A line of text is an answer, as in
+the terminal. Every address contains a secret of the session, so that no other page in the browser can reach it.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from cluster.errors import CosoError
 
 _LONGEST_LINE = 20_000
 _POLL_S = 0.5
-#: How long a step stays on the page before the next, where an agent plays and a person watches.
+#: Time between two steps on the page when an agent plays and a person watches, seconds.
 _WATCHING_PAUSE_S = 1.0
 
 
 @dataclass
 class _Shown:
-    """What the page shows now."""
+    """The current content of the page."""
 
     number: int = 0
     png: bytes = b""
@@ -45,10 +44,10 @@ class _Shown:
 
 
 class PlayPage:
-    """Serves the page from its making until `close`; `url` is for the person's browser."""
+    """Serves the page from construction until `close`; `url` is its address."""
 
     def __init__(self, by_hand: bool, port: int = 0) -> None:
-        """by_hand: whether the page answers, or only watches; port: 0 takes a free one."""
+        """by_hand: whether the page sends answers; port: 0 takes a free one. Raises OSError if the port is taken."""
         self._secret = secrets.token_urlsafe(16)
         self._by_hand = by_hand
         self._shown = _Shown()
@@ -60,7 +59,7 @@ class PlayPage:
         self.url = f"http://127.0.0.1:{self._server.server_port}/{self._secret}/"
 
     def show(self, image: NDArray[np.uint8], prompt: str, line: str = "", over: bool = False) -> None:
-        """Show a screen uint8 (H, W, 3), its prompt, and one more line of what has happened."""
+        """Show a screen uint8 (H, W, 3) and its prompt, and add a line to the history."""
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "PNG", compress_level=1)
         with self._changed:
@@ -71,7 +70,7 @@ class PlayPage:
             time.sleep(_WATCHING_PAUSE_S)
 
     def read(self) -> str:
-        """The next answer from the page; waits for the person, but hears Ctrl-C."""
+        """Wait for the next answer from the page; Ctrl-C interrupts the wait."""
         while True:
             try:
                 return self._answers.get(timeout=_POLL_S)
@@ -79,12 +78,12 @@ class PlayPage:
                 continue
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
 
     def answer(self, path: str) -> tuple[str, bytes] | None:
-        """(type, body) of a GET, or None where there is nothing."""
+        """(content type, body) for a GET request, or None if there is no such path."""
         if not path.startswith(f"/{self._secret}/"):
             return None
         name, _, query = path.removeprefix(f"/{self._secret}/").partition("?")
@@ -102,7 +101,7 @@ class PlayPage:
         return None
 
     def take(self, path: str, body: bytes) -> bool:
-        """Take an answer that was posted; False where it is none of this page's."""
+        """Accept a posted answer; returns False if the path is not this page's."""
         if path != f"/{self._secret}/answer" or not self._by_hand:
             return False
         self._answers.put(body.decode("utf-8", "replace"))
@@ -111,9 +110,9 @@ class PlayPage:
 
 @contextmanager
 def opened_page(port: int | None, by_hand: bool) -> Iterator[PlayPage | None]:
-    """A page for the length of the block, and until a person at a terminal has seen enough; None for a port of None.
+    """Serve a page during the block, and then until Enter in a terminal; yields None if `port` is None.
 
-    Raises CosoError where the port is taken.
+    Raises CosoError if the port is taken.
     """
     if port is None:
         yield None
@@ -121,7 +120,7 @@ def opened_page(port: int | None, by_hand: bool) -> Iterator[PlayPage | None]:
     try:
         page = PlayPage(by_hand, port)
     except OSError as error:
-        raise CosoError(f"no page can be served on port {port}: {error.strerror or error}") from error
+        raise CosoError(f"cannot serve a page on port {port}: {error.strerror or error}") from error
     print(f"the screen is at {page.url}", flush=True)
     try:
         yield page

@@ -1,4 +1,4 @@
-"""`coso play`: step an environment in the terminal, by hand or with its expert, and keep the pictures."""
+"""`coso play`: play an environment in the terminal, by hand or with its expert, and save the pictures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAX_PICTURE_COLUMNS = 100
 
 @dataclass(frozen=True)
 class PlayedEpisode:
-    """How an episode that was played went; `finished` is False where the player left or `max_steps` ended it."""
+    """The result of an episode; `finished` is False if the player quit or `max_steps` ended it."""
 
     steps: int
     total_reward: float
@@ -57,13 +57,12 @@ def play(
 ) -> list[PlayedEpisode]:
     """Play `episodes` episodes, seeded `seed`, `seed + 1`, …, showing each step in the terminal.
 
-    By hand, each line read is an utterance, or a bare action word, which is put into a JSON answer; `q` or the end
-    of the input quits. With `expert`, the environment's expert answers, with probability `noise` in [0, 1] at
-    random; with a `player`, a model does. On a `page` the screen is shown instead of in the terminal, and answers by
-    hand come from there. Frames are saved in `frames_dir` as `episode_EEE_step_SSS.png`. At most `max_steps` steps an
-    episode.
+    By hand, each input line is an utterance, or an action word, which is put into a JSON answer; `q` or the end of
+    the input quits. With `expert`, the environment's expert answers; with probability `noise` in [0, 1] it acts at
+    random. With a `player`, a model answers. With a `page`, the page shows the screen and takes answers by hand.
+    Frames are saved in `frames_dir` as `episode_EEE_step_SSS.png`. An episode has at most `max_steps` steps.
 
-    Raises CosoError for an environment that is unknown or cannot be made, or frames that cannot be saved.
+    Raises CosoError if the environment is unknown, cannot be made or fails, or if frames cannot be saved.
     """
     console = console or Console()
     if not 0 <= noise <= 1:
@@ -75,7 +74,7 @@ def play(
         for episode in range(episodes):
             observation, _ = env.reset(seed=seed + episode)
             if episode == 0:
-                console.print(Panel(Text(observation["prompt"]), title=f"{env_id}: what the agent is told"))
+                console.print(Panel(Text(observation["prompt"]), title=f"{env_id}: the agent's prompt"))
                 if not expert and player is None and page is None:
                     console.print(_how_to_answer(env))
             console.rule(f"episode {episode + 1} of {episodes}, seed {seed + episode}")
@@ -112,7 +111,7 @@ def _answers(
     player: ModelPlayer | None,
     page: PlayPage | None,
 ) -> Answer:
-    """Who answers: the expert where there is an `rng` for it, else a model, else the person, here or on the page."""
+    """Who answers: the expert if `rng` is given, else the model if given, else the person (terminal or page)."""
     if rng is not None:
         return lambda observation: task.expert_utterance(rng, noise)
     if player is not None:
@@ -121,14 +120,14 @@ def _answers(
 
 
 class _Screen:
-    """Where an episode is shown: on the page or in the terminal, and in files."""
+    """Shows an episode on the page or in the terminal, and saves its frames."""
 
     def __init__(self, console: Console, frames: _Frames, page: PlayPage | None, episode: int) -> None:
         self._console, self._frames, self._page, self._episode = console, frames, page, episode
         self._step = 0
 
     def show(self, observation: dict[str, Any], happened: str = "", over: bool = False) -> None:
-        """The next screen, and on a page what led to it."""
+        """Show the next screen; on a page also the step that led to it."""
         if self._page is not None:
             self._page.show(observation["image"], observation["prompt"], happened, over)
         else:
@@ -162,7 +161,7 @@ def _play_episode(
         if terminated or truncated:
             success = bool(info["success"])
             verdict = Text("success", style="bold green") if success else Text("no success", style="bold red")
-            console.print(verdict, "" if terminated else "(out of steps)")
+            console.print(verdict, "" if terminated else "(step limit reached)")
             return PlayedEpisode(step, total_reward, success, finished=True)
     return PlayedEpisode(step, total_reward, success=False, finished=False)
 
@@ -171,7 +170,7 @@ def _make(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
     env = make_environment(env_id, env_kwargs)
     if not isinstance(env.unwrapped, TextActionEnv):
         env.close()
-        raise CosoError(f"{env_id} takes no utterances: coso play needs an envs.base.TextActionEnv")
+        raise CosoError(f"{env_id} does not take utterances: coso play needs an envs.base.TextActionEnv")
     return env
 
 
@@ -188,7 +187,7 @@ def _how_to_answer(env: gymnasium.Env[Any, Any]) -> Text:
 
 
 def _read_utterance(console: Console, task: TextActionEnv, page: PlayPage | None) -> str | None:
-    """The next utterance typed, here or on the page, or None to quit."""
+    """Read the next utterance from the terminal or the page; None to quit."""
     if page is not None:
         line = page.read()
     else:
@@ -207,7 +206,7 @@ def _outcome(step: int, info: dict[str, Any], reward: float, total_reward: float
         text.append(info["action"], style="bold cyan")
     else:
         text.append("not understood", style="bold yellow")
-        text.append(f", done instead: {info['executed_action'] or 'nothing'}")
+        text.append(f", executed instead: {info['executed_action'] or 'nothing'}")
     return text.append(f"   reward {reward:+g}   total {total_reward:+g}")
 
 
@@ -219,7 +218,7 @@ def half_blocks(image: NDArray[np.uint8], columns: int) -> Segments:
     """A picture uint8 (H, W, 3) as coloured half-block characters, `columns` wide: each shows two pixels."""
     height, width, _ = image.shape
     columns = max(1, min(columns, width))
-    # Half a character is about as high as a character is wide, so pixels stay square.
+    # A character is about twice as high as wide, so half blocks make square pixels.
     rows = max(1, round(height * columns / width / 2))
     pixels = np.asarray(Image.fromarray(image).resize((columns, 2 * rows), Image.Resampling.BOX))
     segments: list[Segment] = []
@@ -235,7 +234,7 @@ def _row_segments(upper: NDArray[np.uint8], lower: NDArray[np.uint8]) -> Iterabl
 
 
 class _Frames:
-    """Where the pictures of a session go, if anywhere."""
+    """Saves the pictures of a session, if a folder is given."""
 
     def __init__(self, folder: Path | None) -> None:
         self.saved = 0
@@ -247,7 +246,7 @@ class _Frames:
                 raise CosoError(f"frames cannot be saved in {folder}: {error.strerror or error}") from error
 
     def save(self, image: NDArray[np.uint8], episode: int, step: int) -> None:
-        """Save a picture uint8 (H, W, 3) as PNG, under its episode and step."""
+        """Save a picture uint8 (H, W, 3) as PNG, named by episode and step."""
         if self._folder is None:
             return
         path = self._folder / f"episode_{episode:03d}_step_{step:03d}.png"

@@ -1,4 +1,4 @@
-"""The report's curves: small SVG figures that take their text colour from the page, so they suit light and dark."""
+"""The report's figures: small SVGs that take their text colour from the page, for light and dark themes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Rows = Sequence[dict[str, Any]]
 
 #: Stands for the page's text colour until the SVG is written; CSS decides.
 _INK = "#010203"
-#: Colours that stand out from white and from near-black.
+#: Colours that are visible on white and on near-black.
 _SERIES: tuple[ColorType, ...] = ("#e07b00", "#3b82c4", "#3a9d5d", "#b0559e", "#8a8f98", "#c94f4f", "#7a6ff0")
-#: Where a logarithmic axis ends: an exact 0 is drawn here.
+#: Lower end of logarithmic axes; an exact 0 is drawn here.
 SMALLEST_SHOWN = 1e-9
-#: Stages whose time is shown, in the order of the loop.
+#: Stages in the time figure, in the order of the loop.
 STAGES = ("collect", "score", "update", "publish", "sync_check", "evaluate")
 
 
@@ -82,7 +82,7 @@ PANELS = (
 
 
 def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share (95% by default): successes of trials, both counts; (0, 1) without trials."""
+    """Wilson score interval (low, high) of successes / trials, 95% by default; (0, 1) without trials."""
     if trials <= 0:
         return 0.0, 1.0
     share = successes / trials
@@ -92,7 +92,7 @@ def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tup
 
 
 def curve_figures(rows: Rows) -> list[str]:
-    """One SVG per panel that has anything to show."""
+    """One SVG per panel that has data."""
     figures = []
     for panel in PANELS:
         series = {key: points(rows, key) for key in panel.series}
@@ -112,7 +112,7 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def time_figure(rows: Rows) -> str | None:
-    """Stacked bars of each update's seconds by stage, or None where no stage was timed."""
+    """Stacked bars of each update's seconds by stage, or None if no stage was timed."""
     stages = {stage: dict(points(rows, f"time/{stage}")) for stage in STAGES}
     updates = sorted({update for found in stages.values() for update in found})
     if not updates:
@@ -129,7 +129,7 @@ def time_figure(rows: Rows) -> str | None:
 
 
 def profile_figure(profiles: Mapping[int, np.ndarray]) -> str:
-    """Mean influence over the place in the answer, a line per update. profiles: update -> (bins,) in [0, 1]."""
+    """Mean influence by position in the answer, one line per update. profiles: update -> (bins,) in [0, 1]."""
     figure, axes = _axes("Mean influence along the answer", (9.6, 2.4))
     for color, (update, profile) in zip(_SERIES, profiles.items(), strict=False):
         edges = np.linspace(0.0, 1.0, len(profile) + 1)
@@ -172,7 +172,7 @@ def _curve(panel: Panel, series: dict[str, list[tuple[float, float]]], rows: Row
 
 
 def _draw_interval(axes: Axes, rows: Rows, color: ColorType) -> None:
-    """The 95% interval of the held-out success, where the number of episodes is known."""
+    """Draw the 95% interval of held-out success where the number of episodes is known."""
     keys = ("evaluation/success", "evaluation/episodes")
     known = [row for row in rows if all(is_number(row.get(key)) for key in keys)]
     bounds = [wilson_interval(row[keys[0]] * row[keys[1]], row[keys[1]]) for row in known]
@@ -196,14 +196,14 @@ def _axes(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as an `<svg>` element for a page; the name keeps its ids apart from other figures'."""
+    """The figure as an `<svg>` element; the name makes its element ids unique on the page."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # of groups, such as axes_1; clip paths and markers are named by hash
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # ids of groups, such as axes_1; clip paths and markers have hashed ids
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", svg)
     return svg.replace(_INK, "currentColor")

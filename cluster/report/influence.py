@@ -1,4 +1,4 @@
-"""What `coso influence RUN` shows: answers shaded by influence, before and after training, and where influence lies."""
+"""`coso influence RUN`: answers shaded by influence, before and after training, and the distribution of influence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scoring.profiles import influential_words, position_profile
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: its update, what was executed ("" where it did not parse), its tokens and their influence (n,)."""
+    """One answer: its update, its action ("" if it did not parse), its tokens and their influence (n,)."""
 
     update: int
     action: str
@@ -35,13 +35,14 @@ class Answer:
 
     @property
     def title(self) -> str:
+        """The caption of the answer."""
         return f"update {self.update}: " + (f"action {self.action}" if self.action else "does not parse")
 
 
 @dataclass(frozen=True, slots=True)
 class InfluenceView:
-    """answers: those shown, in groups that answer one screen. profiles: update -> mean influence by place, (bins,).
-    words: update -> (text, mean influence, occurrences). estimator: whose influence it is."""
+    """answers: groups of answers to the same screen. profiles: update -> mean influence by position, (bins,).
+    words: update -> (text, mean influence, occurrences). estimator: the estimator of the influence."""
 
     name: str
     estimator: str
@@ -51,12 +52,11 @@ class InfluenceView:
 
 
 def influence_view(run: RunFolder, updates: Sequence[int], count: int, estimator: str | None) -> InfluenceView:
-    """Choose and score what is shown of a run.
+    """Choose and score the answers of a run that are shown.
 
-    updates: the updates to compare; none: the first and the last that were logged. count: screens to show, each with
-    one answer per update where the screen was met in all of them. estimator: score anew with it, by the latest
-    checkpoint's SCM; None: as the run itself scored.
-    Raises `CosoError` where the run has nothing to show.
+    updates: the updates to compare; empty: the first and the last in the log. count: number of screens. A screen that
+    occurs in all updates has one answer per update. estimator: score again with it, with the latest checkpoint's SCM;
+    None: use the run's own scores. Raises `CosoError` if the run has nothing to show.
     """
     config = run.config()
     chat = _chat(run)
@@ -67,7 +67,7 @@ def influence_view(run: RunFolder, updates: Sequence[int], count: int, estimator
             if batch.steps["influence"].null_count:
                 raise CosoError(
                     f"update {update} of {run.path} has no influence (entropy.mode was {config.entropy.mode}): choose "
-                    "how to measure it now, for instance --estimator parser"
+                    "an estimator to measure it now, for instance --estimator parser"
                 )
         values = {update: batch.ragged("influence", np.float32) for update, batch in batches.items()}
     else:
@@ -85,7 +85,7 @@ def influence_view(run: RunFolder, updates: Sequence[int], count: int, estimator
 
 
 def page(view: InfluenceView) -> str:
-    """One self-contained HTML page."""
+    """The view as one self-contained HTML page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -103,7 +103,7 @@ def page(view: InfluenceView) -> str:
 
 
 def picture(view: InfluenceView) -> Image.Image:
-    """All answers of the view, one below the other."""
+    """All answers of the view as a picture, one below the other."""
     return shade_picture([(answer.title, answer.texts, answer.values) for group in view.answers for answer in group])
 
 
@@ -112,14 +112,14 @@ def _chat(run: RunFolder) -> ChatProcessor:
     try:
         return ChatProcessor(path or "")
     except NotAVisionLanguageModel as error:
-        raise CosoError(f"the run's tokenizer is not there any more: {error}") from None
+        raise CosoError(f"the run's tokenizer is missing: {error}") from None
 
 
 def _read(run: RunFolder, updates: Sequence[int]) -> dict[int, TrajectoryBatch]:
     log = TrajectoryLog(run.trajectories)
     logged = log.updates()
     if not logged:
-        raise CosoError(f"{run.path} has no trajectories yet: let it come through its first update")
+        raise CosoError(f"{run.path} has no trajectories yet: wait for its first update")
     wanted = sorted(set(updates)) or sorted({logged[0], logged[-1]})
     if missing := [update for update in wanted if update not in logged]:
         raise CosoError(f"{run.path} has no trajectories of update {missing[0]}; it has {logged[0]} to {logged[-1]}")
@@ -130,7 +130,7 @@ def _read(run: RunFolder, updates: Sequence[int]) -> dict[int, TrajectoryBatch]:
 
 
 def _same_screens(batches: dict[int, TrajectoryBatch], count: int) -> list[list[tuple[int, int]]]:
-    """Groups of (update, row): first screens that were met in every update, then any."""
+    """Groups of (update, row): first screens that occur in every update, then others."""
     first_row: dict[int, dict[str, int]] = {update: {} for update in batches}
     for update, batch in batches.items():
         for row, key in enumerate(batch.steps["image"].to_pylist()):
@@ -140,7 +140,7 @@ def _same_screens(batches: dict[int, TrajectoryBatch], count: int) -> list[list[
     def actions(key: str) -> int:
         return len({batches[update].steps["action"][rows[key]].as_py() for update, rows in first_row.items()})
 
-    common.sort(key=actions, reverse=True)  # where training changed what is done comes first
+    common.sort(key=actions, reverse=True)  # first where training changed the action
     groups = [[(update, rows[key]) for update, rows in first_row.items()] for key in common[:count]]
     if not groups:
         groups = [[(update, row)] for update, batch in batches.items() for row in range(min(count, len(batch)))]
@@ -158,7 +158,10 @@ def _score_anew(
         checkpoints = run.checkpoint_updates()
         if not checkpoints or not (run.checkpoint_path(checkpoints[-1]) / "scm.json").exists():
             raise CosoError(f"{run.path} has no checkpoint with an SCM, which --estimator {estimator} asks: use parser")
-        scm = scoring.load_scm(run.checkpoint_path(checkpoints[-1]), config.scoring.precision)
+        try:
+            scm = scoring.load_scm(run.checkpoint_path(checkpoints[-1]), config.scoring)
+        except ValueError as error:  # another version of the code saved it
+            raise CosoError(str(error)) from None
     if "parser" in estimator:
         try:
             parser = action_parser(config.environment.id, config.environment.kwargs)
@@ -168,14 +171,10 @@ def _score_anew(
         update: scoring.influence(
             batch.ragged("response_ids", np.int32),
             batch.ragged("action_labels", np.int32),
+            config.scoring.model_copy(update={"estimator": estimator}),
             tokenizer=chat.tokenizer,
-            estimator=estimator,
             scm=scm,
             parser=parser,
-            window=config.scoring.window,
-            null_token=config.scoring.null_token,
-            batch_tokens=config.scoring.batch_tokens,
-            longest=config.scoring.longest_exact,
         )
         for update, batch in batches.items()
     }
@@ -189,7 +188,7 @@ def _answer(chat: ChatProcessor, update: int, batch: TrajectoryBatch, values: Se
 def _token_values(
     chat: ChatProcessor, batch: TrajectoryBatch, values: Sequence[np.ndarray]
 ) -> list[tuple[list[str], np.ndarray]]:
-    """The tokens' texts, each by itself, beside their influence."""
+    """The text of each token and its influence."""
     ids = batch.ragged("response_ids", np.int32)
     known = np.unique(np.concatenate([np.empty(0, np.int32), *ids]))
     text = dict(zip(known.tolist(), chat.tokenizer.batch_decode([[int(each)] for each in known]), strict=True))

@@ -1,8 +1,7 @@
-"""`report.html` of a run: one file that needs nothing else, to be opened, mailed and kept.
+"""`report.html` of a run: one self-contained file.
 
-It says what came of the run (success before and after, with 95% intervals), shows the curves, sample episodes with
-each token shaded by its influence on the action, where the time went, and the config it all came from. A run that is
-not finished has a report too: what is not there yet is left out.
+It shows success before and after training (with 95% intervals), curves, sample episodes with each token shaded by its
+influence on the action, time by stage, and the config. A report of an unfinished run leaves out what is missing.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ TEMPLATE = "report.html.jinja"
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A share of episodes with its 95% interval."""
+    """A share of episodes with its 95% interval, all in [0, 1]."""
 
     share: float
     low: float
@@ -76,7 +75,7 @@ def write_report(run_folder: Path) -> Path:
 
 
 def evaluation(rows: Rows, first: bool) -> Measured | None:
-    """The first evaluation, made before any update, or the latest one after an update; None where there is none."""
+    """The evaluation before the first update, or the latest one after an update; None if there is none."""
     made = [row for row in rows if is_number(row.get("evaluation/success"))]
     chosen = [row for row in made if (row.get("update", 0) == 0) == first]
     if not chosen:
@@ -88,7 +87,7 @@ def evaluation(rows: Rows, first: bool) -> Measured | None:
 
 
 def latest_model(run_folder: Path, config: dict[str, Any]) -> str | None:
-    """Where the run's tokenizer is: its latest checkpoint's model folder, else the model it started from."""
+    """The model folder with the run's tokenizer: of the latest checkpoint, else the model the run started from."""
     checkpoints = [
         path for path in (run_folder / "checkpoints").glob("step_*/learner/model") if path.parents[1].name[5:].isdigit()
     ]
@@ -103,12 +102,12 @@ def _tokenizer(run_folder: Path, config: dict[str, Any]) -> ChatProcessor | None
     path = latest_model(run_folder, config)
     try:
         return ChatProcessor(path) if path else None
-    except NotAVisionLanguageModel:  # moved or removed since: the report does without
+    except NotAVisionLanguageModel:  # moved or removed since: make the report without it
         return None
 
 
 def _facts(config: dict[str, Any], rows: Rows, summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Label and value of what characterises the run; what is not known is left out."""
+    """(label, value) pairs that describe the run; unknown values are left out."""
     last = rows[-1] if rows else {}
     updates = summary.get("updates", last.get("update", 0))
     planned = _get(config, "training", "updates")
@@ -132,7 +131,7 @@ def _facts(config: dict[str, Any], rows: Rows, summary: dict[str, Any]) -> list[
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    """The summary, or nothing for a run that has not finished."""
+    """The summary, or {} if the run has not finished."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Sample episodes for the report: of the first and the last update, a success and a failure each."""
+"""Sample episodes for the report: one success and one failure each from the first and the last update."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from scoring.profiles import position_profile
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
 
-#: Longest side of a screenshot in the report, pixels; larger ones are made smaller.
+#: Longest side of a screenshot in the report, pixels; larger ones are scaled down.
 PICTURE_SIDE = 480
-#: Steps shown of an episode.
+#: Largest number of steps shown of an episode.
 STEPS_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class SampleStep:
-    """One step, ready for the page. picture: a data URI, or None if the log lost it. answer: HTML, escaped."""
+    """One step, ready for the page. picture: a data URI, or None if the log lacks it. answer: escaped HTML."""
 
     number: int
     picture: str | None
@@ -40,7 +40,7 @@ class SampleStep:
 
 @dataclass(frozen=True, slots=True)
 class SampleEpisode:
-    """An episode that went well or did not. steps: its first ones; length: how many there were."""
+    """One episode. steps: its first steps; length: its number of steps."""
 
     update: int
     success: bool
@@ -52,9 +52,9 @@ class SampleEpisode:
 
 
 def sample_episodes(folder: Path, chat: ChatProcessor | None) -> list[SampleEpisode]:
-    """Samples from a run's trajectory log; none where there is no log yet.
+    """Samples from a run's trajectory log; [] if there is no log yet.
 
-    chat: the model's own tokenizer, for the text of single tokens; without it the answers are not shaded.
+    chat: the model's tokenizer, for the text of single tokens; without it answers are not shaded.
     """
     if not folder.is_dir():
         return []
@@ -74,7 +74,7 @@ def sample_episodes(folder: Path, chat: ChatProcessor | None) -> list[SampleEpis
 
 
 def influence_profiles(folder: Path) -> dict[int, np.ndarray]:
-    """Mean influence along the answer at the first and the last logged update; one that measured none is left out."""
+    """Mean influence by position (bins,) at the first and the last logged update, if the update measured influence."""
     log = TrajectoryLog(folder) if folder.is_dir() else None
     updates = log.updates() if log is not None else []
     profiles = {}
@@ -83,7 +83,7 @@ def influence_profiles(folder: Path) -> dict[int, np.ndarray]:
         path = log.batch_path(update)
         if "influence" not in pq.read_schema(path).names:  # written under another schema
             continue
-        # Only this column: the pictures of a batch of phone screens are large.
+        # Read only this column: the pictures of a batch can be large.
         table = pq.read_table(path, columns=["influence"], partitioning=None)
         values = [np.array(row or [], np.float32) for row in table["influence"].to_pylist()]
         if any(value.any() for value in values):
@@ -92,9 +92,9 @@ def influence_profiles(folder: Path) -> dict[int, np.ndarray]:
 
 
 def choose_episode(batch: TrajectoryBatch, success: bool) -> slice | None:
-    """The first episode with that outcome (return above 0 is success) that fits on the page; else the shortest such.
+    """The first episode with that outcome (success: return > 0) that fits on the page, else the shortest one.
 
-    Episodes that their environment's failure cut off are no examples of either.
+    Episodes that a failed environment cut off do not count.
     """
     rewards, ends = batch.column("reward"), batch.column("end_reason")
     fitting = [
@@ -107,7 +107,7 @@ def choose_episode(batch: TrajectoryBatch, success: bool) -> slice | None:
 
 
 def shaded_answer(row: dict[str, Any], chat: ChatProcessor | None) -> str:
-    """HTML of a step's answer, each token shaded by its influence where that was measured; everything escaped."""
+    """A step's answer as escaped HTML; tokens are shaded by influence if it was measured."""
     ids, influence = row["response_ids"], row["influence"]
     if chat is None or not ids:
         return shade_html([row["utterance"] or ""], [0.0])
@@ -117,7 +117,7 @@ def shaded_answer(row: dict[str, Any], chat: ChatProcessor | None) -> str:
 
 
 def picture_uri(png: bytes) -> str:
-    """A stored screenshot as a data URI, made smaller if it is large."""
+    """A stored screenshot as a data URI, scaled down if it is large."""
     image = decode_png(png)
     if max(image.size) > PICTURE_SIDE:
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)

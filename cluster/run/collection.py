@@ -1,4 +1,4 @@
-"""Getting the batch of one update from the rollout workers: in lock-step (sync) or from the stream (async)."""
+"""Collect the batch of an update from the rollout workers: in lock-step (sync) or from the stream (async)."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError, DeadlineExceeded
 from cluster.run.waiting import answer, answers
 
-#: How long one ask of the stream waits before looking at the workers again, seconds.
+#: Timeout of one request to the stream, after which the deadline is checked, seconds.
 STREAM_POLL_S = 5.0
-#: Times a call to a rollout worker that died is handed to its restarted self.
+#: Attempts of a call to a rollout worker that dies and is restarted.
 WORKER_ATTEMPTS = 5
 
 
 class Collector(Protocol):
-    """What the controller asks of either mode."""
+    """What the controller needs from either mode."""
 
-    #: Whether the next batch may be collected while the learner is busy with this one.
+    #: Whether the next batch may be collected while the learner trains on this one.
     overlaps: bool
 
     async def collect(self, update: int) -> tuple[TrajectoryBatch, dict[str, float]]:
-        """Whole episodes of at least `training.steps_per_update` steps to make policy version `update` from, and
-        metrics of how they came."""
+        """Collect whole episodes with at least `training.steps_per_update` steps for update `update`; returns them
+        and metrics of the collection."""
         ...
 
     async def published(self, version: int) -> None:
-        """To be told of every version that the policy servers have come to serve."""
+        """The controller calls this after the policy servers have loaded `version`."""
         ...
 
     async def evaluate(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
-        """One held-out episode per seed, in the order of the seeds."""
+        """Play one held-out episode per seed; returns them in the order of the seeds."""
         ...
 
 
 class SynchronousCollector:
-    """Every worker collects its share in lock-step; nothing overlaps, and a seed fixes everything."""
+    """Every worker collects its share in lock-step; nothing overlaps, and the seed determines the result."""
 
     overlaps = False
 
@@ -61,7 +61,7 @@ class SynchronousCollector:
         return TrajectoryBatch.concatenate(batches), {}
 
     async def published(self, version: int) -> None:
-        pass  # lock-step: the next `collect` finds it
+        pass  # the next `collect` uses the new version
 
     async def evaluate(self, seeds: Sequence[int], temperature: float) -> EvaluationResult:
         results = await _from_workers(
@@ -74,11 +74,11 @@ class SynchronousCollector:
 
 
 class StreamCollector:
-    """Takes finished episodes from the stream that free-running workers fill.
+    """Takes finished episodes from the stream that the workers fill continuously.
 
-    What is made under version v may be trained on up to update v + 1 + `max_policy_lag`. So while the batch of update u
-    is collected, steps are made for that one and those of v + 1 + `max_policy_lag` - u updates more; what went beyond
-    would be dropped.
+    Steps sampled with version v may be trained on up to update v + 1 + `max_policy_lag`. So while the batch of update u
+    is collected, workers may sample steps for this update and for v + 1 + `max_policy_lag` - u later ones. Further
+    steps would be too old when their turn comes.
     """
 
     overlaps = True
@@ -87,7 +87,7 @@ class StreamCollector:
         self._config = config
         self._workers = workers
         self._stream = stream
-        self._update = 0  # whose batch was collected, or is being
+        self._update = 0  # the update whose batch was collected last, or is being collected
         self._version = 0
 
     async def collect(self, update: int) -> tuple[TrajectoryBatch, dict[str, float]]:
@@ -130,7 +130,7 @@ class StreamCollector:
         await self._allow()
 
     async def _allow(self) -> None:
-        # Of a resumed run, which begins with publishing, the batches up to `version` were collected before.
+        # A resumed run first publishes `version`; the batches up to it were collected before.
         updates = self._version + 1 + self._config.max_policy_lag - max(self._update, self._version)
         ahead = updates * self._config.training.steps_per_update
         await answer(self._stream.allow.remote(ahead), 60.0, "the stream")
@@ -140,14 +140,14 @@ class StreamCollector:
         workers = await answers([worker.status.remote() for worker in self._workers], 60.0, "the workers' status")
         failures = [worker["failures"] for worker in workers if worker["failures"]]
         return (
-            f"rollouts gave no batch within {self._config.rollout.stall_deadline_s:.0f} s "
+            f"the rollouts produced no batch within {self._config.rollout.stall_deadline_s:.0f} s "
             f"(rollout.stall_deadline_s): {missing} steps missing, {status['steps']} waiting, the last episode came "
             f"{status['idle_seconds']:.0f} s ago; environment failures by worker: {failures or 'none'}"
         )
 
 
 def drop_stale(batch: TrajectoryBatch, oldest_version: int) -> TrajectoryBatch:
-    """The episodes all of whose tokens were made by `oldest_version` or later."""
+    """The episodes whose tokens were all sampled by `oldest_version` or later."""
     versions = batch.behaviour_versions()
     fresh = [piece for piece in batch.episode_slices() if versions[piece].min() >= oldest_version]
     if len(fresh) == len(batch.episode_slices()):
@@ -158,7 +158,7 @@ def drop_stale(batch: TrajectoryBatch, oldest_version: int) -> TrajectoryBatch:
 
 
 async def _from_workers(workers: Sequence[Any], call: Any, deadline_s: float, what: str) -> list[Any]:
-    """Call every worker; one that dies is asked again once Ray has restarted it."""
+    """Call every worker; if one dies, call it again after Ray has restarted it."""
 
     async def one(index: int, worker: Any) -> Any:
         for attempt in range(WORKER_ATTEMPTS):
@@ -166,7 +166,7 @@ async def _from_workers(workers: Sequence[Any], call: Any, deadline_s: float, wh
                 return await answer(call(index, worker), deadline_s, f"rollout worker {index}: {what}")
             except RayActorError as error:
                 if isinstance(error, RayTaskError):
-                    raise  # the worker lives; it was another actor's death that it could not get over
+                    raise  # the worker is alive; another actor's death made the call fail
                 if attempt == WORKER_ATTEMPTS - 1:
                     raise CosoError(f"rollout worker {index} died {WORKER_ATTEMPTS} times: {what}") from None
                 await asyncio.sleep(0.5)
@@ -180,7 +180,7 @@ def _share(seeds: Sequence[int], index: int, workers: Sequence[Any]) -> list[int
 
 
 def _merge(results: Sequence[EvaluationResult], seeds: Sequence[int]) -> EvaluationResult:
-    """The workers' episodes in the order of the seeds, so that a report does not depend on how they were shared out."""
+    """Join the workers' episodes in the order of the seeds, so that the result does not depend on the shares."""
     episodes = {
         int(result.episodes.column("seed")[piece.start]): TrajectoryBatch(
             result.episodes.steps.slice(piece.start, piece.stop - piece.start), result.episodes.images

@@ -1,11 +1,11 @@
 """The loop: (collect → score → update → publish → evaluate → checkpoint)*.
 
-Policy version k is what update k made; version 0 is the model the run started from. Batch k is what update k trains
-on. In `sync` mode each stage waits for the one before it, and a seed fixes everything. In `async` mode the batch of
-update k + 1 is collected and scored while the learner is busy with update k.
+Update k trains on batch k and produces policy version k; version 0 is the model the run started from. In `sync` mode
+each stage waits for the one before it, and the seed determines the run. In `async` mode the batch of update k + 1 is
+collected and scored while the learner runs update k.
 
-Every batch is written to the run's log before it is trained on. What was trained on since a checkpoint is thus read
-back, never collected again, when the learner or the driver has died in between.
+Every batch is written to the run's log before training on it. If the learner or the driver dies, the batches since the
+last checkpoint are read back from the log and not collected again.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Controller:
         self._started = time.monotonic() - progress.wall_seconds
         self._checkpointed = progress.update
         self._busy_before: Metrics = {}
-        self._last_checkpoint: Metrics = {}  # its time, told in the next row: a row is written before its checkpoint
+        self._last_checkpoint: Metrics = {}  # for the next row, since a row is written before its checkpoint
         self.last_evaluation: Metrics = {}
 
     async def run(self) -> None:
-        """Train to the end; everything that was saved stays saved if it raises."""
+        """Train up to the last update. If this raises, logged batches and checkpoints remain."""
         await self._begin()
         upcoming = self._prepare_ahead(self._progress.update + 1)
         for update in range(self._progress.update + 1, self._config.training.updates + 1):
@@ -88,7 +88,7 @@ class Controller:
     # ---------------------------------------------------------------- stages
 
     async def _begin(self) -> None:
-        """Bring the servers to the weights that the run stands at, and measure success before the first update."""
+        """Evaluate before the first update; or, in a resumed run, publish the checkpoint's weights to the servers."""
         await self._system.start_rollouts(self._progress.update)
         if (version := self._progress.update) > 0:
             async with self._system.between_versions:
@@ -100,7 +100,7 @@ class Controller:
         self._write(row)
 
     def _prepare_ahead(self, update: int) -> Awaitable[tuple[TrajectoryBatch, Metrics]]:
-        """Begin to prepare a batch. In sync mode nothing runs until it is awaited."""
+        """Start preparing a batch. In sync mode nothing runs before it is awaited."""
         preparation = self._prepare(update)
         if update > self._config.training.updates:
             preparation.close()
@@ -108,7 +108,7 @@ class Controller:
         return asyncio.ensure_future(preparation) if self._system.collector.overlaps else preparation
 
     async def _prepare(self, update: int) -> tuple[TrajectoryBatch, Metrics]:
-        """The scored batch of an update: collected, or read back from the log where it was accepted before."""
+        """Collect and score the batch of an update, or read it from the log if it was logged before."""
         row: Metrics = {}
         with _timed(row, "time/collect"):
             if replayed := update in self._logged:
@@ -118,7 +118,7 @@ class Controller:
                 batch, collected = await self._system.collector.collect(update)
                 row |= collected
         row |= episode_metrics(batch, "rollout")
-        if self._config.entropy.mode == "counterfactual":
+        if self._config.entropy.needs_influence:
             with _timed(row, "time/score"):
                 batch, scores = await asyncio.to_thread(self._system.score, batch)
             row |= scores
@@ -142,7 +142,7 @@ class Controller:
         return row
 
     async def _publish(self, version: int) -> Metrics:
-        """Version `version` into every live policy server."""
+        """Load version `version` into every policy server."""
         row: Metrics = {}
         self._stage(f"publishing weights, version {version}")
         with _timed(row, "time/publish"):
@@ -150,7 +150,7 @@ class Controller:
         return row
 
     async def _check_sync(self, version: int) -> Metrics:
-        """Where it is due, hold a live engine's log-probabilities against the learner's."""
+        """If it is due, compare a live engine's log-probabilities with the learner's."""
         row: Metrics = {}
         every = self._config.weight_sync.check_every
         if every and version % every == 0:
@@ -159,7 +159,7 @@ class Controller:
         return row
 
     async def evaluate(self) -> Metrics:
-        """Success of the present policy on the held-out seeds, which are the same for every run."""
+        """Success of the current policy on the held-out seeds, which are the same for all runs."""
         training = self._config.training
         self._stage(f"evaluating on {training.evaluation_episodes} held-out episodes")
         seeds = range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + training.evaluation_episodes)
@@ -174,7 +174,7 @@ class Controller:
         return row
 
     async def _checkpoint(self) -> None:
-        """Learner, SCM and progress, so that `resume` goes on as if nothing had happened."""
+        """Write learner, SCM and progress, so that `resume` continues the run exactly."""
         self._stage("writing a checkpoint")
         self._run.require_space()
         folder = self._run.checkpoint_path(self._progress.update)
@@ -182,7 +182,7 @@ class Controller:
             await self._with_learner(
                 lambda: self._system.learner.save_checkpoint(folder / "learner"), self._progress.update
             )
-            if self._config.entropy.mode == "counterfactual":
+            if self._config.entropy.needs_influence:
                 await asyncio.to_thread(self._system.save_scm, folder)
             self._progress.wall_seconds = time.monotonic() - self._started
             self._progress.recoveries = dict(self._system.supervisor.recoveries)
@@ -192,8 +192,8 @@ class Controller:
     # ---------------------------------------------------------------- recovery of the learner
 
     async def _with_learner(self, call: Callable[[], Any], trained: int) -> Any:
-        """A learner call in a thread; if a rank dies, the learner is brought back to where `trained` updates had
-        brought it, and the call is made again."""
+        """Call the learner in a thread. If a rank dies, restore the learner's state after `trained` updates and call
+        again."""
         return await self._with_learner_async(lambda: asyncio.to_thread(call), trained)
 
     async def _with_learner_async(self, call: Callable[[], Awaitable[Any]], trained: int) -> Any:
@@ -206,7 +206,7 @@ class Controller:
                 await asyncio.to_thread(self._restore_learner, trained)
 
     def _restore_learner(self, trained: int) -> None:
-        """Restart from the last checkpoint, then train again on the batches accepted since, read from the log."""
+        """Restart the learner from the last checkpoint, then train again on the logged batches since."""
         while True:
             try:
                 folder = self._run.checkpoint_path(self._checkpointed) / "learner" if self._checkpointed else None
@@ -215,7 +215,7 @@ class Controller:
                     self._system.learner.update(self._log.read(update), update - 1)
                 return
             except LearnerFailed as failure:
-                self._console.message(f"{failure}; once more")
+                self._console.message(f"{failure}; restarting the learner again")
                 self._system.supervisor.count("learner")
 
     # ---------------------------------------------------------------- bookkeeping
@@ -237,8 +237,8 @@ class Controller:
         self._console.update(row)
 
     def _machine_metrics(self, done: Metrics, batch: TrajectoryBatch, seconds: float) -> Metrics:
-        """Speed over the whole update, busy share of every stage, and memory of this process and every watched actor.
-        `done`: what the update's row holds so far."""
+        """Speed over the whole update, busy share of every stage, memory of this process and of every watched actor.
+        done: the update's row so far. seconds: wall time of the update."""
         row: Metrics = {
             "time/total": seconds,
             "speed/env_steps_per_s": len(batch) / seconds,
@@ -255,8 +255,8 @@ class Controller:
         return row
 
     def _busy_shares(self, done: Metrics, seconds: float) -> Metrics:
-        """Share of the update's wall time during which each stage was at work, averaged over its members. Of servers
-        and environments as of their last sign of life, so a share is exact over many updates, not over one."""
+        """Share of the update's wall time during which each stage was busy, averaged over its members. For servers and
+        environments it is taken from their last status, so it is exact over many updates but not over one."""
         config = self._config
         totals = {"policy server": 0.0, "rollout worker": 0.0}
         for name, status in self._system.supervisor.status.items():
@@ -272,7 +272,7 @@ class Controller:
         }
 
     def wall_seconds(self) -> float:
-        """Since the run first began, time between interruption and resume left out."""
+        """Wall time of the run, without the time between an interruption and its resume."""
         return time.monotonic() - self._started
 
 

@@ -1,4 +1,4 @@
-"""`runs/NAME/`: what a run leaves on disk, and what a resumed run starts from.
+"""`runs/NAME/`: the files of a run, from which a resumed run continues.
 
 config.yaml  metrics.jsonl  tensorboard/  trajectories/  checkpoints/step_N/  report.html  summary.json  logs/
 """
@@ -20,13 +20,13 @@ from cluster.errors import CosoError
 from cluster.telemetry.metrics import METRICS_FILE
 
 CHECKPOINT_SCHEMA_VERSION = 1
-#: A run is refused a start with less room than this on its disk, bytes.
+#: A run does not start or continue with less free disk space than this, bytes.
 MINIMUM_FREE_BYTES = 256 << 20
 
 
 @dataclass
 class Progress:
-    """Where the controller's loop stands: what a checkpoint must remember besides learner and SCM."""
+    """The state of the controller's loop: what a checkpoint holds besides learner and SCM."""
 
     update: int = 0
     environment_steps: int = 0
@@ -45,11 +45,14 @@ class RunFolder:
         self.metrics = path / METRICS_FILE
         self.summary = path / "summary.json"
         self.report = path / "report.html"
-        self.logs = path / "logs"  # what the actors printed, if the run failed
+        self.logs = path / "logs"  # the actors' output, if the run failed
 
     @classmethod
     def create(cls, config: RunConfig, overwrite: bool = False) -> RunFolder:
-        """Make the folder and write the resolved config into it. Raises `CosoError` if it exists and is in use."""
+        """Make the folder and write the resolved config into it.
+
+        Raises `CosoError` if it exists (unless `overwrite`), is in use or cannot be made.
+        """
         run = cls(Path(config.folder) / config.name)
         if run.path.exists():
             if not overwrite:
@@ -58,7 +61,9 @@ class RunFolder:
                     "name=OTHER, or replace it with --overwrite"
                 )
             if not (run.path / "config.yaml").exists():
-                raise CosoError(f"{run.path} is no run folder (it has no config.yaml), so --overwrite leaves it alone")
+                raise CosoError(
+                    f"{run.path} is not a run folder (it has no config.yaml), so --overwrite does not replace it"
+                )
             run.lock()
             shutil.rmtree(run.path)
         try:
@@ -72,16 +77,18 @@ class RunFolder:
 
     @classmethod
     def open_existing(cls, path: str | Path) -> RunFolder:
+        """Open the run folder at `path`. Raises `CosoError` if it is not a run folder."""
         run = cls(Path(path))
         if not (run.path / "config.yaml").exists():
             raise CosoError(f"{path} is not a run folder: it has no config.yaml")
         return run
 
     def config(self) -> RunConfig:
+        """The run's config. Raises `CosoError` if it is invalid, for instance written by another version."""
         return load_config([self.path / "config.yaml"])
 
     def lock(self) -> None:
-        """Claim the folder for this process, and remove what a former owner that was killed left on the machine.
+        """Lock the folder for this process, and remove what a killed earlier owner left on this machine.
 
         Raises `CosoError` while another living process holds it.
         """
@@ -90,16 +97,16 @@ class RunFolder:
             owner = json.loads(path.read_text(encoding="utf-8"))
             pid, started = int(owner["pid"]), float(owner["started"])
         except (OSError, ValueError, KeyError, TypeError):
-            pid, started = os.getpid(), 0.0  # never locked, or what is written there is no lock
+            pid, started = os.getpid(), 0.0  # never locked, or not a valid lock file
         if pid > 0 and pid != os.getpid():
             if _is_running(pid, started):
-                raise CosoError(f"{self.path} is in use by process {pid}; wait for it or end it first")
+                raise CosoError(f"{self.path} is in use by process {pid}; wait for it or stop it first")
             self._remove_leftovers(pid)
         mine = psutil.Process()
         path.write_text(json.dumps({"pid": mine.pid, "started": mine.create_time()}), encoding="utf-8")
 
     def weights_name(self, pid: int) -> str:
-        """What the weight files of process `pid` for this run are called: unique on a machine."""
+        """Name of the weight files of process `pid` for this run, unique on a machine."""
         return f"{self.path.name}-{pid}"
 
     def _remove_leftovers(self, pid: int) -> None:
@@ -111,12 +118,12 @@ class RunFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
     def unlock(self) -> None:
-        """Let go of the folder. What an ending that was itself interrupted (a second Ctrl-C) left behind goes too."""
+        """Release the folder, and remove what an interrupted cleanup (a second Ctrl-C) left behind."""
         self._remove_leftovers(os.getpid())
         (self.path / "lock").unlink(missing_ok=True)
 
     def require_space(self) -> None:
-        """Raise `CosoError` when the disk is nearly full, before something is half written to it."""
+        """Raise `CosoError` if the disk is nearly full, before a file is half written."""
         free = shutil.disk_usage(self.path).free
         if free < MINIMUM_FREE_BYTES:
             raise CosoError(
@@ -127,15 +134,16 @@ class RunFolder:
     # ---------------------------------------------------------------- checkpoints
 
     def checkpoint_path(self, update: int) -> Path:
+        """The folder of the checkpoint after `update`."""
         return self.checkpoints / f"step_{update}"
 
     def checkpoint_updates(self) -> list[int]:
-        """Updates with a whole checkpoint, in order; one that was interrupted has no progress.json and is ignored."""
+        """Updates with a complete checkpoint, in order. An interrupted one has no progress.json and is ignored."""
         names = [path.parent.name.removeprefix("step_") for path in self.checkpoints.glob("step_*/progress.json")]
         return sorted(int(name) for name in names if name.isdecimal())
 
     def finish_checkpoint(self, progress: Progress, keep: int) -> None:
-        """Mark the checkpoint whole by writing its progress last, then remove the oldest beyond `keep`."""
+        """Complete the checkpoint by writing its progress last, then remove all but the latest `keep` checkpoints."""
         path = self.checkpoint_path(progress.update)
         aside = path / "progress.tmp"
         aside.write_text(
@@ -148,6 +156,7 @@ class RunFolder:
             shutil.rmtree(old)
 
     def read_progress(self, update: int) -> Progress:
+        """Read a checkpoint's progress. Raises `CosoError` if it is unreadable or of another schema version."""
         path = self.checkpoint_path(update) / "progress.json"
         try:
             values: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -162,7 +171,7 @@ class RunFolder:
 
 
 def _is_running(pid: int, started: float) -> bool:
-    """Whether the process that began at `started` is still there (and not another with its number)."""
+    """Whether the process started at `started` is still running (and not another one with the same pid)."""
     try:
         return abs(psutil.Process(pid).create_time() - started) < 1.0
     except psutil.NoSuchProcess:

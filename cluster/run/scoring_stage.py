@@ -1,18 +1,27 @@
-"""The scoring stage of an update: the SCM learns from a batch, the pool scores it, the parser judges both."""
+"""The scoring stage of an update: the SCM learns from a batch, the pool scores it, the parser checks the scores."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from actors.chat import ChatProcessor
 from actors.trajectory import TrajectoryBatch
 from cluster.config.run_config import RunConfig
+from cluster.demonstrations.warm_start import read_demonstrations
+from cluster.errors import CosoError
+from cluster.launch.ray_runtime import scoring_gpus
+from envs.parsing import Parser
 from scoring.effects.estimators import WITHOUT_SCM
+from scoring.effects.parser_effects import ParserSource
+from scoring.effects.tokens import token_facts
 from scoring.fidelity import agreement, mean_of_defined, span_mass
-from scoring.pool.scoring_pool import ScmWeights, ScoringPool
+from scoring.pool.scoring_pool import ScmWeights, ScoringContext, ScoringPool
 from scoring.scm.training import ScmTrainingReport
 
 Metrics = dict[str, float]
@@ -20,10 +29,10 @@ Utterances = Sequence[np.ndarray]
 
 
 class ScoringStage:
-    """Writes influence into batches; one thread at a time.
+    """Writes influence into batches. Not thread-safe.
 
-    In sync mode the SCM learns from a batch first and scores it then. In async mode both go on at once: a batch is
-    scored by the SCM that has learnt from the batches before it, once there is one.
+    In sync mode the SCM first learns from a batch and then scores it. In async mode both happen at once: the SCM that
+    scores a batch has learnt from the batches before it. Only for the first batch, scoring waits for the training.
     """
 
     def __init__(self, config: RunConfig, pool: ScoringPool, chat: ChatProcessor) -> None:
@@ -35,7 +44,7 @@ class ScoringStage:
         self._chat = chat
 
     def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, Metrics]:
-        """Return the batch with every token's influence written into it, and what is logged of it."""
+        """Return the batch with the influence of every token, and metrics."""
         utterances = batch.ragged("response_ids", np.int32)
         labels = np.stack(batch.ragged("action_labels", np.int32))
         self._pool.check()
@@ -64,12 +73,12 @@ class ScoringStage:
         return {f"scm/{name}": value for name, value in report.metrics.items()}
 
     def _fidelity(self, utterances: Utterances, labels: np.ndarray, weights: ScmWeights) -> Metrics:
-        """How the SCM's influence agrees with the parser's, and the gradient's with the SCM's, on a few answers."""
+        """Agreement of the SCM's influence with the parser's, and of the gradient's with the SCM's, on some answers."""
         chosen = self._first_distinct(utterances, labels)
         if not chosen:
             return {}
         some, actions = [utterances[row] for row in chosen], labels[chosen]
-        countable = [self._pool.tokens.countable_by_id[ids] for ids in some]
+        countable = [self._pool.context.tokens.countable_by_id[ids] for ids in some]
         scm, _ = self._pool.score(some, actions, "scm", weights)
         gradient, _ = self._pool.score(some, actions, "gradient", weights)
         spans = [span_mass(values, self._chat.action_start(ids)) for ids, values in zip(some, scm, strict=True)]
@@ -79,7 +88,7 @@ class ScoringStage:
         }
         if "spearman" in (close := agreement(gradient, scm, countable)):
             row["fidelity/gradient_spearman"] = close["spearman"]
-        if self._pool.parser is not None:
+        if self._pool.context.parser is not None:
             exact, _ = self._pool.score(some, actions, "parser", weights)
             row |= {f"fidelity/{name}": value for name, value in agreement(scm, exact, countable).items()}
         return row
@@ -91,3 +100,53 @@ class ScoringStage:
             if len(rows) < self._sample and len(ids) and (action >= 0).any():
                 rows.setdefault(ids.tobytes(), row)
         return list(rows.values())
+
+
+def make_scoring_pool(
+    config: RunConfig, chat: ChatProcessor, head_sizes: tuple[int, ...], parser: Parser | None
+) -> ScoringPool:
+    """Make the run's pool, not started yet. Raises `CosoError` where the tokenizer has no null token.
+
+    head_sizes: of the environment's label space. parser: the environment's, or None.
+    """
+    # The model may have logits for more ids than the tokenizer has tokens.
+    vocabulary = max(int(chat.config.get_text_config().vocab_size), len(chat.tokenizer))
+    try:
+        tokens = token_facts(chat.tokenizer, vocabulary, config.scoring.null_token)
+    except ValueError as error:
+        raise CosoError(str(error)) from None
+    context = ScoringContext(
+        tokens=tokens,
+        head_sizes=head_sizes,
+        parser=None if parser is None else ParserSource(tokenizer=chat.tokenizer, parser=parser),
+        seed=config.seed,
+        actor_cpus=config.cluster.scorer_cpus,
+        actor_gpus=scoring_gpus(config),
+        max_failures=config.cluster.max_recoveries + 1,
+    )
+    return ScoringPool(config.scoring, context)
+
+
+def pretrain_scm(config: RunConfig, pool: ScoringPool) -> None:
+    """Train the SCM on the demonstrations of the run's model, where there are any."""
+    if shown := read_demonstrations(config.model.path):
+        utterances = shown.ragged("response_ids", np.int32)
+        labels = np.stack(shown.ragged("action_labels", np.int32))
+        pool.train(utterances, labels, rounds=config.scoring.scm.pretrain_rounds)
+
+
+def save_scm(pool: ScoringPool, folder: Path) -> None:
+    """Write the SCM trainer's whole state: tensors as safetensors, facts as JSON."""
+    tensors, facts = pool.state()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "scm.safetensors")
+    (folder / "scm.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def load_scm(pool: ScoringPool, folder: Path) -> None:
+    """Continue from what `save_scm` wrote. Raises `CosoError` where it is of an SCM of another shape."""
+    facts = json.loads((folder / "scm.json").read_text(encoding="utf-8"))
+    try:
+        pool.load(load_file(folder / "scm.safetensors"), facts)
+    except ValueError as error:
+        raise CosoError(str(error)) from None

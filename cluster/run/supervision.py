@@ -1,4 +1,4 @@
-"""Watching the actors that Ray restarts, and counting every recovery, while the controller gets on with the run."""
+"""Watch the actors that Ray restarts and count every recovery, while the controller runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cluster.errors import CosoError, DeadlineExceeded
 
 Result = TypeVar("Result")
 
-#: Seconds between two looks at an actor.
+#: Time between two status calls to an actor, seconds.
 WATCH_INTERVAL_S = 1.0
 
 
 class Supervisor:
-    """Asks every watched actor for its status once a second. A process id that changed is a restart: it is counted,
-    and `on_restart` brings the new process to where the old one was.
+    """Asks every watched actor for its status once a second. A changed process id means that Ray restarted the actor:
+    the restart is counted, and `on_restart` restores the state of the new process.
 
-    recoveries: how often each kind of thing was brought back ("policy server", "rollout worker", "environment",
-    "scorer", "scm_trainer", "learner").
+    recoveries: number of restarts by kind ("policy server", "rollout worker", "environment", "scorer", "scm_trainer",
+    "learner").
     """
 
     def __init__(self, max_recoveries: int) -> None:
@@ -40,33 +40,34 @@ class Supervisor:
         silence_deadline_s: float,
         on_restart: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Watch an actor that has `status()`; silence beyond the deadline ends the run with an error that names it."""
+        """Watch an actor that has `status()`. If it is silent beyond the deadline (seconds), the run ends with an error
+        that names it."""
         self._tasks.append(asyncio.create_task(self._watch(kind, index, actor, silence_deadline_s, on_restart)))
 
     def count(self, kind: str, times: int = 1) -> None:
-        """Count recoveries. Raises `CosoError` beyond `max_recoveries` (environments, which come and go by nature,
-        have their own back-off and are not limited)."""
+        """Count recoveries. Raises `CosoError` beyond `max_recoveries`. Environments do not count towards this limit,
+        since they have their own back-off."""
         self.recoveries[kind] += times
         limited = {name: number for name, number in self.recoveries.items() if name != "environment" and number}
         if sum(limited.values()) > self._max_recoveries:
             raise CosoError(
                 f"gave up after more than {self._max_recoveries} recoveries (cluster.max_recoveries): {limited}. "
-                "Something keeps dying; its logs say why."
+                "Some process keeps dying; its logs say why."
             )
 
     def count_total(self, kind: str, total: int) -> None:
-        """Count a kind whose owner keeps the total."""
+        """Count recoveries of a kind for which the caller knows the total."""
         if total > self.recoveries[kind]:
             self.count(kind, total - self.recoveries[kind])
 
     def raise_failures(self) -> None:
-        """Raise what ended a watch, if anything did."""
+        """Raise the error of a watch that has failed, if any."""
         for task in self._tasks:
             if task.done() and not task.cancelled():
                 task.result()
 
     async def guard(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """The result of `work`, unless a watch ends with an error first: that is then raised, and `work` cancelled."""
+        """Run `work` and return its result. If a watch fails first, cancel `work` and raise the watch's error."""
         task = asyncio.create_task(work)
         try:
             await asyncio.wait({task, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -77,6 +78,7 @@ class Supervisor:
             task.cancel()
 
     async def close(self) -> None:
+        """Stop all watches."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -96,11 +98,11 @@ class Supervisor:
         last_sign = time.monotonic()
         while True:
             try:
-                # asyncio.wait_for would lose a cancellation that comes together with the answer (Python 3.11).
+                # In Python 3.11, asyncio.wait_for loses a cancellation that arrives together with the answer.
                 async with asyncio.timeout(silence_deadline_s):
                     status: Mapping[str, Any] = await actor.status.remote()
             except RayTaskError:
-                raise  # it is alive and says what is wrong with it
+                raise  # the actor is alive and reports an error
             except (RayActorError, TimeoutError) as error:
                 if time.monotonic() - last_sign > silence_deadline_s:
                     raise DeadlineExceeded(
@@ -116,7 +118,7 @@ class Supervisor:
                     try:
                         await on_restart()
                     except RayActorError:
-                        continue  # it died again meanwhile: the next process has a third id
+                        continue  # it died again; the next status has another process id
             pid = status["pid"]
             if (restarts := status.get("restarts", 0)) > environment_restarts:
                 self.count("environment", restarts - environment_restarts)

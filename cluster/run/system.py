@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,28 +15,22 @@ import ray
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.generation import GenerationRequest
 from actors.rollouts.stream import TrajectoryStream
-from actors.rollouts.worker import make_rollout_worker
-from actors.serving.policy_engine import policy_server_environment
-from actors.serving.policy_server import PolicyServer
-from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, Transport, WeightRegistry
+from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry
 from actors.trajectory import TrajectoryBatch
-from cluster.config import mapping
 from cluster.config.run_config import RunConfig
-from cluster.demonstrations.warm_start import read_demonstrations
 from cluster.errors import CosoError
-from cluster.launch.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
+from cluster.launch.learner import learner_setup, start_learner
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector
+from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
 from cluster.run.run_folder import RunFolder
-from cluster.run.scoring_stage import ScoringStage
+from cluster.run.scoring_stage import ScoringStage, load_scm, make_scoring_pool, pretrain_scm, save_scm
 from cluster.run.supervision import Supervisor
 from cluster.run.waiting import answer, answer_of_restarted, answers
 from envs.parsing import Parser
-from learner.checkpoint import CheckpointMismatch
+from learner.checkpoints.format import CheckpointMismatch
 from learner.group import LearnerFailed, LearnerGroup
-from learner.options import PublishOptions
 from learner.publish import connect_servers, remove_weight_files, sync_servers
-from scoring.effects.parser_effects import ParserSource
-from scoring.effects.tokens import token_facts
+from learner.setup import PublishTarget
 from scoring.pool.scoring_pool import ScoringPool
 
 #: Tokens of the answer by which a live engine is compared with the learner after a swap.
@@ -68,7 +60,10 @@ class System:
 
     def __init__(self, config: RunConfig, run: RunFolder, temporary: Path) -> None:
         self.config = config
-        self.transport: Transport = mapping.transport(config, sum(node["Alive"] for node in ray.nodes()))
+        self.transport = config.weight_sync.transport_for(
+            on_gpus=config.policy_server.device == config.learner.device == "cuda",
+            nodes=sum(node["Alive"] for node in ray.nodes()),
+        )
         self._chat = require_model(config)
         self._weights_name = run.weights_name(os.getpid())
         self._fallback_folder = run.path
@@ -85,7 +80,7 @@ class System:
         #: Held while the learner's weights are between two versions: from an update's beginning until it is published.
         self.between_versions = asyncio.Lock()
         self._published = 0  # version
-        self._met: list[int] = []  # process ids of the servers that the learner can broadcast to
+        self._connected_pids: list[int] = []  # of the servers that the learner can broadcast to
         self._learner: LearnerGroup | None = None
         self.pool: ScoringPool | None = None
         self._scoring: ScoringStage | None = None
@@ -108,7 +103,7 @@ class System:
                 system._start_pool(checkpoint if update else None),
             )
             if system.transport in COLLECTIVE_TRANSPORTS:
-                await system._meet()
+                await system._connect_servers()
             system._watch()
         except BaseException:
             await system.close()
@@ -144,8 +139,8 @@ class System:
         """The learner's weights, as `version`, into every live policy server. Nothing in flight is lost. To be called
         with `between_versions` held."""
         deadline = self.config.weight_sync.deadline_s
-        if self.transport in COLLECTIVE_TRANSPORTS and await self._server_pids() != self._met:
-            await self._meet()  # a collective's members are processes, and one of them is new
+        if self.transport in COLLECTIVE_TRANSPORTS and await self._server_pids() != self._connected_pids:
+            await self._connect_servers()  # a group's members are processes, and one of them is new
         update = await asyncio.to_thread(self.learner.publish, version)
         update = await answer(self.registry.put.remote(update), deadline, "the weight registry")
         reports = await asyncio.to_thread(self._sync, update, deadline)
@@ -163,10 +158,9 @@ class System:
         prompt, image, png = self._probe
         request = GenerationRequest(prompt, image, png, self.config.rollout.temperature, SYNC_CHECK_TOKENS, seed=1)
         name, server = list(self.servers.items())[version % len(self.servers)]
-        serving = self.config.policy_server
         (made,) = await answer_of_restarted(
             lambda: server.generate_batch.remote([request]),
-            serving.start_deadline_s + serving.generate_deadline_s,
+            self.config.policy_server.answer_deadline_s,
             f"the sync check of {name}",
         )
         probe = TrajectoryBatch.from_rows(
@@ -203,19 +197,14 @@ class System:
         return self.pool.recoveries if self.pool is not None else {}
 
     def save_scm(self, folder: Path) -> None:
-        """The SCM trainer's whole state: tensors as safetensors, facts as JSON."""
-        from safetensors.torch import save_file
-
+        """Write the SCM trainer's state into a checkpoint's folder."""
         assert self.pool is not None
-        tensors, facts = self.pool.state()
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / "scm.safetensors")
-        (folder / "scm.json").write_text(json.dumps(facts), encoding="utf-8")
+        save_scm(self.pool, folder)
 
     def restart_learner(self, checkpoint: Path | None) -> None:
         """End what is left of the ranks and start anew, from a checkpoint or from the model the run began with."""
         self.learner.restart(checkpoint)
-        self._met = []
+        self._connected_pids = []
 
     async def close(self) -> None:
         """End every actor; by force where it does not end in good order."""
@@ -236,15 +225,11 @@ class System:
         await wait_for_servers(self.config, self.servers)
 
     def _start_learner(self, checkpoint: Path | None) -> None:
-        publishing = PublishOptions(
+        publishing = PublishTarget(
             transport=self.transport, run=self._weights_name, fallback_folder=self._fallback_folder.absolute()
         )
         try:
-            self._learner = LearnerGroup(
-                mapping.learner_options(self.config, self.config.model.path, publishing),
-                self.config.learner.ranks,
-                mapping.rank_resources(self.config),
-            )
+            self._learner = start_learner(self.config, learner_setup(self.config, publishing))
             if checkpoint is not None:
                 self._learner.load_checkpoint(checkpoint)
         except (LearnerFailed, ValueError, CheckpointMismatch) as error:
@@ -252,7 +237,7 @@ class System:
 
     async def _start_pool(self, checkpoint: Path | None) -> None:
         """The scoring pool, with an SCM from the checkpoint or pre-trained on the model's demonstrations."""
-        if self.config.entropy.mode != "counterfactual":
+        if not self.config.entropy.needs_influence:
             return
         deadline = self.config.environment.start_deadline_s
         sizes = await answer(self.workers[0].label_sizes.remote(), deadline, "an environment's label space")
@@ -265,29 +250,14 @@ class System:
         await asyncio.to_thread(self._make_pool, sizes, parser, checkpoint)
 
     def _make_pool(self, head_sizes: tuple[int, ...], parser: Parser | None, checkpoint: Path | None) -> None:
-        from safetensors.torch import load_file
-
-        try:
-            tokens = token_facts(self._chat.tokenizer, _vocabulary_size(self._chat), self.config.scoring.null_token)
-        except ValueError as error:
-            raise CosoError(str(error)) from None
-        pool = ScoringPool(
-            mapping.scm_settings(self.config, tokens.vocab_size, head_sizes),
-            mapping.scm_training_settings(self.config),
-            mapping.pool_settings(self.config),
-            tokens,
-            None if parser is None else ParserSource(tokenizer=self._chat.tokenizer, parser=parser),
-        )
+        pool = make_scoring_pool(self.config, self._chat, head_sizes, parser)
         pool.start()
         self.pool = pool
         self._scoring = ScoringStage(self.config, pool, self._chat)
-        if checkpoint is not None:
-            facts = json.loads((checkpoint / "scm.json").read_text(encoding="utf-8"))
-            pool.load(load_file(checkpoint / "scm.safetensors"), facts)
-        elif shown := read_demonstrations(self.config.model.path):
-            utterances = shown.ragged("response_ids", np.int32)
-            labels = np.stack(shown.ragged("action_labels", np.int32))
-            pool.train(utterances, labels, rounds=self.config.scoring.scm.pretrain_rounds)
+        if checkpoint is None:
+            pretrain_scm(self.config, pool)
+        else:
+            load_scm(pool, checkpoint)
 
     async def _server_pids(self) -> list[int]:
         """Of the policy servers, once they are up."""
@@ -298,22 +268,22 @@ class System:
         ]
         return [status["pid"] for status in statuses]
 
-    async def _meet(self) -> None:
-        """Let learner and policy servers meet for broadcasts."""
+    async def _connect_servers(self) -> None:
+        """Connect learner and policy servers for broadcasts."""
         sync = self.config.weight_sync
         pids = await self._server_pids()
         group, connecting = await asyncio.to_thread(
             self.learner.open_sync, len(self.servers), self.config.policy_server.tensor_parallel, sync.deadline_s
         )
         await asyncio.to_thread(connect_servers, list(self.servers.items()), group, connecting)
-        self._met = pids
+        self._connected_pids = pids
 
     async def _restart_server(self) -> None:
-        """A broadcast is not for those who come later: a server that restarted is met and sent the weights again."""
+        """A restarted server has missed the last broadcast: connect it and publish the current weights again."""
         if self.transport not in COLLECTIVE_TRANSPORTS:
             return  # it took them from the registry
         async with self.between_versions:
-            if self._published > 0 and await self._server_pids() != self._met:
+            if self._published > 0 and await self._server_pids() != self._connected_pids:
                 await self.publish(self._published)
 
     def _sync(self, update: Any, deadline: float) -> dict[str, Any]:
@@ -341,56 +311,3 @@ class System:
     async def _restart_worker(self, worker: Any) -> None:
         if self.config.mode == "async":
             await answer(worker.start.remote(self._update), 60.0, "starting a rollout worker again")
-
-
-async def evaluation_actors(config: RunConfig, temporary: Path) -> list[Any]:
-    """Policy servers and rollout workers only, ready for lock-step evaluation; returns the workers."""
-    servers = start_policy_servers(config, temporary, "shared_memory", None)
-    await wait_for_servers(config, servers)
-    return start_rollout_workers(config, list(servers.values()), None)
-
-
-def start_policy_servers(config: RunConfig, temporary: Path, transport: Transport, registry: Any) -> dict[str, Any]:
-    """One actor per replica, by name; Ray restarts one that dies."""
-    servers = {}
-    gpus = config.policy_server.tensor_parallel if config.policy_server.device == "cuda" else 0
-    for index in range(config.policy_server.replicas):
-        options = mapping.policy_server_options(config, temporary, index, transport)
-        name = f"policy server {index}"
-        environment = ACTOR_ENVIRONMENT | policy_server_environment(options)
-        servers[name] = (
-            ray.remote(PolicyServer)
-            .options(
-                num_cpus=config.cluster.policy_server_cpus,
-                num_gpus=gpus,
-                max_restarts=-1,
-                max_concurrency=10_000,
-                runtime_env={"env_vars": environment},
-            )
-            .remote(options, name, registry)
-        )
-    return servers
-
-
-def start_rollout_workers(config: RunConfig, servers: Sequence[Any], stream: Any | None) -> list[Any]:
-    """The configured rollout workers, spread over the nodes."""
-    options = mapping.rollout_options(config)
-    cpus, emulators = config.cluster.rollout_worker_cpus, emulators_per_worker(config)
-    return [
-        make_rollout_worker(cpus, emulators, options, index, servers, stream) for index in range(config.rollout.workers)
-    ]
-
-
-async def wait_for_servers(config: RunConfig, servers: dict[str, Any]) -> None:
-    """Wait until every engine serves. Raises `CosoError` naming the server and vLLM's reason."""
-    deadline = config.policy_server.start_deadline_s + 60.0
-    try:
-        await answers([server.ready.remote() for server in servers.values()], deadline, "starting the policy servers")
-    except ray.exceptions.RayTaskError as error:
-        raise CosoError(f"a policy server could not start: {error.cause}") from None
-
-
-def _vocabulary_size(chat: ChatProcessor) -> int:
-    """Ids the model has logits for, which may be more than the tokenizer has tokens."""
-    text = chat.config.get_text_config()
-    return max(int(text.vocab_size), len(chat.tokenizer))

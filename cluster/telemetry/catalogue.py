@@ -1,7 +1,7 @@
-"""Every number that `metrics.jsonl` may hold: its name, what it means, how it is shown.
+"""All metrics in `metrics.jsonl`: name, meaning and format.
 
 `docs/metrics.md` is generated from this list, and the console and the report take their labels and formats from it.
-A key with a `*` stands for a family, such as the memory of every actor.
+A key with a `*` stands for a family of keys, such as the memory of every actor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Form = Literal["share", "number", "count", "seconds", "bytes", "mebibytes", "rat
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """key as in `metrics.jsonl`; label for a table or an axis; form: how a value is written; meaning: one sentence."""
+    """key: as in `metrics.jsonl`; label: for tables and axes; form: how values are formatted; meaning: one sentence."""
 
     key: str
     label: str
@@ -27,17 +27,17 @@ class Metric:
 _RUN = (
     Metric("update", "update", "count", "Policy updates so far; row 0 is the evaluation before training."),
     Metric("environment_steps", "environment steps", "count", "Steps trained on so far."),
-    Metric("recoveries", "recoveries", "count", "Processes brought back so far, of every kind."),
+    Metric("recoveries", "recoveries", "count", "Restarts of processes so far, of all kinds."),
 )
 
 _EPISODES = (
     ("success", "success", "share", "Share of episodes with a return above 0 (the published measure)."),
-    ("task_success", "task success", "share", "Share of episodes that the environment itself calls a success."),
+    ("task_success", "task success", "share", "Share of episodes that the environment reports as a success."),
     ("return", "return", "number", "Mean undiscounted sum of rewards."),
     ("valid_rate", "valid answers", "share", "Share of answers that parse to an action."),
     ("episodes", "episodes", "count", "Episodes."),
     ("environment_failures", "environment failures", "count",
-     "Episodes cut off because their environment died, hung or raised; they count in no rate."),
+     "Episodes cut off because their environment died, hung or raised; no rate includes them."),
     ("steps", "steps", "count", "Steps."),
     ("episode_length", "episode length", "number", "Mean steps of an episode."),
     ("response_tokens", "answer length", "number", "Mean tokens of an answer."),
@@ -46,18 +46,31 @@ _EPISODES = (
 
 _LEARNER = (
     Metric("learner/policy_loss", "policy loss", "number", "Clipped surrogate, negated; mean over steps."),
-    Metric("learner/value_loss", "value loss", "number", "Half the squared error of the value, clipped; mean."),
+    Metric("learner/value_loss", "value loss", "number",
+           "Half the squared error of the value, in deviations of the return; mean."),
     Metric("learner/entropy", "entropy", "number",
            "Mean over steps of Σ H_i / n: entropy per token over the whole vocabulary, nats."),
-    Metric("learner/weighted_entropy", "influence-weighted entropy", "number",
-           "Mean over steps of Σ B_i H_i / n, nats; B_i is the influence of token i."),
-    Metric("learner/entropy_bonus", "entropy bonus", "number", "What the entropy term adds to the objective."),
+    Metric("learner/weighted_entropy", "weighted entropy", "number",
+           "Mean over steps of Σ B_i H_i / n, nats per token; B_i is the weight that `entropy.mode` gives token i."),
+    Metric("learner/entropy_weight", "entropy weight", "number",
+           "Mean over steps of Σ B_i / n; weighted entropy over this is nats per deciding token."),
+    Metric("learner/entropy_bonus", "entropy bonus", "number",
+           "What the entropy term adds to the objective: α Σ B_i H_i / n."),
+    Metric("learner/entropy_coefficient", "entropy coefficient", "number", "α after the update."),
+    Metric("learner/entropy_gradient_share", "entropy's gradient", "number",
+           "Gradient norm of the entropy term over that of the policy loss, at the update's first optimizer step."),
+    Metric("learner/part_norm_*", "gradient norm of a part", "number",
+           "Gradient norm of one part of the loss (policy, value, entropy) on rank 0's share of that step."),
     Metric("learner/approx_kl", "KL to the sampling policy", "number",
-           "KL(sampling ‖ present) of an answer during the update, k3 estimator, nats."),
+           "KL(sampling ‖ current) of an answer during the update, k3 estimator, nats."),
     Metric("learner/clip_fraction", "clip fraction", "share", "Share of steps whose ratio left the clip range."),
+    Metric("learner/importance_weight", "importance weight", "number",
+           "Mean weight of a step: proximal over behaviour policy, truncated (`algorithm.importance`)."),
+    Metric("learner/importance_beyond_limit", "weights at the limit", "share",
+           "Share of steps whose weight was truncated or masked."),
     Metric("learner/ratio_max", "largest ratio", "number", "Largest ratio of a step in the update."),
     Metric("learner/mismatch_tokens", "mismatch tokens", "count",
-           "Tokens made by the weights that the learner still has; the mismatch is measured on these."),
+           "Tokens sampled with the learner's current weights; the mismatch is measured on these."),
     Metric("learner/mismatch_mean", "mismatch, mean", "number",
            "Mean |Δ log-probability| between engine and learner under the same weights, nats."),
     Metric("learner/mismatch_max", "mismatch, largest", "number", "Largest such |Δ|, nats."),
@@ -67,13 +80,19 @@ _LEARNER = (
     Metric("learner/drift_max", "drift, largest", "number", "Largest such |Δ|, nats."),
     Metric("learner/drift_kl", "drift, KL", "number", "Estimated KL(sampled ‖ learner before the update), nats."),
     Metric("learner/explained_variance", "explained variance", "number",
-           "1 − Var(return − value) / Var(return): 1 is a perfect critic, 0 one that knows the mean only."),
+           "1 − Var(return − value) / Var(return): 1 is a perfect critic, 0 predicts only the mean."),
     Metric("learner/gradient_norm", "gradient norm", "number", "Mean over optimizer steps, before clipping."),
     Metric("learner/gradient_norm_max", "gradient norm, largest", "number", "Largest over optimizer steps."),
+    Metric("learner/head_gradient_norm", "value head's gradient norm", "number", "Mean over optimizer steps."),
+    Metric("learner/head_gradient_norm_max", "value head's gradient norm, largest", "number", "Largest of them."),
+    Metric("learner/skipped_steps", "optimizer steps left out", "count",
+           "Optimizer steps that moved no weight, since a gradient was not finite."),
+    Metric("learner/too_old", "steps too old", "share",
+           "Share of the batch's steps that give context only: a token is older than `max_policy_lag` versions."),
     Metric("learner/learning_rate", "learning rate", "number", "Of the policy in this update."),
     Metric("learner/optimizer_steps", "optimizer steps", "count", "In this update."),
-    Metric("learner/return_mean", "mean return target", "number", "Mean of what the value head is trained on."),
-    Metric("learner/value_mean", "mean value", "number", "Mean of the value head before the update."),
+    Metric("learner/return_mean", "mean return target", "number", "Mean return of the steps, in units of reward."),
+    Metric("learner/value_mean", "mean value", "number", "Mean value before the update, in units of reward."),
 )  # fmt: skip
 
 _SCORING = (
@@ -81,80 +100,86 @@ _SCORING = (
     Metric("influence/max", "influence, largest", "number", "Largest influence of a token."),
     Metric("influence/nonzero", "influence, nonzero", "share", "Share of tokens whose influence is above 0."),
     Metric("influence/top_decile", "influence, top tenth", "share",
-           "Share of an answer's influence on its most influential tenth of tokens: 0.1 is even, 1 is on few."),
+           "Share of an answer's influence on its most influential tenth of tokens: 0.1 if even, 1 if on few tokens."),
     Metric("scm/accuracy", "SCM accuracy", "share",
            "Share of new answers whose action the SCM predicts, before training on them."),
     Metric("scm/ece", "SCM calibration error", "number", "Expected calibration error of that prediction."),
-    Metric("scm/unseen", "answers new to the SCM", "count", "New answers that are not among those remembered."),
+    Metric("scm/unseen", "answers new to the SCM", "count", "New answers that are not in the SCM's buffer."),
     Metric("scm/unseen_accuracy", "SCM accuracy, unseen", "share", "Accuracy on answers it was never trained on."),
     Metric("scm/unseen_ece", "SCM calibration error, unseen", "number", "Expected calibration error on these."),
     Metric("scm/confidence", "SCM confidence", "number", "Mean probability of the action labels it predicts."),
     Metric("scm/loss", "SCM loss", "number", "Cross-entropy over the sampled answers, nats."),
     Metric("scm/new_loss", "SCM loss on new answers", "number", "Cross-entropy before training on them, nats."),
-    Metric("scm/version", "SCM version", "count", "Trainings so far."),
-    Metric("scm/buffer", "SCM buffer", "count", "Answers remembered."),
+    Metric("scm/version", "SCM version", "count", "Number of SCM trainings so far."),
+    Metric("scm/buffer", "SCM buffer", "count", "Answers in the SCM's buffer."),
     Metric("scm/new", "SCM new answers", "count", "Answers of this update that parsed."),
     Metric("scm/steps", "SCM steps", "count", "Optimizer steps in this update."),
     Metric("scoring/utterances", "answers scored", "count", "Answers of this update."),
     Metric("scoring/distinct", "distinct answers", "count", "Different (answer, action) pairs; each is scored once."),
-    Metric("cache/hits", "scores remembered", "count", "Distinct pairs that had been scored before."),
+    Metric("cache/hits", "scores remembered", "count", "Distinct pairs whose score was in the cache."),
     Metric("cache/hit_rate", "scored once before", "share",
-           "Share of the answers that needed no scorer: repeated in the batch, or remembered."),
-    Metric("cache/counterfactuals", "counterfactuals", "count", "Windows nulled, one by one, for the rest."),
+           "Share of answers that needed no scorer: repeated in the batch, or in the cache."),
+    Metric("cache/counterfactuals", "counterfactuals", "count",
+           "Counterfactuals evaluated for the other answers: windows nulled one at a time."),
     Metric("scoring/approximated", "too long answers", "count",
            "Distinct answers of more than `scoring.longest_exact` tokens, scored by gradient."),
     Metric("scoring/version", "SCM version used", "count",
-           "Trainings of the SCM that scored the answers; in async mode it scores while the next one is made."),
+           "Version of the SCM that scored the answers; in async mode it scores while the next version is trained."),
     Metric("fidelity/spearman", "agreement with the parser", "number",
            "Spearman's rank correlation of the SCM's influence with the parser's exact one, over the tokens that can "
            "count; mean over answers where the parser finds a difference between tokens."),
     Metric("fidelity/top_overlap", "parser's tokens found", "share",
-           "Of the k tokens without which the parser reads another action, or none: the share among the SCM's top k."),
+           "Of the k tokens whose removal changes the parsed action: the share among the SCM's top k."),
     Metric("fidelity/action_mass", "influence on the action part", "share",
-           'Share of an answer\'s influence (by the SCM) from `"action":` on; the rest lies on its thoughts.'),
+           'Share of an answer\'s influence (by the SCM) from `"action":` on; the rest is on its thoughts.'),
     Metric("fidelity/gradient_spearman", "gradient, agreement", "number",
            "Spearman's rank correlation of the gradient's influence with the SCM's."),
-    Metric("fidelity/utterances", "answers compared", "count", "Distinct answers that these are means over, at most."),
+    Metric("fidelity/utterances", "answers compared", "count", "Distinct answers in these means, at most."),
 )  # fmt: skip
 
 _FLOW = (
-    Metric("lag/mean", "lag, mean", "number", "Versions between the weights that sampled a step and those trained."),
+    Metric("lag/mean", "lag, mean", "number",
+           "Mean number of versions between the weights that sampled a step and those trained."),
     Metric("lag/max", "lag, largest", "count", "Largest such lag."),
-    Metric("lag/dropped_steps", "steps too old", "count", "Steps dropped as older than `max_policy_lag`."),
+    Metric("lag/dropped_steps", "steps too old", "count", "Steps dropped, since older than `max_policy_lag`."),
     Metric("queue/steps", "queue, steps", "count", "Steps waiting for the learner."),
     Metric("queue/episodes", "queue, episodes", "count", "Episodes waiting for the learner."),
     Metric("queue/bytes", "queue", "bytes", "Bytes waiting for the learner."),
     Metric("bytes/batch", "batch", "bytes", "Bytes of the update's steps and images."),
     Metric("bytes/log", "log", "bytes", "Bytes written to `trajectories/` for this update."),
     Metric("sync_check/max_difference", "weight sync check", "number",
-           "Largest |Δ log-probability| between a live engine and the learner just after a swap, nats."),
-    Metric("sync_check/mean_difference", "weight sync check, mean", "number", "Mean of the same over its tokens."),
-    Metric("sync_check/kl", "weight sync check, KL", "number", "KL(engine || learner) there, k3 estimate, nats."),
+           "Largest |Δ log-probability| between a live engine and the learner right after a weight swap, nats."),
+    Metric("sync_check/mean_difference", "weight sync check, mean", "number",
+           "Mean |Δ log-probability| of the same check, nats."),
+    Metric("sync_check/kl", "weight sync check, KL", "number",
+           "KL(engine ‖ learner) of the same check, k3 estimator, nats."),
 )  # fmt: skip
 
 _MACHINE = (
-    Metric("time/collect", "collect", "seconds", "Until the batch of the update was there."),
-    Metric("time/wait", "wait", "seconds", "The loop stood still for the batch: in async mode what did not overlap."),
+    Metric("time/collect", "collect", "seconds", "Time to collect the update's batch."),
+    Metric("time/wait", "wait", "seconds",
+           "Time the loop waited for the batch; in async mode the part that did not overlap."),
     Metric("time/score", "score", "seconds", "Training the SCM and scoring the batch."),
-    Metric("time/scorers_busy", "scorers busy", "seconds", "Busy time of all scorers together."),
-    Metric("time/update", "update", "seconds", "The learner's update."),
-    Metric("time/publish", "publish", "seconds", "New weights into every engine."),
-    Metric("time/swap", "swap", "seconds", "The slowest engine's own part of that."),
+    Metric("time/scorers_busy", "scorers busy", "seconds", "Sum of the busy time of all scorers."),
+    Metric("time/update", "update", "seconds", "Time of the learner's update."),
+    Metric("time/publish", "publish", "seconds", "Time to load new weights into every engine."),
+    Metric("time/swap", "swap", "seconds", "The slowest engine's share of the publish time."),
     Metric("time/sync_check", "sync check", "seconds", "Comparing a live engine with the learner."),
     Metric("time/evaluate", "evaluate", "seconds", "Evaluation on the held-out seeds."),
     Metric("time/checkpoint", "checkpoint", "seconds", "Writing the checkpoint."),
     Metric("time/total", "whole update", "seconds", "Wall time of the update; in async mode stages overlap."),
     Metric("mean_seconds/generate", "one answer", "seconds", "Mean time from request to answer."),
     Metric("mean_seconds/environment", "one environment step", "seconds", "Mean time of a step or reset."),
-    Metric("speed/tokens_per_s", "tokens/s", "rate", "Generated tokens of the batch by the update's wall time."),
-    Metric("speed/env_steps_per_s", "env steps/s", "rate", "Environment steps of the batch by the update's wall time."),
-    Metric("busy/policy_servers", "servers busy", "share", "Wall time in which a policy server had requests."),
-    Metric("busy/environments", "environments busy", "share", "Wall time in which an environment was stepping."),
-    Metric("busy/learner", "learner busy", "share", "Wall time in which the learner was updating."),
-    Metric("busy/scorers", "scorers busy", "share", "Wall time in which a scorer was scoring."),
+    Metric("speed/tokens_per_s", "tokens/s", "rate", "Generated tokens of the batch / wall time of the update."),
+    Metric("speed/env_steps_per_s", "env steps/s", "rate", "Environment steps of the batch / wall time of the update."),
+    Metric("busy/policy_servers", "servers busy", "share", "Share of wall time in which a policy server had requests."),
+    Metric("busy/environments", "environments busy", "share",
+           "Share of wall time in which an environment was stepping."),
+    Metric("busy/learner", "learner busy", "share", "Share of wall time in which the learner was updating."),
+    Metric("busy/scorers", "scorers busy", "share", "Share of wall time in which a scorer was scoring."),
     Metric("memory/driver_mb", "memory, driver", "mebibytes", "Resident memory of the driver."),
     Metric("memory/host_used_mb", "memory, host", "mebibytes", "Memory in use on the driver's machine."),
-    Metric("memory/*_mb", "memory of an actor", "mebibytes", "Resident memory of each actor that is watched."),
+    Metric("memory/*_mb", "memory of an actor", "mebibytes", "Resident memory of each watched actor."),
 )  # fmt: skip
 
 
@@ -165,7 +190,7 @@ def _of_episodes(prefix: str, of: str) -> tuple[Metric, ...]:
     )
 
 
-#: Section title -> its metrics, in the order they are documented.
+#: Section title -> its metrics, in the order of the documentation.
 SECTIONS: dict[str, tuple[Metric, ...]] = {
     "The run": _RUN,
     "Evaluation on held-out seeds": _of_episodes("evaluation", "Held-out episodes"),
@@ -179,7 +204,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
 
 @cache
 def describe(key: str) -> Metric:
-    """The catalogue's entry for a key, families included; an unknown key describes itself."""
+    """The catalogue's entry for a key, also of a family; for an unknown key, an entry with the key as label."""
     entries = [metric for section in SECTIONS.values() for metric in section]
     for metric in entries:
         if metric.key == key:
@@ -191,7 +216,7 @@ def describe(key: str) -> Metric:
 
 
 def show(key: str, value: float | None) -> str:
-    """The value as text, in the form its key asks for; a dash where there is none."""
+    """The value as text, formatted for its key; a dash for None."""
     if value is None:
         return "–"
     match describe(key).form:
@@ -211,7 +236,7 @@ def show(key: str, value: float | None) -> str:
 
 
 def mebibytes(value: float) -> str:
-    """A size with the unit that suits it."""
+    """A size in MiB as text with a suitable unit."""
     if value >= 1024:
         return f"{value / 1024:.1f} GiB"
     return f"{value:.0f} MiB" if value >= 10 else f"{value * 1024:.0f} KiB"

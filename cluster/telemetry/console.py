@@ -1,7 +1,6 @@
-"""The live console of a run: one screen that says how far it is, what it is doing, and whether it learns.
+"""The live console of a run: its progress, its current stage, and its main metrics on one screen.
 
-Where there is no terminal (a pipe, a CI log) it prints plain lines instead: what is being started, every message, and
-one line per update.
+Without a terminal (a pipe, a CI log) it prints plain lines: the starting stages, messages, and one line per update.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ NUMBERS: dict[str, tuple[str, ...]] = {
         "recoveries",
     ),
 }
-#: Metric -> the range of its curve; None: that of its values.
+#: Metric -> range of its curve; None: the range of its values.
 CURVES: dict[str, tuple[float, float] | None] = {
     "evaluation/success": (0.0, 1.0),
     "rollout/success": (0.0, 1.0),
@@ -70,7 +69,7 @@ CURVES: dict[str, tuple[float, float] | None] = {
     "learner/entropy": None,
     "learner/approx_kl": None,
 }
-#: What a plain line says of an update.
+#: Metrics in the plain line of an update.
 PLAIN = (
     "evaluation/success",
     "rollout/success",
@@ -85,15 +84,15 @@ PLAIN = (
 )
 BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 60
-#: Updates remembered for the curves; older ones leave.
+#: Number of latest updates in the curves.
 CURVE_UPDATES = 2000
 
 
 class Console:
-    """A context manager; its methods may be called from any thread.
+    """A context manager. Its methods may be called from any thread.
 
-    title: what the run is. total_updates: 0 where there are none to count (an evaluation). enabled: false asks for
-    plain lines even on a terminal. file: where to write, standard output by default.
+    title: describes the run. total_updates: 0 for an evaluation. enabled: False prints plain lines even on a terminal.
+    file: the output, standard output by default.
     """
 
     def __init__(self, title: str, total_updates: int, enabled: bool, file: IO[str] | None = None) -> None:
@@ -123,19 +122,19 @@ class Console:
             self._live.stop()
 
     def stage(self, text: str) -> None:
-        """What the run is busy with from now on."""
+        """Set the current stage of the run."""
         self._stage = text
-        if self._live is None and not self._marks:  # later on, the updates' own lines say enough
+        if self._live is None and not self._marks:  # after the first update, the lines of the updates suffice
             self._print(text)
 
     def message(self, text: str) -> None:
-        """Something a person should know: stays above the live part."""
+        """Print a message for the user; it stays above the live part."""
         self._print(text)
 
     def update(self, metrics: Mapping[str, Any]) -> None:
-        """The row of an update, as in `metrics.jsonl`: numbers by name, of which any may be missing or null."""
+        """Show the row of an update, as in `metrics.jsonl`; any metric may be missing or null."""
         row = {key: float(value) for key, value in metrics.items() if isinstance(value, Real) and math.isfinite(value)}
-        # An evaluation is not made at every update: the last one stays on the screen.
+        # Not every update has an evaluation, so the last one stays on the screen.
         evaluation = {key: value for key, value in self._latest.items() if key.startswith("evaluation/")}
         self._latest = {**evaluation, **row}
         if self._before is None:
@@ -150,7 +149,7 @@ class Console:
             self._print(f"update {update}/{self._total}  {numbers}")
 
     def render(self) -> RenderableType:
-        """The screen as it stands now."""
+        """The current screen."""
         parts: list[RenderableType] = []
         if self._total:
             parts.append(self._progress())
@@ -207,9 +206,9 @@ class Console:
 
 
 def sparkline(values: Sequence[float] | deque[float], width: int, span: tuple[float, float] | None = None) -> str:
-    """Values as block characters, at most `width` of them: where there are more, each shows the mean of its share.
+    """Values as at most `width` block characters; if there are more values, a character shows the mean of several.
 
-    span: the range from the lowest to the highest block; by default that of the values.
+    span: values of the lowest and the highest block; default: the range of the values.
     """
     numbers = list(values)
     if not numbers:
@@ -225,7 +224,7 @@ def sparkline(values: Sequence[float] | deque[float], width: int, span: tuple[fl
 
 
 def seconds_left(marks: Sequence[tuple[int, float]], total: int) -> float | None:
-    """Time to the last update at the pace so far; None until there is one.
+    """Estimated time to the last update, seconds; None before there are two marks.
 
     marks: the first and the latest (update, time in seconds) seen; a resumed run begins at the update it resumed.
     """
@@ -244,6 +243,6 @@ def duration(seconds: float) -> str:
 
 
 def _short_label(key: str) -> str:
-    """The catalogue's label, told apart where evaluation and rollouts share one."""
+    """The catalogue's label; `held-out` marks evaluation metrics, which share labels with rollouts."""
     label = describe(key).label
     return f"held-out {label}" if key.startswith("evaluation/") else label

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl` (one object per update), TensorBoard, and W&B if configured."""
+"""Write a run's metrics to `metrics.jsonl` (one object per update), TensorBoard, and W&B if configured."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from cluster.config.run_config import RunConfig
 
-#: Metrics under these prefixes are measurements of the machine, not of the run: two runs of the same seed differ in
-#: them and in nothing else. What scores are still remembered is of that kind: a resumed run begins with none.
+#: Prefixes of metrics that depend on the machine: in sync mode, two runs with the same seed differ only in these.
+#: `cache/` is one of them, because a resumed run starts with an empty cache.
 TIMING_PREFIXES = ("time/", "speed/", "memory/", "queue/", "bytes/", "mean_seconds/", "busy/", "cache/")
 
 
@@ -22,8 +22,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 class MetricsWriter:
     """Appends one row per update to a run's folder.
 
-    `resume_from`: rows of later updates are dropped, to be made again; 0, for a run without a checkpoint, drops all,
-    since such a run measures its start again too.
+    resume_from: the update to continue from; rows of later updates are removed, since the run writes them again. 0, for
+    a run without a checkpoint, removes all rows. None: a new run.
     """
 
     def __init__(self, folder: Path, config: RunConfig, resume_from: int | None = None) -> None:
@@ -40,7 +40,7 @@ class MetricsWriter:
         self._wandb = _start_wandb(folder, config) if config.logging.wandb_project else None
 
     def write(self, row: dict[str, Any]) -> None:
-        """row: `update` and metric names to numbers; what is not finite is written as null."""
+        """Append a row of `update` and metrics (name -> number); values that are not finite become null."""
         clean = {key: _finite(value) for key, value in row.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(clean))
@@ -52,13 +52,14 @@ class MetricsWriter:
             self._wandb.log(clean, step=row["update"])
 
     def close(self) -> None:
+        """Close TensorBoard and W&B."""
         self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a last line that was cut off by a crash is left out."""
+    """Read the rows of a `metrics.jsonl` up to the first invalid line (a crash may cut one off); [] without a file."""
     if not path.exists():
         return []
     rows = []
@@ -71,7 +72,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def without_timings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as two runs of one seed must agree on them."""
+    """The rows without machine-dependent metrics: what two sync runs with the same seed must agree on."""
     return [{k: v for k, v in row.items() if not k.startswith(TIMING_PREFIXES)} for row in rows]
 
 

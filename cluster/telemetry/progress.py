@@ -1,4 +1,4 @@
-"""Progress of things that take long, for a terminal; plain lines where there is none."""
+"""Progress bars and spinners for a terminal; plain lines without one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Advance = Callable[..., None]
 
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Advance]:
-    """Yields `advance(steps=1, note="")`."""
+    """Show a progress bar during the block; yields `advance(steps=1, note="")`."""
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),
@@ -41,7 +41,7 @@ def progress_bar(title: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
-    """Shows what is going on until the block ends."""
+    """Show `text` with a spinner during the block."""
     console = Console(stderr=True)
     if console.is_terminal:
         with console.status(text):

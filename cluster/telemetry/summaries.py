@@ -1,4 +1,4 @@
-"""Numbers drawn from a batch of episodes: what `metrics.jsonl` says of rollouts, evaluations and policy lag."""
+"""Metrics of a batch of episodes: rollouts, evaluations and policy lag."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ def episode_returns(batch: TrajectoryBatch) -> np.ndarray:
 
 
 def episode_metrics(batch: TrajectoryBatch, prefix: str) -> dict[str, float]:
-    """Success, return and form of the episodes.
+    """Metrics of success, return, length and answer format, with keys `prefix/NAME`.
 
     `success` is the published measure, return > 0; `task_success` is what the environment itself calls success.
-    Episodes cut off by a failure of their environment count in none of the rates: what they would have come to is
-    not known.
+    Episodes that a failed environment cut off count in none of the rates, since their outcome is unknown.
     """
     slices = batch.episode_slices()
     ends = batch.column("end_reason")
@@ -43,7 +42,7 @@ def episode_metrics(batch: TrajectoryBatch, prefix: str) -> dict[str, float]:
 
 
 def lag_metrics(batch: TrajectoryBatch, version: int) -> dict[str, float]:
-    """How many versions older than `version` (the one being trained) the oldest token of each step is."""
+    """Policy lag of the steps: `version` (the one being trained) minus the version of a step's oldest token."""
     lag = version - batch.behaviour_versions()
     return {"lag/mean": _mean(lag), "lag/max": float(lag.max(initial=0))}
 

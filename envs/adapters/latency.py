@@ -1,4 +1,4 @@
-"""Environments that take their time: a step that waits, as a real emulator makes one wait."""
+"""Slow environments: steps that wait, as steps of a real emulator do."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from envs.cards.number_line import NumberLine
 
 
 class LatencyWrapper(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
-    """Makes every step wait a log-normal time of the given mean (ms) and sigma (of its logarithm).
+    """Makes every step wait a log-normal time with the given mean (ms) and sigma (of its logarithm).
 
-    The waits come from a generator spawned from the environment's `np_random` at a seeded reset: they repeat
-    with the seed, and the wrapped environment draws exactly what it draws alone.
+    The waits come from a generator spawned from the environment's `np_random` at a seeded reset. They repeat
+    with the seed and do not change what the wrapped environment draws.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], mean_ms: float = 200.0, sigma: float = 0.5) -> None:
@@ -30,14 +30,14 @@ class LatencyWrapper(gymnasium.Wrapper[Any, Any, Any, Any], gymnasium.utils.Reco
         self._waits: np.random.Generator | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reset at full speed; with a seed, the sequence of waits begins anew."""
+        """Reset without a wait; with a seed, the sequence of waits starts again."""
         result = self.env.reset(seed=seed, options=options)
         if seed is not None or self._waits is None:
             self._waits = self.env.np_random.spawn(1)[0]
         return result
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Wait, then step. The wait is put into `info["latency_s"]`."""
+        """Wait, then step. `info["latency_s"]` is the wait in seconds."""
         if self._waits is None:
             raise gymnasium.error.ResetNeeded("call reset() before the first step()")
         wait_s = float(self._waits.lognormal(self._mu, self.sigma))
@@ -53,5 +53,5 @@ def slow_number_line(
     return LatencyWrapper(NumberLine(render_mode=render_mode, **kwargs), mean_ms, sigma)
 
 
-# gymnasium asks an entry point for the render modes it can be made in.
+# gymnasium reads the render modes from the entry point.
 slow_number_line.metadata = NumberLine.metadata  # type: ignore[attr-defined]

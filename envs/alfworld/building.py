@@ -1,4 +1,4 @@
-"""Games that are known to be solvable: made, played by the expert, written to a folder."""
+"""Build solvable games: make a game, have the expert solve it, write it to a folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from envs.alfworld.games import DATA_FOLDER, GAME_FILE, TRAJECTORY_FILE, GameFil
 from envs.alfworld.making import CannotBeMade, GameRequest, MadeGame, make_game
 from envs.alfworld.names import SPLITS
 
-#: Games made for a request until the expert solves one.
+#: Most games made for a request before giving up.
 ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
 class BuildOutcome:
-    """What became of a request: `steps` the expert needed (None: there is no game), and games it did not solve."""
+    """The result of a request: `steps` the expert needed (None: no game), and the games it did not solve."""
 
     request: GameRequest
     steps: int | None
@@ -28,9 +28,9 @@ class BuildOutcome:
 
 
 def build_game(request: GameRequest, folder: Path, horizon: int) -> BuildOutcome:
-    """Make a game, have the expert play it, and write it below `folder` if the expert wins within `horizon` steps.
+    """Make a game and write it below `folder` if the expert wins it within `horizon` steps.
 
-    Where it does not, another game is made for the request, up to `ATTEMPTS` times.
+    If it does not win, make another game for the request, up to `ATTEMPTS` times.
     """
     unsolved: list[str] = []
     for attempt in range(ATTEMPTS):
@@ -47,7 +47,7 @@ def build_game(request: GameRequest, folder: Path, horizon: int) -> BuildOutcome
 
 
 def as_game_file(made: MadeGame) -> GameFile:
-    """A made game as if it had been read from a file."""
+    """Convert a made game to the form of a game read from a file."""
     name = f"{SPLITS[made.request.split]}/{made.name}/{made.request.trial}"
     path = GamePath(Path(), name, made.request.task, made.request.floor_plan)
     return GameFile(path, made.game, made.trajectory, goal_of(made.trajectory))
@@ -68,14 +68,14 @@ def _write(made: MadeGame, commands: list[str], folder: Path) -> None:
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """What is wrong with a game file ("": nothing), and the steps the expert took to win it, if it played and won."""
+    """The problem of a game file ("": none), and the steps of the expert's win (None: not played or not won)."""
 
     problem: str
     steps: int | None = None
 
 
 def check_game(path: GamePath, horizon: int) -> CheckOutcome:
-    """Read and load a game, and with a `horizon` above 0 have the expert play it."""
+    """Read and load a game; if `horizon` > 0, the expert also plays it."""
     try:
         game = read_game(path)
         if horizon:

@@ -1,4 +1,4 @@
-"""ALFWorld's commands: their labels for the structural causal model, and finding one in an utterance."""
+"""ALFWorld's commands: labels for the structural causal model, and the parser that finds a command in an utterance."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from envs.alfworld.names import OBJECTS, RECEPTACLES, VERBS
 from envs.labels import LabelHead, LabelSpace, ParsedAction
 from envs.parsing import ACTION_MARKER, action_part_start
 
-#: Where an answer has no `"action":`, this many of its last characters are searched (published).
+#: Number of last characters searched in an answer without `"action":` (published).
 TAIL_CHARACTERS = 30
-#: Numbers of things are told apart up to this one; it stands for all above too (the largest shipped is 28).
+#: Largest label of an object number; larger numbers share it (the largest in the shipped floor plans is 28).
 LARGEST_NUMBER = 32
 
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -29,11 +29,11 @@ COMMAND_LABELS = LabelSpace(
         LabelHead("receptacle_number", len(_NUMBERS), _NUMBERS),
     )
 )
-"""Verb, object and receptacle; a thing's kind and its number are heads of their own, so that "cabinet 7" says something
-about "cabinet 8". What a thing is acted on with (microwave, fridge, sink, knife) counts as the receptacle."""
+"""Heads for verb, object and receptacle. Kind and number are separate heads, so that "cabinet 7" and "cabinet 8" share
+one. The tool of an action (microwave, fridge, sink, knife) is labelled as the receptacle."""
 
 _THING = r"([a-z]+ \d+)"
-# `put ... in/on` is what games made for ALFWorld 0.3 call `move ... to`.
+# Games of ALFWorld 0.3 say `put ... in/on` for `move ... to`.
 _COMMAND = re.compile(
     rf"(?:(?:go to|open|close) (?P<place>[a-z]+ \d+)"
     rf"|take {_THING} from {_THING}"
@@ -46,10 +46,10 @@ _COMMAND = re.compile(
 
 
 def command_labels(command: str) -> dict[str, str | int]:
-    """The labels of a command as `LabelSpace.encode` takes them; ValueError for what is no command."""
+    """The labels of a command, for `LabelSpace.encode`. Raises ValueError if it is not a command."""
     found = _COMMAND.fullmatch(command)
     if found is None:
-        raise ValueError(f"{command!r} is no command of ALFWorld")
+        raise ValueError(f"{command!r} is not an ALFWorld command")
     verb = command.split(" ", 1)[0].replace("put", "move")
     things = [group for group in found.groups() if group]
     labels: dict[str, str | int] = {"verb": verb}
@@ -63,21 +63,21 @@ def command_labels(command: str) -> dict[str, str | int]:
 
 
 def parsed(command: str) -> ParsedAction:
-    """A command as a valid parsed action."""
+    """A valid parsed action from a command."""
     return ParsedAction(command, COMMAND_LABELS.encode(command_labels(command)), True)
 
 
 def unparsed() -> ParsedAction:
-    """An utterance that names no command."""
+    """The parsed action of an utterance that names no command."""
     return ParsedAction("", COMMAND_LABELS.none(), False)
 
 
 def find_admissible(utterance: str, admissible: Sequence[str]) -> str:
-    """The command that an utterance names, or "": the published search, mended.
+    """The command that an utterance names, or "": the published search with one correction.
 
-    Searched is what follows the last `"action":`, or where there is none the last 30 characters, in lower case; the
-    first command of `admissible` that occurs there is taken. Mended: a command that occurs only inside a longer one
-    ("go to shelf 1" in "go to shelf 12") does not count; with the published search, the longer one can never be said.
+    The search covers the text after the last `"action":`, or else the last 30 characters, in lower case. It returns
+    the first command of `admissible` that occurs there. Correction: a command that occurs only inside a longer one
+    ("go to shelf 1" in "go to shelf 12") does not count. In the published search, the longer one can never be chosen.
     """
     tail = _searched_part(utterance)
     found = set()
@@ -91,7 +91,7 @@ def find_admissible(utterance: str, admissible: Sequence[str]) -> str:
 
 
 class AnyCommandParser:
-    """Reads a command from an utterance without knowing which are admissible."""
+    """Reads a command from an utterance without the list of admissible commands."""
 
     def parse(self, utterance: str) -> ParsedAction:
         """The first well-formed command of the part that `find_admissible` searches."""

@@ -1,8 +1,8 @@
-"""One ALFWorld game on the real TextWorld engine: the same texts and commands, in a tenth of the time.
+"""Play an ALFWorld game on the real TextWorld engine: the same texts and commands in a tenth of the time.
 
-`textworld.envs.PddlEnv` parses a game's grammar anew for every command and every step, copies whole contexts for every
-symbol, and translates PDDL twice per load and twice per reset. Here each is done once and kept. The state machine is
-the engine's own (Fast Downward's library and TextWorld's `State`), and so are its parsers.
+`textworld.envs.PddlEnv` parses a game's grammar again for every command and step, copies whole contexts for every
+symbol, and translates PDDL twice per load and per reset. This module does each once and keeps the result. The state
+machine and the parsers are the engine's own (Fast Downward's library and TextWorld's `State`).
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from envs.alfworld.grammar import TextGrammar, parse_symbols
 
 NOTHING_HAPPENS = "Nothing happens."
 Fact = tuple[str, ...]
-"""A predicate and the names of what it is about: ("inreceptacle", "apple 1", "fridge 1")."""
+"""A predicate and its arguments: ("inreceptacle", "apple 1", "fridge 1")."""
 
-#: Facts that commands cannot change; a command text that depends on no others is derived once per game.
+#: Facts that commands cannot change; a command text that depends only on these is derived once per game.
 _STATIC_PREDICATES = frozenset({"receptacleatlocation"})
-#: The one rule of the task's symbol, where its text has none of the characters that mean something in a grammar.
+#: The single rule of the task's symbol, if its text has no special characters of the grammar.
 _TASK_SENTENCE = re.compile(r'"task": \[\s*\{\s*"rhs": ("Your task is to: [^"\\#\[\]{}<>|;]*")\s*\}\s*\]')
-#: Copies of Fast Downward's library whose engine was closed. Each holds one game, and unloading one that has played
-#: crashes the process at the next load, so they are kept for the next engine.
+#: Copies of Fast Downward's library from closed engines, for the next engine. Each holds one game. Unloading a used
+#: copy would crash the process at the next load.
 _idle_libraries: list[Any] = []
 _MISSING = (
-    "the ALFWorld engine is not installed ({}); it is an optional extra, which needs a C++ compiler and cmake: "
+    "the ALFWorld engine is not installed ({}); it is an optional extra that needs a C++ compiler and cmake: "
     "make setup EXTRAS=alfworld"
 )
 
 
 class EngineMissing(ImportError):
-    """`alfworld`, `textworld` or what they need is not installed."""
+    """`alfworld`, `textworld` or one of their dependencies is not installed."""
 
 
 class BadGame(ValueError):
-    """A game that the engine cannot load; says why."""
+    """The engine cannot load a game; the message says why."""
 
 
 @dataclass(frozen=True)
 class EngineState:
-    """What the engine says after a reset or step."""
+    """The engine's state after a reset or step."""
 
     feedback: str
     admissible: tuple[str, ...]  # sorted, without duplicates
     won: bool
     facts: frozenset[Fact]
-    # What AI2-THOR knows and facts do not: how many of the goal's conditions hold, of how many; its camera's picture.
+    # From AI2-THOR only: (goal conditions that hold, all goal conditions), and the camera's picture.
     conditions: tuple[int, int] | None = None
     frame: NDArray[np.uint8] | None = field(default=None, compare=False)
 
 
 def import_engine() -> None:
-    """Import everything of the engine; raises `EngineMissing`, with what to do.
+    """Import the engine's modules. Raises `EngineMissing`, which says what to do.
 
-    Importing `alfworld` makes a cache folder in the home directory and sets ALFWORLD_DATA for the whole process,
-    unless ALFWORLD_DATA is set; both are kept from happening.
+    Importing `alfworld` would create a cache folder in the home directory and set ALFWORLD_DATA for the whole process,
+    unless ALFWORLD_DATA is set. This function prevents both.
     """
     data = os.environ.get("ALFWORLD_DATA")
     if "alfworld" not in sys.modules and data is None:
@@ -88,7 +88,7 @@ def shipped_text(name: str) -> str:
 
 
 class Engine:
-    """Plays one game at a time; `load` takes the next. Has a copy of Fast Downward's library until `close`."""
+    """Plays one game at a time; `load` loads the next. Holds a copy of Fast Downward's library until `close`."""
 
     def __init__(self) -> None:
         import_engine()
@@ -99,7 +99,7 @@ class Engine:
         self._state: Any = None
 
     def load(self, game: Mapping[str, Any]) -> None:
-        """Take a game, the content of a `game.tw-pddl` file, and forget the one before. Raises `BadGame`."""
+        """Load a game, the content of a `game.tw-pddl` file; it replaces the previous one. Raises `BadGame`."""
         try:
             domain, grammar, problem = (str(game[key]) for key in ("pddl_domain", "grammar", "pddl_problem"))
         except (KeyError, TypeError) as error:
@@ -111,19 +111,19 @@ class Engine:
         except BadGame:
             raise
         except (Exception, SystemExit) as error:
-            # Parsers of three libraries read the file, and Fast Downward's ends the process on what it cannot read.
+            # Parsers of three libraries read the file; Fast Downward's exits the process on invalid input.
             raise BadGame(f"it cannot be read: {type(error).__name__} {error}") from error
         self._game = loaded
 
     def reset(self) -> EngineState:
-        """Begin the loaded game."""
+        """Start the loaded game."""
         game = self._loaded()
         self._state = game.initial_state(self._library)
         self._facts = {_named(fact, game.names) for fact in self._state.facts if not fact.is_negation}
         return self._look(game.grammar.derive("#intro#", self._state, {}))
 
     def step(self, command: str) -> EngineState:
-        """Do a command; one that is not admissible does nothing."""
+        """Execute a command; a command that is not admissible does nothing."""
         game = self._loaded()
         operator = self._operators.get(command.strip())
         if operator is None:
@@ -134,14 +134,14 @@ class Engine:
         return self._look(feedback)
 
     def plan(self) -> list[str]:
-        """Commands that win from here, by Fast Downward's planner; empty where it finds none. Takes seconds."""
+        """Commands that win from the current state, by Fast Downward's planner; [] if it finds none. Takes seconds."""
         game = self._loaded()
         self._library.load_sas_replan(game.translation(optimize=True)[1].encode())
         plan = self._state.replan(game.entities)
         return [" ".join(command.split()) for command in plan]
 
     def close(self) -> None:
-        """Leave the library to the next engine."""
+        """Release the library for the next engine."""
         if self._library is not None:
             _idle_libraries.append(self._library)
             self._library = self._game = self._state = None
@@ -155,7 +155,7 @@ class Engine:
         game = self._loaded()
         self._operators: dict[str, Any] = {}
         for operator in self._state.applicable_operators():
-            # As in the engine, the first of several operators of one text is the one that is done.
+            # As in the engine: if several operators have the same text, the first one is executed.
             self._operators.setdefault(game.command(operator.name, self._state), operator)
         won = bool(self._library.check_goal())
         return EngineState(feedback, tuple(sorted(self._operators)), won, frozenset(self._facts))
@@ -170,7 +170,7 @@ class Engine:
 
 
 class _LoadedGame:
-    """What is worked out once per game."""
+    """What is computed once per game."""
 
     def __init__(self, domain: str, grammar: str, problem: str) -> None:
         self._domain, self._problem = domain, problem
@@ -182,10 +182,10 @@ class _LoadedGame:
         self.names: dict[str, str] = {}
 
     def check(self) -> None:
-        """Raise `BadGame` for an action that the grammar has no text for."""
+        """Raise `BadGame` if the grammar has no text for an action."""
         for name in self._parameters:
             if name not in self._logic.actions:
-                raise BadGame(f"its grammar has no action {name!r}, its domain has")
+                raise BadGame(f"the domain has the action {name!r}, but the grammar does not")
 
     def translation(self, optimize: bool) -> tuple[Any, str]:
         """The task in Fast Downward's representation, and as SAS text."""
@@ -208,11 +208,11 @@ class _LoadedGame:
         }
 
     def feedback(self, action: str) -> str:
-        """The symbol of what is said after an action."""
+        """The grammar symbol of the text after an action."""
         return self._logic.actions[action].feedback_rule
 
     def command(self, operator: str, state: Any) -> str:
-        """The text of the command that does an operator in `state`."""
+        """The command text of an operator in `state`."""
         if operator in self._commands:
             return self._commands[operator]
         name, *arguments = operator.split()
@@ -245,7 +245,7 @@ def _named(fact: Any, names: Mapping[str, str]) -> Fact:
 
 @lru_cache(maxsize=256)
 def _is_static(template: str) -> bool:
-    """Whether the text of a command depends on facts that never change only."""
+    """Whether a command's text depends only on facts that never change."""
     for symbol in parse_symbols(template):
         inner = getattr(symbol, "symbol", symbol)
         given = getattr(inner, "given", None) or getattr(symbol, "given", None)
@@ -257,7 +257,7 @@ def _is_static(template: str) -> bool:
 
 
 def _logic_and_rules(domain: str, grammar: str) -> tuple[Any, dict[str, list[Any]]]:
-    """A game's logic and text rules. Games differ in the task's sentence alone, so the rest is parsed once."""
+    """A game's logic and text rules. Games differ only in the task's sentence, so the rest is parsed once."""
     found = _TASK_SENTENCE.findall(grammar)
     if len(found) != 1:
         logic = _logic(domain, grammar)
@@ -284,13 +284,13 @@ def _translate(domain: str, problem: str, optimize: bool) -> tuple[Any, str]:
     try:
         return fast_downward.pddl2sas(domain, problem, optimize=optimize)
     finally:
-        # It sets the process's arguments for its own option parser, and swaps its output.
+        # The translator changes sys.argv for its option parser and redirects standard output.
         sys.argv, sys.stdout = arguments, output
 
 
 @lru_cache(maxsize=1)
 def _state_class() -> type[Any]:
-    """`PddlState` that takes a translation made before."""
+    """A `PddlState` that takes an existing translation."""
     from collections import Counter, defaultdict
 
     import fast_downward
@@ -308,7 +308,7 @@ def _state_class() -> type[Any]:
             self.task = task
             self._actions = {action.name: action for action in task.actions}
             for type_ in task.types:
-                with contextlib.suppress(ValueError):  # it is known already
+                with contextlib.suppress(ValueError):  # it is already known
                     logic.types.add(Type(type_.name, type_.supertype_names))
             library.load_sas(sas.encode())
             self.name2type = {thing.name: thing.type_name for thing in task.objects}

@@ -31,18 +31,18 @@ _TASK_MARK = "Your task is to: "
 
 
 class ALFWorld(TextActionEnv):
-    """`coso/ALFWorld-v0`: find things in a room, change them and put them where they belong, one command a step.
+    """`coso/ALFWorld-v0`: find things in a room, change them and put them somewhere, one command per step.
 
-    The prompt holds the task, what the last command led to, and the admissible commands; the picture shows what the
-    agent faces (`envs/alfworld/picture.py`). `mode`: "text+image"; "text": nothing is drawn; "image": what the last
-    command led to is not told.
+    The prompt holds the task, the engine's answer to the last command, and the admissible commands. The picture shows
+    what the agent sees (`envs/alfworld/picture.py`). `mode`: "text+image"; "text": the picture is blank; "image": the
+    prompt leaves out the engine's answer.
 
     Action: the admissible command that an utterance names (`find_admissible`). Reward, as published: 50 for victory,
     plus the share of the goal's conditions that hold, minus 1 for an utterance that names no admissible command;
-    terminated at victory, truncated after `horizon` steps. Without an episode, `parse` takes any well-formed command.
+    terminated at victory, truncated after `horizon` steps. Before the first reset, `parse` accepts any valid command.
 
-    A seed draws a game of the split. A game file that is missing, broken or unsolvable is named in the log, counted in
-    `info["skipped_games"]`, and the next one is taken. State: {"game": name, "commands": [...]}, what was done so far.
+    A seed draws a game of the split. If a game file is missing, broken or unsolvable, the next one is played instead:
+    the log names it, and `info["skipped_games"]` counts it. State: {"game": name, "commands": [commands so far]}.
     `info` also has `goal_condition_rate` in [0, 1], `admissible_commands` and `task`.
     """
 
@@ -65,11 +65,11 @@ class ALFWorld(TextActionEnv):
         render_mode: str | None = None,
     ) -> None:
         """`games`: folder (default: ALFWORLD_DATA, else games/alfworld); `split`: train, seen or unseen; `tasks`,
-        `rooms`, `floor_plans`: only games of these; `history`: how many of its last commands the agent is told;
+        `rooms`, `floor_plans`: only games of these; `history`: number of last commands in the prompt;
         `backend`: "thor" plays in AI2-THOR (`envs/alfworld/thor.py`); `expert`: the engine's hand-coded one, which
-        searches, or Fast Downward's planner, which knows where everything is and takes seconds a step.
+        searches, or Fast Downward's planner, which knows where everything is and takes seconds per step.
 
-        Raises `EngineMissing` where the extra is not installed, `NoGames`, and ValueError for a wrong argument.
+        Raises `EngineMissing` if the extra is not installed, `NoGames`, and ValueError for a wrong argument.
         """
         super().__init__(invalid_action, render_mode)
         _check_choices("mode", [mode], get_args(Mode))
@@ -91,7 +91,7 @@ class ALFWorld(TextActionEnv):
         self._bad: dict[str, str] = {}
         self._begun = False
 
-    # What the contract asks for.
+    # The contract of TextActionEnv.
 
     @property
     def label_space(self) -> LabelSpace:
@@ -172,12 +172,12 @@ class ALFWorld(TextActionEnv):
         return admissible[int((self.np_random if rng is None else rng).integers(len(admissible)))]
 
     def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
-        """The expert's thought and command. A `habit` is a command, and said only where it is admissible.
+        """The expert's thought and command. A `habit` is a command; it is used only if it is admissible.
 
         Raises NotImplementedError in AI2-THOR.
         """
         if self._backend == "thor":
-            raise NotImplementedError("the experts read the game's facts, which AI2-THOR does not state")
+            raise NotImplementedError("the experts read the game's facts, which AI2-THOR does not have")
         habit = habit if habit in self._state.admissible else ""
         command = self.with_noise(self._expert_command(), rng, noise, habit)
         return json_answer(
@@ -185,7 +185,7 @@ class ALFWorld(TextActionEnv):
         )
 
     def close(self) -> None:
-        """Let the engine go."""
+        """Close the engine."""
         self._engine.close()
 
     # One episode.
@@ -207,13 +207,13 @@ class ALFWorld(TextActionEnv):
             except BadGame as error:
                 self._skip(path, error)
         raise NoGames(
-            f"none of the {len(self._games)} games can be played; the first: {next(iter(self._bad.values()))}"
+            f"none of the {len(self._games)} games can be played; the first problem: {next(iter(self._bad.values()))}"
         )
 
     def _skip(self, path: GamePath, error: BadGame) -> None:
         if path.name not in self._bad:
             self._bad[path.name] = str(error)
-            logger.warning("ALFWorld game %s is skipped: %s", path.name, error)
+            logger.warning("skipping ALFWorld game %s: %s", path.name, error)
 
     def _begin(self, path: GamePath) -> None:
         game = read_game(path)
@@ -229,7 +229,7 @@ class ALFWorld(TextActionEnv):
 
     def _restore(self, state: dict[str, Any]) -> None:
         if set(state) != {"game", "commands"} or not isinstance(state["commands"], list | tuple):
-            raise ValueError("an ALFWorld state has 'game', the name of one, and 'commands', a list")
+            raise ValueError("an ALFWorld state has 'game', a game's name, and 'commands', a list")
         by_name = {path.name: path for path in self._games}
         if state["game"] not in by_name:
             raise ValueError(f"there is no game {state['game']!r} among the {len(by_name)} of this split and scope")
@@ -240,7 +240,7 @@ class ALFWorld(TextActionEnv):
                 raise ValueError(f"command {command!r} is not admissible after {self._commands}")
             self._do(command)
             if self._state.won:
-                raise ValueError("an ALFWorld episode cannot begin at its goal")
+                raise ValueError("an ALFWorld episode cannot start at its goal")
 
     def _act(self, action: str) -> tuple[float, bool, bool]:
         if not action:
@@ -268,7 +268,7 @@ class ALFWorld(TextActionEnv):
         return self._state.conditions or goal_conditions(self._state.facts, self._game.goal)
 
     def _observation_text(self) -> str:
-        """What the last command led to; at the beginning the room, without the banner and the task."""
+        """The engine's answer to the last command; at the start the room's description, without banner and task."""
         text = self._state.feedback.rpartition("-= Welcome to TextWorld, ALFRED! =-")[2].partition(_TASK_MARK)[0]
         return " ".join(text.split())
 
@@ -276,7 +276,7 @@ class ALFWorld(TextActionEnv):
         if self._expert_type == "planner":
             plan = self._engine.plan()
             return plan[0] if plan and plan[0] in self._state.admissible else "look"
-        # The expert follows only when it is asked: reinforcement learning never asks it.
+        # The expert follows the episode only when asked, since reinforcement learning never asks it.
         if self._expert is None:
             self._expert = Expert(self._game, self._first)
             self._followed = 0
@@ -292,12 +292,12 @@ def _thor_engine() -> Any:
     return ThorEngine()
 
 
-#: Things seen are counted up to this many.
+#: Largest value of the label that counts visible things.
 _MOST_THINGS = 15
 
 
 def _number(name: str, kinds: tuple[str, ...]) -> int:
-    """1 + the index of a thing's kind; 0 for no thing."""
+    """1 + the index of a thing's kind; 0 for none."""
     kind = kind_of(name)
     return kinds.index(kind) + 1 if kind in kinds else 0
 

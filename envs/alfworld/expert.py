@@ -1,8 +1,8 @@
-"""The engine's own expert, made to work with the engine's present commands, and what it may have thought.
+"""The engine's hand-coded expert, adapted to the engine's current commands, and thoughts for its commands.
 
-`alfworld`'s hand-coded expert searches where things belong, takes, changes and places them. It was written when
-`move mug 1 to desk 1` was called `put mug 1 in/on desk 1`, and still waits for that verb to learn that its hands are
-empty; here it is told in its own words. It draws from Python's global generator; here from a generator of its own.
+`alfworld`'s expert searches where things belong, takes, changes and places them. It was written for the old command
+`put mug 1 in/on desk 1` and needs that verb to notice that its hands are empty. So this module translates
+`move mug 1 to desk 1` for it. The expert draws from Python's global generator; here it gets its own generator.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from envs.alfworld.games import GameFile
 from envs.alfworld.names import kind_of
 from envs.alfworld.scene import Goal, Scene
 
-#: The expert gives up after so many steps; episodes are shorter.
+#: The expert gives up after this many steps; episodes are shorter.
 _MOST_STEPS = 200
 
 
 class Expert:
-    """Follows one episode from its beginning and says what to do next.
+    """Follows one episode from its start and chooses the next command.
 
-    It learns only what the texts say and what the engine's expert looks up in the facts, so it searches like a player.
+    It sees only the texts and the facts that the engine's expert looks up, so it searches like a player.
     """
 
     def __init__(self, game: GameFile, first: EngineState, seed: int = 0) -> None:
@@ -36,7 +36,7 @@ class Expert:
         self._generator = random.Random(seed)
         self._agent = HandCodedTWAgent(max_steps=_MOST_STEPS)
         names = game.trajectory["pddl_params"]
-        # What `HandCodedAgent.reset` does, with a trajectory that has been read already.
+        # The same as `HandCodedAgent.reset`, with a trajectory that is already loaded.
         parameters = {key: value.lower() if value in constants.OBJECTS else value for key, value in names.items()}
         self._agent.task_params = {**parameters, "task_type": game.goal.task}
         self._agent.policy = self._agent.get_task_policy(self._agent.task_params)(
@@ -46,7 +46,7 @@ class Expert:
         self.command = "look"
 
     def follow(self, command: str, after: EngineState) -> None:
-        """Learn of a step: the command that was done ("" for none that was admissible) and what came of it."""
+        """Observe a step: the executed command ("" if it was not admissible) and the state after it."""
         words = command.split()
         if words and words[0] == "move":
             said = f"put {' '.join(words[1:3])} in/on {' '.join(words[4:6])}"
@@ -57,14 +57,14 @@ class Expert:
             try:
                 wish = self._agent.act(state, 0, after.won, said)
             except Exception:
-                # The engine's expert is a heap of heuristics: where one fails (an empty hand that it thinks full, no
-                # steps left), it has no advice.
+                # The engine's expert is heuristic. If a heuristic fails (it takes an empty hand for full, no steps are
+                # left), it gives no command.
                 wish = "look"
         self.command = wish if wish in after.admissible else _renamed(wish, after.admissible)
 
 
 def play_expert(game: GameFile, engine: Any, horizon: int, seed: int = 0) -> list[str] | None:
-    """The expert's commands up to its victory within `horizon` steps, or None where it does not win."""
+    """The expert's commands until it wins within `horizon` steps, or None if it does not."""
     engine.load(game.game)
     state = engine.reset()
     expert = Expert(game, state, seed)
@@ -78,7 +78,7 @@ def play_expert(game: GameFile, engine: Any, horizon: int, seed: int = 0) -> lis
 
 
 def thought(command: str, scene: Scene, goal: Goal, feedback: str = "") -> str:
-    """Why a player with this goal, who sees this scene, would give this command: one clause or two, in lower case."""
+    """A thought for a command: why a player with this goal in this scene gives it; one or two clauses, lower case."""
     labels = command_labels(command)
     verb = labels["verb"]
     words = command.split()
@@ -132,7 +132,7 @@ def _a(kind: str) -> str:
 
 
 def _renamed(wish: str, admissible: Sequence[str]) -> str:
-    """What the expert means in the words of an older game, or "look" where it may not do what it wants."""
+    """The expert's command in the words of an older game, or "look" if its command is not admissible."""
     words = wish.split()
     if len(words) == 6 and words[0] == "move":
         older = f"put {words[1]} {words[2]} in/on {words[4]} {words[5]}"
@@ -142,13 +142,13 @@ def _renamed(wish: str, admissible: Sequence[str]) -> str:
 
 
 def _as_propositions(state: EngineState) -> list[Any]:
-    """The facts as the expert reads them: objects with a `name` and `names`."""
+    """The facts in the form the expert reads: objects with `name` and `names`."""
     return [SimpleNamespace(name=predicate, names=names) for predicate, *names in sorted(state.facts)]
 
 
 @contextlib.contextmanager
 def _global_generator(generator: random.Random) -> Iterator[None]:
-    """Have the functions of module `random` draw from `generator`."""
+    """Make the functions of module `random` draw from `generator` during the block."""
     outside = random.getstate()
     random.setstate(generator.getstate())
     try:

@@ -1,9 +1,9 @@
-"""Game files on disk, laid out as in the published data set, and what a broken one is told apart by.
+"""Find, read and check game files on disk, in the layout of the published data set.
 
     FOLDER/json_2.1.1/{train,valid_seen,valid_unseen}/TASK-Object-None-Receptacle-PLAN/TRIAL/
         traj_data.json, game.tw-pddl
 
-`coso alfworld make` writes such a folder; the published data set is one, and ALFWORLD_DATA names it.
+`coso alfworld make` writes such a folder. ALFWORLD_DATA names the folder of the published data set.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from envs.alfworld.scene import Goal
 
 DATA_FOLDER = "json_2.1.1"
 GAME_FILE, TRAJECTORY_FILE = "game.tw-pddl", "traj_data.json"
-#: Where games are looked for when neither an argument nor ALFWORLD_DATA says.
+#: Default folder of games, without an argument or ALFWORLD_DATA.
 DEFAULT_FOLDER = "games/alfworld"
 
 
 class NoGames(ValueError):
-    """There is nothing to play; says where was looked and what to do."""
+    """No games were found; the message says where and what to do."""
 
 
 @dataclass(frozen=True)
 class GamePath:
-    """One game of a folder, as its path tells it."""
+    """One game of a folder, described by its path."""
 
     folder: Path
     name: str  # "train/pick_and_place_simple-Mug-None-Desk-308/trial_1", the path below the data folder
@@ -40,6 +40,7 @@ class GamePath:
 
     @property
     def room(self) -> str:
+        """The kind of room, for instance "kitchen"."""
         return room_of(self.floor_plan)
 
 
@@ -54,7 +55,7 @@ class GameFile:
 
 
 def games_folder(folder: str | None) -> Path:
-    """The folder to look for games in: `folder`, else ALFWORLD_DATA where it holds a data set, else the default."""
+    """The folder of games: `folder`, else ALFWORLD_DATA if it holds a data set, else the default."""
     if folder is not None:
         return Path(folder).expanduser()
     published = os.environ.get("ALFWORLD_DATA")
@@ -66,9 +67,9 @@ def games_folder(folder: str | None) -> Path:
 def list_games(
     folder: Path, split: str, tasks: Sequence[str] = (), rooms: Sequence[str] = (), floor_plans: Sequence[int] = ()
 ) -> list[GamePath]:
-    """The games of a split in the order of their names, of the given tasks, rooms and floor plans (empty: of all).
+    """The games of a split, sorted by name, with the given tasks, rooms and floor plans (empty: all).
 
-    Tasks that ALFWorld leaves out (movable receptacles, sliced things) are left out. Raises `NoGames`.
+    Tasks that ALFWorld leaves out (movable receptacles, sliced things) are left out too. Raises `NoGames`.
     """
     below = folder / DATA_FOLDER / SPLITS[split]
     found = []
@@ -88,18 +89,18 @@ def list_games(
         asked = [*tasks, *rooms, *(f"FloorPlan{plan}" for plan in floor_plans)]
         raise NoGames(
             f"no ALFWorld games{' of ' + ', '.join(asked) if asked else ''} below {below}; make some with "
-            f"`coso alfworld make {folder}`, or let ALFWORLD_DATA name the published data set"
+            f"`coso alfworld make {folder}`, or set ALFWORLD_DATA to the folder of the published data set"
         )
     return found
 
 
 def read_game(path: GamePath) -> GameFile:
-    """Read a game's files. Raises `BadGame` for one that is missing, broken or marked unsolvable."""
+    """Read a game's files. Raises `BadGame` if one is missing or broken, or if the game is not marked solvable."""
     trajectory = _read_json(path, TRAJECTORY_FILE)
     game = _read_json(path, GAME_FILE)
     if not game.get("solvable"):
-        # The engine leaves out both: what the data set could not be solved, and what nobody tried to.
-        why = "it is marked unsolvable" if "solvable" in game else "nothing says that it is solvable"
+        # The engine skips both kinds: games that could not be solved, and games that were not tried.
+        why = "it is marked unsolvable" if "solvable" in game else "it is not marked solvable"
         raise BadGame(f"{path.name}/{GAME_FILE}: {why}")
     try:
         return GameFile(path, game, trajectory, goal_of(trajectory))
@@ -118,7 +119,7 @@ def goal_of(trajectory: dict[str, Any]) -> Goal:
     except (KeyError, TypeError) as error:
         raise BadGame(f"it has no {error}") from None
     if task not in TASKS or not target:
-        raise BadGame(f"task {task!r} with object {target!r} is none of ALFWorld's")
+        raise BadGame(f"ALFWorld has no task {task!r} with object {target!r}")
     return Goal(task, target, receptacle, lamp)
 
 

@@ -1,8 +1,8 @@
-"""The text of a game: TextWorld's context-sensitive grammar, evaluated without `eval` and without deep copies.
+"""The texts of a game: TextWorld's context-sensitive grammar, evaluated without `eval` and without deep copies.
 
-The engine's own parser reads the grammar; what it derives is the same text as `textworld.envs.pddl.textgen` derives
-(`tests/envs/alfworld/test_engine.py` compares them), at a small part of the cost. A game file's grammar holds Python
-expressions that the engine hands to `eval`; here only what games use is understood: attributes of the things found
+The engine's own parser reads the grammar. The derived texts equal those of `textworld.envs.pddl.textgen`
+(`tests/envs/alfworld/test_engine.py` compares them) at a small part of the cost. A grammar holds Python expressions
+that the engine passes to `eval`. This module understands only what games use: attributes of variables
 (`{o.indefinite + ' ' + o.name}`), `+` and `or`. Anything else is a `ValueError`, so a game file cannot run code.
 """
 
@@ -20,12 +20,12 @@ class TextGrammar:
     """Derives texts from the rules of one game."""
 
     def __init__(self, rules: Mapping[str, list[Any]], entities: Mapping[str, Any]) -> None:
-        """`rules`: production rules by symbol, and `entities`: `EntityInfo` by id, as the engine has them."""
+        """`rules`: the engine's production rules by symbol. `entities`: the engine's `EntityInfo` by id."""
         self._rules = rules
         self._entities = entities
 
     def derive(self, text: str, state: Any, mapping: Mapping[Any, Any]) -> str:
-        """The text that `text` stands for in `state` (a `textworld.logic.State`), given an action's `mapping` from
+        """Expand the symbols of `text` in `state` (a `textworld.logic.State`), with an action's `mapping` from
         placeholders to variables. Raises ValueError for a symbol without a rule."""
         variables = {placeholder.name: self._entities[variable.name] for placeholder, variable in mapping.items()}
         return self._derive_all(parse_symbols(text), state, variables, mapping)
@@ -50,7 +50,7 @@ class TextGrammar:
         raise ValueError(f"the game's grammar has a symbol of unknown kind {kind}")
 
     def _each(self, symbol: Any, state: Any, variables: Variables, mapping: Mapping[Any, Any]) -> list[str]:
-        """The texts of a conditional symbol, one for every way in which its condition holds."""
+        """The texts of a conditional symbol, one for each binding for which its condition holds."""
         if not symbol.given:
             return [self._derive_one(symbol.expression, state, variables, mapping)]
         texts = []
@@ -71,7 +71,7 @@ class TextGrammar:
         return comma.join(texts[:-1]) + last + texts[-1]
 
     def _rule(self, name: str, state: Any, mapping: Mapping[Any, Any]) -> tuple[Any, ...]:
-        """What the first applicable rule of a symbol puts in its place."""
+        """The replacement for a symbol by its first applicable rule."""
         for rule in self._rules.get(name, ()):
             if not rule.condition or any(True for _ in state.all_assignments(_query(rule.condition), mapping)):
                 return tuple(rule.rhs)
@@ -80,7 +80,7 @@ class TextGrammar:
 
 @lru_cache(maxsize=4096)
 def parse_symbols(text: str) -> tuple[Any, ...]:
-    """The symbols of a text, as the engine's parser reads them; to be read only."""
+    """The symbols of a text from the engine's parser. Do not modify them."""
     from textworld.envs.pddl import textgen
 
     return tuple(textgen._parse_and_convert(text, rule_name="symbols"))
@@ -95,7 +95,7 @@ def _query(condition: str) -> Any:
 
 @lru_cache(maxsize=4096)
 def _expression(source: str) -> Callable[[Variables], str]:
-    """A function from variables to text for an expression of the grammar. Raises ValueError for one not understood."""
+    """A function from variables to text for a grammar expression. Raises ValueError for an unsupported expression."""
     try:
         tree = ast.parse(source.strip(), mode="eval").body
     except SyntaxError:
@@ -120,7 +120,7 @@ def _compiled(node: ast.expr, source: str) -> Callable[[Variables], Any]:
     if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
         choices = [_compiled(choice, source) for choice in node.values]
         return lambda variables: next((text for choice in choices if (text := choice(variables))), "")
-    raise ValueError(f"the game's grammar has an expression that games have no use for: {source!r}")
+    raise ValueError(f"the game's grammar has an unsupported expression: {source!r}")
 
 
 _ATTRIBUTES = frozenset({"id", "name", "definite", "indefinite"})
@@ -128,5 +128,5 @@ _ATTRIBUTES = frozenset({"id", "name", "definite", "indefinite"})
 
 def _named(variables: Variables, name: str, source: str) -> Any:
     if name not in variables:
-        raise ValueError(f"the game's grammar speaks of {name!r} in {source!r}, where there is none")
+        raise ValueError(f"the game's grammar uses {name!r} in {source!r}, which is not defined")
     return variables[name]

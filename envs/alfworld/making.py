@@ -1,7 +1,7 @@
-"""Making ALFWorld games from what the `alfworld` wheel ships: floor plans, a PDDL domain, a grammar and goals.
+"""Make ALFWorld games from the data in the `alfworld` wheel: floor plans, a PDDL domain, a grammar and goals.
 
-The published games are recordings of AI2-THOR scenes. Here things are put where ALFWorld's own tables say that they
-belong, on the receptacles of the floor plan, so no download and no simulator is needed. A seed fixes a game.
+The published games are recordings of AI2-THOR scenes. This module places things on the floor plan's receptacles
+according to ALFWorld's own tables, so it needs no download and no simulator. A seed determines a game.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from envs.alfworld.engine import import_engine, shipped_text
 from envs.alfworld.names import FLOOR_PLANS, TASK_ROOMS, TASKS, UNSEEN_FLOOR_PLANS, room_of
 
-#: Fewest and most things besides the task's own.
+#: Smallest and largest number of things besides the task's own.
 _DISTRACTORS = (8, 18)
 _MOST_OF_A_KIND = 3
 _LAMPS = ("DeskLamp", "FloorLamp")
 _LAMP_PLACES = ("Desk", "SideTable", "Dresser", "Shelf", "CoffeeTable", "TVStand")
-#: What a task needs: a property of its object, and the receptacle that gives it the state.
+#: Task -> the property its object needs, and the receptacle that changes the object's state.
 _CHANGES = {
     "pick_clean_then_place_in_recep": ("Cleanable", "SinkBasin"),
     "pick_heat_then_place_in_recep": ("Heatable", "Microwave"),
@@ -35,31 +35,32 @@ _PROPERTIES = {
     "Sliceable": "sliceable",
     "Toggleable": "toggleable",
 }
-#: Types that the domain names without declaring them.
+#: Types that the domain uses without declaring them.
 _TYPES_OF_DOMAIN = (("SinkBasin", "Microwave", "Fridge"), ("Knife", "ButterKnife"))
 
 
 @dataclass(frozen=True)
 class GameRequest:
-    """Which game to make; `attempt` counts the tries for one that the expert can solve."""
+    """Which game to make; `attempt` counts the tries for a game that the expert can solve."""
 
     split: str
     floor_plan: int
     task: str
     index: int
     seed: int
-    target: str = ""  # only this kind of object ("SoapBar"); any where empty
+    target: str = ""  # only this kind of object ("SoapBar"); empty: any
     receptacle: str = ""  # only this kind of receptacle as its goal
     attempt: int = 0
 
     @property
     def trial(self) -> str:
+        """The name of the game's innermost folder."""
         return f"trial_S{self.seed}_{self.index}"
 
 
 @dataclass(frozen=True)
 class MadeGame:
-    """A game not yet shown to be solvable."""
+    """A game that may not be solvable."""
 
     request: GameRequest
     name: str  # the folder's name, "pick_and_place_simple-Mug-None-Desk-308"
@@ -68,7 +69,7 @@ class MadeGame:
 
 
 class CannotBeMade(ValueError):
-    """The floor plan has nothing to make a game of the task from."""
+    """The floor plan lacks what a game of the task needs."""
 
 
 def requests(
@@ -91,7 +92,7 @@ def requests(
 
 
 def make_game(request: GameRequest) -> MadeGame:
-    """The game that a request stands for: the same one every time. Raises `CannotBeMade`."""
+    """Make the game of a request; the same request gives the same game. Raises `CannotBeMade`."""
     tables = _tables()
     rng = random.Random(
         f"{request.seed} {request.split} {request.floor_plan} {request.task} {request.index} {request.attempt}"
@@ -138,7 +139,7 @@ def make_game(request: GameRequest) -> MadeGame:
 
 @dataclass(frozen=True)
 class _FloorPlan:
-    receptacles: dict[str, str]  # id -> where to stand before it, as PDDL
+    receptacles: dict[str, str]  # id -> PDDL location in front of it
     kinds: tuple[str, ...]  # of the movable things found in the room
     lamps: tuple[str, ...]
 
@@ -185,13 +186,13 @@ def _floor_plan(number: int) -> _FloorPlan:
 
 
 def _choose(request: GameRequest, plan: _FloorPlan, tables: _Tables, rng: random.Random) -> tuple[str, str, str]:
-    """(object, receptacle, lamp) of the task; "" for what the task has none of."""
+    """(object, receptacle, lamp) of the task; "" if the task has none."""
     places = sorted({_kind(name) for name in plan.receptacles})
     held = {place: {kind for kind in plan.kinds if kind in tables.fits.get(place, ())} for place in places}
     if request.task == "look_at_obj_in_light":
         targets = sorted(kind for kind in set().union(*held.values()) if request.target in ("", kind))
         if not plan.lamps or not targets or not any(place in _LAMP_PLACES for place in places):
-            raise CannotBeMade(f"FloorPlan{request.floor_plan} has no lamp, or no place for one")
+            raise CannotBeMade(f"FloorPlan{request.floor_plan} has no lamp or no place for one")
         return rng.choice(targets), "", rng.choice(plan.lamps)
     changeable, changer = _CHANGES.get(request.task, ("", ""))
     choices = [
@@ -202,7 +203,7 @@ def _choose(request: GameRequest, plan: _FloorPlan, tables: _Tables, rng: random
         and request.target in ("", kind)
         and request.receptacle in ("", place)
         and (not changer or (changer in places and kind in tables.properties[changeable]))
-        # It has to be somewhere else at first.
+        # The object must start somewhere else.
         and any(kind in held[other] for other in places if other != place)
     ]
     if not choices:
@@ -211,14 +212,14 @@ def _choose(request: GameRequest, plan: _FloorPlan, tables: _Tables, rng: random
 
 
 class _Room:
-    """A floor plan being filled."""
+    """A floor plan that is being filled with things."""
 
     def __init__(self, plan: _FloorPlan, tables: _Tables, rng: random.Random) -> None:
         self._plan, self._tables, self._rng = plan, tables, rng
         self._where: dict[str, str] = {}  # thing id -> receptacle id
 
     def places_for(self, kind: str, avoid: str = "") -> list[str]:
-        """Receptacles that a kind of thing belongs on, but for one kind of receptacle."""
+        """Receptacles for a kind of thing, except receptacles of the kind `avoid`."""
         if kind in _LAMPS:
             return [name for name in self._plan.receptacles if _kind(name) in _LAMP_PLACES]
         return [
@@ -241,7 +242,7 @@ class _Room:
         return sum(_kind(thing) == kind for thing in self._where)
 
     def problem(self) -> str:
-        """The PDDL problem, up to its goal (whose text closes it)."""
+        """The PDDL problem up to its goal; the goal's text closes it."""
         things, receptacles = sorted(self._where), sorted(self._plan.receptacles)
         kinds = sorted({_kind(thing) for thing in things})
         places = sorted({_kind(name) for name in receptacles})
@@ -284,7 +285,7 @@ def _kind(name: str) -> str:
 
 
 def _as_pddl(name: str) -> str:
-    """An AI2-THOR id as a PDDL name, written as ALFWorld's planner writes it and its demangler reads it."""
+    """An AI2-THOR id as a PDDL name, in the form of ALFWorld's planner and demangler."""
     for character, word in (("-", "minus"), ("|", "bar"), ("+", "plus"), (".", "dot"), (",", "comma")):
         name = name.replace(character, f"_{word}_")
     return name

@@ -1,4 +1,4 @@
-"""What ALFWorld calls things: rooms, tasks, verbs, kinds of things, and which floor plan belongs to which split."""
+"""Names in ALFWorld: rooms, tasks, verbs, kinds of things, and the floor plans of each split."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ FLOOR_PLANS: tuple[int, ...] = tuple(first + i for first in _FIRST_PLAN.values()
 """All 120 floor plans of AI2-THOR 1 and 2."""
 
 UNSEEN_FLOOR_PLANS = frozenset({10, 219, 308, 424, 9, 29, 215, 226, 315, 325, 404, 425})
-"""Never trained on: the four of the published `valid_unseen`, and the eight of the published (hidden) test set."""
+"""Held out from training: the four of the published `valid_unseen` and the eight of the published (hidden) test set."""
 
 SPLITS = {"train": "train", "seen": "valid_seen", "unseen": "valid_unseen"}
-"""Our word for a split -> the published folder's name."""
+"""Name of a split here -> its folder in the published data set."""
 
 TASKS = (
     "pick_and_place_simple",
@@ -81,7 +81,7 @@ RECEPTACLES = (
     "towelholder",
     "tvstand",
 )
-"""Kinds of things that others are put in or on, and that one can go to."""
+"""Kinds of things that hold others and that one can go to."""
 
 OBJECTS = (
     "alarmclock",
@@ -168,7 +168,7 @@ OBJECTS = (
 
 
 def room_of(floor_plan: int) -> str:
-    """The kind of room of a floor plan's number; ValueError if there is no such plan."""
+    """The kind of room of a floor plan. Raises ValueError if there is no such plan."""
     for room, first in _FIRST_PLAN.items():
         if first <= floor_plan < first + 30:
             return room

@@ -1,7 +1,7 @@
-"""A drawing of what the agent faces, 300 x 300, made from the game's facts: the same pixels for the same scene.
+"""Draw what the agent sees, 300 x 300 pixels, from the game's facts: the same scene gives the same pixels.
 
-Every kind of thing has a badge, a shape in a colour that no other kind has, large enough to tell apart when the picture
-is scaled to 64 pixels; names are written below for those who can read them.
+Every kind of thing has a badge with its own shape and colour, large enough to recognise when the picture is scaled to
+64 pixels. Its name is below the badge.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _SHAPES: tuple[tuple[tuple[float, float], ...] | str, ...] = (
 
 
 def blank_picture() -> NDArray[np.uint8]:
-    """What is shown where nothing is to be seen: a white screen with a frame, uint8 (300, 300, 3)."""
+    """The picture without a scene: a white screen with a frame, uint8 (300, 300, 3)."""
     canvas = np.full((SIZE, SIZE, 3), 255, np.uint8)
     canvas[:4] = canvas[-4:] = canvas[:, :4] = canvas[:, -4:] = 128
     return canvas
@@ -116,7 +116,7 @@ def _draw_grid(draw: ImageDraw.ImageDraw, things: tuple[Thing, ...], box: Box) -
     if not things:
         return
     left, top, right, bottom = box
-    # Tiles that are about as wide as they are high.
+    # Tiles that are about square.
     columns = min(max(1, round(sqrt(len(things) * (right - left) / (bottom - top)))), len(things))
     rows = ceil(len(things) / columns)
     width, height = (right - left) // columns, (bottom - top) // rows
@@ -147,7 +147,7 @@ def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, box: Box) -> None:
 
 
 def _draw_room(draw: ImageDraw.ImageDraw, scene: Scene) -> None:
-    """The middle of the room: what kinds of receptacles there are, and how many of each."""
+    """Draw the middle of the room: the kinds of receptacles and how many of each."""
     _write(draw, f"middle of the {scene.room}", (6, 4, SIZE - 6, 40), 24)
     kinds = sorted({kind_of(name) for name in scene.all_places})
     counts = {kind: sum(kind_of(name) == kind for name in scene.all_places) for kind in kinds}
@@ -185,7 +185,7 @@ def _badge(draw: ImageDraw.ImageDraw, kind: str, box: Box) -> None:
 
 
 def _write(draw: ImageDraw.ImageDraw, text: str, box: Box, size_px: int) -> None:
-    """Text in the middle of a box, in the largest size up to `size_px` that fits; none where it would be unreadable."""
+    """Draw text centred in a box, in the largest size up to `size_px` that fits; nothing if it would be unreadable."""
     left, top, right, bottom = box
     while size_px >= 7:
         font = bold_font(size_px)

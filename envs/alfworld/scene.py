@@ -1,4 +1,4 @@
-"""What the agent faces, from the game's facts: the part of the state that a picture shows and a goal is judged by."""
+"""What the agent sees, from the game's facts, and the conditions of the goal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STATES = tuple(STATE_PREDICATES.values())
 
 @dataclass(frozen=True)
 class Thing:
-    """A movable thing or a lamp: its name ("apple 2") and those of `STATES` it is in, in their order."""
+    """A movable thing or a lamp: its name ("apple 2") and its states, in the order of `STATES`."""
 
     name: str
     states: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Place:
-    """A receptacle: its name, whether it is open (None: it cannot be shut), and what is seen in or on it, by name."""
+    """A receptacle: its name, whether it is open (None: it cannot be closed), and visible contents, sorted by name."""
 
     name: str
     is_open: bool | None
@@ -33,16 +33,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Scene:
-    """What the agent sees. `places` are the receptacles at its location, by name; none in the middle of the room."""
+    """What the agent sees. `places`: receptacles at its location, sorted by name; none in the middle of the room."""
 
     room: str
     places: tuple[Place, ...]
     held: Thing | None
-    all_places: tuple[str, ...]  # every receptacle of the room, by name
+    all_places: tuple[str, ...]  # every receptacle of the room, sorted by name
 
     @property
     def things(self) -> tuple[Thing, ...]:
-        """Everything that is seen in or on the receptacles faced."""
+        """All visible things in or on the receptacles at the agent's location."""
         return tuple(thing for place in self.places for thing in place.things)
 
 
@@ -53,7 +53,7 @@ def by_name(name: str) -> tuple[str, int]:
 
 
 def scene_of(facts: Iterable[Fact], room: str) -> Scene:
-    """The scene of a state's facts. A shut receptacle shows nothing of what is in it."""
+    """The scene of a state's facts. A closed receptacle hides its contents."""
     where: set[str] = set()
     locations: dict[str, str] = {}
     openable: set[str] = set()
@@ -90,7 +90,7 @@ def scene_of(facts: Iterable[Fact], room: str) -> Scene:
 
 @dataclass(frozen=True)
 class Goal:
-    """A game's goal: the task type and the kinds of things it is about, in lower case ("" where there is none)."""
+    """A game's goal: the task type and the kinds of things in it, in lower case ("": none)."""
 
     task: str
     target: str
@@ -101,7 +101,7 @@ class Goal:
 def goal_conditions(facts: Iterable[Fact], goal: Goal) -> tuple[int, int]:
     """(how many conditions of the goal hold, how many there are), as `alfworld/env/tasks.py` counts them in AI2-THOR.
 
-    All of them hold exactly where the engine says that the game is won.
+    All conditions hold if and only if the engine reports the game as won.
     """
     inside: dict[str, set[str]] = {}  # receptacle of the goal's kind -> targets in it
     lamp_places: set[str] = set()

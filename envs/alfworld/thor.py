@@ -1,8 +1,8 @@
-"""The embodied backend: the same tasks in AI2-THOR, with its camera's picture. Written, but never run by us.
+"""The AI2-THOR backend of ALFWorld: the same tasks with the simulator's camera picture. Never run so far.
 
-It needs what `alfworld[vis]` asks for (ai2thor 2.1.0, torch, torchvision, OpenCV), AI2-THOR's Unity build, an X
-display, and the published data set, whose trajectories say where every object lies. None of that is to be had on the
-machines this was made on; it follows `alfworld.env.thor_env.ThorEnv` and `alfworld.agents.controller.OracleAgent` of
+It needs the requirements of `alfworld[vis]` (ai2thor 2.1.0, torch, torchvision, OpenCV), AI2-THOR's Unity build, an X
+display, and the published data set, whose trajectories hold the object poses. None of these were available in
+development. The code follows `alfworld.env.thor_env.ThorEnv` and `alfworld.agents.controller.OracleAgent` of
 alfworld 0.4.2, as `alfworld.agents.environment.AlfredThorEnv` drives them.
 """
 
@@ -20,7 +20,7 @@ from envs.alfworld.picture import SIZE
 
 
 class ThorEngine:
-    """Plays one game at a time in a Unity process of its own, which `close` ends."""
+    """Plays one game at a time in its own Unity process; `close` ends the process."""
 
     def __init__(self) -> None:
         import_engine()
@@ -35,7 +35,7 @@ class ThorEngine:
         self._controller: Any = None
 
     def load(self, game: GameFile) -> None:
-        """Take a game of the published data set. Raises `BadGame` for one without object poses."""
+        """Load a game of the published data set. Raises `BadGame` if it has no object poses."""
         missing = {"object_poses", "object_toggles", "dirty_and_empty", "init_action"} - set(game.trajectory["scene"])
         if missing or "plan" not in game.trajectory:
             lacks = ", ".join(sorted(missing)) or "plan"
@@ -43,7 +43,7 @@ class ThorEngine:
         self._game = game
 
     def reset(self) -> EngineState:
-        """Set the scene up as it was recorded, and begin."""
+        """Restore the recorded scene and start."""
         from alfworld.agents.controller import OracleAgent
 
         assert self._game is not None
@@ -60,7 +60,7 @@ class ThorEngine:
         return self._look(self._controller.feedback)
 
     def step(self, command: str) -> EngineState:
-        """Do a command; one that is not admissible does nothing."""
+        """Execute a command; a command that is not admissible does nothing."""
         if command not in self._controller.get_admissible_commands():
             return self._look(NOTHING_HAPPENS)
         return self._look(self._controller.step(command))

@@ -1,1 +1,1 @@
-"""Phones: `coso/Android-v0`, the drivers through which it acts, the embedded phone, task sets and evaluators."""
+"""Phones: `coso/Android-v0`, its drivers, the embedded phone, task sets and evaluators."""

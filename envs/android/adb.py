@@ -24,7 +24,7 @@ Capture = Literal["png", "raw"]
 Keyboard = Literal["auto", "adbkeyboard", "input"]
 Result = TypeVar("Result")
 
-#: The input method that takes text as base64, for characters that `input text` cannot type.
+#: The input method that receives text as base64, for characters that `input text` cannot type.
 ADB_KEYBOARD = "com.android.adbkeyboard/.AdbIME"
 _KEY_CODES = {"back": "KEYCODE_BACK", "home": "KEYCODE_HOME", "enter": "KEYCODE_ENTER"}
 _PACKAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)+")
@@ -34,11 +34,11 @@ _RECONNECT_PAUSE_S = 0.2
 
 
 class AdbPhone(Device):
-    """A device the adb server knows, or reaches over the network.
+    """A device that the adb server knows or can reach over the network.
 
-    What is sent to the device's shell is made of numbers, fixed words, base64 and one quoted argument, so nothing an
-    agent types can be read as syntax. A device that drops off the network is connected again, within `reconnect_s`,
-    where nothing of the call had been done yet; else the call fails.
+    Commands for the device's shell consist of numbers, fixed words, base64 and one quoted argument, so text from an
+    agent is never read as syntax. If the server loses a network device before a call has had any effect, the call
+    reconnects within `reconnect_s`; otherwise the call fails.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class AdbPhone(Device):
         frame_s: float = 0.1,
         reconnect_s: float = 5.0,
     ) -> None:
-        """serial: as `adb devices` shows it, or host:port; capture: how screens travel (raw is faster over loopback and
-        USB 3, png over a network); keyboard: how text is typed, "auto" uses the ADB keyboard where it is the device's
-        input method, else `input text`, which knows ASCII only; clear_packages: apps whose data a reset clears.
+        """serial: as in `adb devices`, or host:port; capture: format of screenshots ("raw" is faster over loopback and
+        USB 3, "png" over a network); keyboard: how to type text, "auto" uses the ADB keyboard if it is the device's
+        input method, else `input text`, which types only ASCII; clear_packages: apps whose data a reset clears.
 
-        Times in seconds: deadline_s of every call; settle_s, how long a screen may move before it is taken as it is
-        (0: one capture, whatever it shows); frame_s, the least time between two looks at it.
+        Times are in seconds. deadline_s: of every call; settle_s: longest wait for a screen at rest (0: take one
+        capture at once); frame_s: shortest time between two captures.
         """
         for package in clear_packages:
             if not _PACKAGE.fullmatch(package):
@@ -83,7 +83,7 @@ class AdbPhone(Device):
 
     @property
     def serial(self) -> str:
-        """The device's name, as `adb devices` shows it."""
+        """The device's name in `adb devices`."""
         return self._serial
 
     @property
@@ -91,7 +91,7 @@ class AdbPhone(Device):
         return self._screen_size
 
     def reset(self, start: Start) -> None:
-        """Clear what `clear_packages` names and go to the home screen; a real device has no state to be put in."""
+        """Clear the apps in `clear_packages` and go to the home screen; a real device cannot be set to a state."""
         for package in self._clear_packages:
             self.shell(f"pm clear {package}")
         self.key("home")
@@ -102,12 +102,12 @@ class AdbPhone(Device):
         return settled(self.capture, self._settle_s, self._frame_s)
 
     def capture(self) -> NDArray[np.uint8]:
-        """The screen as it is now, uint8 (height, width, 3)."""
+        """The current screen, uint8 (height, width, 3)."""
         command = "screencap -p" if self._capture_how == "png" else "screencap"
         data = self._on_device(lambda: self._server.exec(self._serial, command, self._deadline_s))
         where = f"screencap on {self._serial}"
         picture = decode_picture(data, where) if self._capture_how == "png" else _decode_raw(data, where)
-        # A device can be turned, and taps go by what is shown.
+        # A device may be rotated; taps use the size of the shown screen.
         self._screen_size = (picture.shape[1], picture.shape[0])
         return picture
 
@@ -132,10 +132,10 @@ class AdbPhone(Device):
         return f"{self._serial}: {self.shell('getprop ro.product.model').strip()}"
 
     def close(self) -> None:
-        """Nothing is held open between calls."""
+        """Do nothing: no connection stays open between calls."""
 
     def shell(self, command: str) -> str:
-        """Standard output of a command line for the device's shell; whoever calls makes sure what it is made of."""
+        """Standard output of a command line in the device's shell. The caller must ensure that the command is safe."""
         data = self._on_device(lambda: self._server.shell(self._serial, command, self._deadline_s))
         return data.decode("utf-8", "replace")
 
@@ -144,7 +144,7 @@ class AdbPhone(Device):
         return min(int(at[0] * width), width - 1), min(int(at[1] * height), height - 1)
 
     def _on_device(self, call: Callable[[], Result]) -> Result:
-        """Do a call, connecting a device on the network again where the server does not see it."""
+        """Execute a call; reconnect a network device if the server does not see it."""
         try:
             return call()
         except DeviceGone:
@@ -158,7 +158,7 @@ class AdbPhone(Device):
             except DeviceGone as gone:
                 if time.monotonic() >= ends:
                     raise DeviceTimeout(
-                        f"{self._serial} did not come back within {self._reconnect_s:g} s: {gone}"
+                        f"{self._serial} could not be reconnected within {self._reconnect_s:g} s: {gone}"
                     ) from gone
                 logger.info("waiting for %s: %s", self._serial, gone)
                 time.sleep(_RECONNECT_PAUSE_S)
@@ -167,9 +167,9 @@ class AdbPhone(Device):
 def typing_commands(text: str, adb_keyboard: bool) -> list[str]:
     """The command lines that type a text.
 
-    With the ADB keyboard every character travels as base64. `input text` reads `%s` as a space and cannot be told
-    otherwise, so spaces are written so and a text is cut between a `%` and an `s`; its argument is quoted for the
-    shell, and what is not ASCII, which it cannot type, is left out.
+    The ADB keyboard receives the text as base64. `input text` always reads `%s` as a space, so a space is written as
+    `%s` and a literal `%s` is split into two commands. Its argument is quoted for the shell. It types only ASCII, so
+    other characters are left out.
     """
     if adb_keyboard:
         if not text:
@@ -186,17 +186,17 @@ def typing_commands(text: str, adb_keyboard: bool) -> list[str]:
 
 
 def _decode_raw(data: bytes, where: str) -> NDArray[np.uint8]:
-    """What `screencap` writes without -p: width, height, format (and, from Android 8 on, a colour space), then RGBA."""
+    """Decode the output of `screencap` without -p: width, height, format (since Android 8 a colour space too), RGBA."""
     if len(data) < _RAW_HEADER.size:
-        raise DeviceError(f"{where} sent {len(data)} bytes that are no picture")
+        raise DeviceError(f"{where} sent {len(data)} bytes that are not a picture")
     width, height, pixel_format = _RAW_HEADER.unpack_from(data)
     size = width * height * 4
     if pixel_format != _RGBA_8888:
         raise DeviceError(
-            f"{where} sent pixels in format {pixel_format}; only RGBA (1) is understood, use capture='png'"
+            f"{where} sent pixels in format {pixel_format}; only RGBA (1) is supported, use capture='png'"
         )
     header = len(data) - size
     if header not in (_RAW_HEADER.size, _RAW_HEADER.size + 4):
-        raise DeviceError(f"{where} sent {len(data)} bytes for {width} × {height} pixels: not a whole picture")
+        raise DeviceError(f"{where} sent {len(data)} bytes for {width} × {height} pixels: the picture is incomplete")
     pixels = np.frombuffer(data, np.uint8, count=size, offset=header).reshape(height, width, 4)
     return pixels[:, :, :3].copy()

@@ -1,7 +1,7 @@
-"""A client of the adb server: its socket is spoken to directly, one short connection per service, no subprocess.
+"""A client of the adb server: it uses the server's socket directly, one short connection per service, no subprocess.
 
-Protocol: Android's `SERVICES.TXT` and `OVERVIEW.TXT` (a request is four hexadecimal digits of length and the text; the
-answer begins with OKAY or FAIL), and `shell_protocol.h` for `shell,v2`.
+Protocol: Android's `SERVICES.TXT` and `OVERVIEW.TXT` (a request is its length as four hexadecimal digits, then its
+text; an answer starts with OKAY or FAIL), and `shell_protocol.h` for `shell,v2`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LARGEST_ANSWER = 64 << 20
 
 
 class DeviceGone(DeviceError):
-    """The adb server does not see the device, or sees it offline; nothing was done to it."""
+    """The adb server does not see the device, or sees it offline; the call had no effect."""
 
 
 class AdbServer:
@@ -35,25 +35,25 @@ class AdbServer:
             return link.text()
 
     def connect(self, serial: str, deadline_s: float) -> None:
-        """Have the server connect to a device on the network, `host:port`. Raises DeviceGone where it cannot."""
+        """Make the server connect to a network device `host:port`. Raises DeviceGone if it cannot."""
         answer = self.query(f"host:connect:{serial}", deadline_s)
         if not answer.startswith(("connected to", "already connected")):
             raise DeviceGone(f"adb cannot connect to {serial}: {answer}")
 
     def states(self, deadline_s: float) -> dict[str, str]:
-        """Serial -> state ("device", "offline", "unauthorized", …) of every device the server knows."""
+        """Serial -> state ("device", "offline", "unauthorized", …) of all devices of the server."""
         rows = (line.split("\t") for line in self.query("host:devices", deadline_s).splitlines())
         return {row[0]: row[1] for row in rows if len(row) == 2}
 
     def exec(self, serial: str, command: str, deadline_s: float) -> bytes:
-        """What a command on the device writes, unaltered. `command` is read by the device's shell."""
+        """The raw output of a command in the device's shell."""
         with _Connection(self._address, deadline_s) as link:
             link.to_device(serial)
             link.request(f"exec:{command}")
             return link.rest()
 
     def shell(self, serial: str, command: str, deadline_s: float) -> bytes:
-        """Standard output of a command on the device. Raises DeviceError where it exits with anything but 0."""
+        """Standard output of a command on the device. Raises DeviceError if its exit code is not 0."""
         with _Connection(self._address, deadline_s) as link:
             link.to_device(serial)
             link.request(f"shell,v2,raw:{command}")
@@ -72,7 +72,7 @@ class AdbServer:
 
 
 class _Connection:
-    """One connection to the server, with one deadline over everything that is done on it."""
+    """One connection to the server, with one deadline for everything on it."""
 
     def __init__(self, address: tuple[str, int], deadline_s: float) -> None:
         self._where = f"the adb server at {address[0]}:{address[1]}"
@@ -96,7 +96,7 @@ class _Connection:
         self._socket.close()
 
     def request(self, text: str) -> None:
-        """Ask for a service; raises DeviceError with what the server says where it refuses."""
+        """Request a service. Raises DeviceError with the server's message if it refuses."""
         self._doing = text if len(text) <= 80 else text[:80] + "…"
         data = text.encode()
         if len(data) > 0xFFFF:
@@ -115,11 +115,11 @@ class _Connection:
             raise (DeviceGone if gone else DeviceError)(f"adb refused {self._doing}: {message}")
 
     def to_device(self, serial: str) -> None:
-        """Turn the connection over to a device."""
+        """Switch the connection to a device."""
         self.request(f"host:transport:{serial}")
 
     def text(self) -> str:
-        """A string with its length before it."""
+        """Read a string that is preceded by its length."""
         size = self.read(4)
         try:
             return self.read(int(size, 16)).decode("utf-8", "replace")
@@ -127,7 +127,7 @@ class _Connection:
             raise DeviceError(f"{self._where} answered {self._doing} with {size!r} for a length") from None
 
     def read(self, count: int) -> bytes:
-        """Exactly so many bytes."""
+        """Read exactly `count` bytes."""
         if count > _LARGEST_ANSWER:
             raise DeviceError(f"{self._where} announced {count} bytes in answer to {self._doing}")
         data = bytearray()
@@ -139,7 +139,7 @@ class _Connection:
         return bytes(data)
 
     def rest(self) -> bytes:
-        """Everything until the other side is done."""
+        """Read until the other side closes the connection."""
         parts = bytearray()
         while part := self._receive(1 << 16):
             parts += part

@@ -1,6 +1,6 @@
-"""The `appium` driver: a device behind an Appium server with UiAutomator2, for those who have that set up.
+"""The `appium` driver: a device behind an Appium server with UiAutomator2.
 
-Speaks the W3C WebDriver protocol and UiAutomator2's `mobile:` commands over HTTP; no Appium client is needed.
+It uses the W3C WebDriver protocol and UiAutomator2's `mobile:` commands over HTTP, without an Appium client.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TAP_MS = 50
 
 
 class AppiumPhone(Device):
-    """A session on an Appium server; the session is ended by `close`."""
+    """A session on an Appium server; `close` ends the session."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class AppiumPhone(Device):
         settle_s: float = 3.0,
         frame_s: float = 0.1,
     ) -> None:
-        """serial: the device, as `adb devices` shows it; url: of the server; clear_packages: apps whose data a reset
-        clears; capabilities: more of the session's, for instance {"appium:systemPort": 8201}. Times in seconds, as for
-        `AdbPhone`; start_deadline_s: for the session, in which Appium may have to install its helper."""
+        """serial: the device, as in `adb devices`; url: of the server; clear_packages: apps whose data a reset clears;
+        capabilities: further ones of the session, for instance {"appium:systemPort": 8201}. Times are in seconds, as
+        for `AdbPhone`; start_deadline_s: for the start of the session, when Appium may install its helper app."""
         if not re.fullmatch(r"https?://[^\s]+", url):
             raise ValueError(f"appium: url must begin with http:// or https://, not {url!r}")
         self._url = url.rstrip("/")
@@ -60,7 +60,7 @@ class AppiumPhone(Device):
         request = {"capabilities": {"alwaysMatch": wanted, "firstMatch": [{}]}}
         started = self._ask("POST", "/session", request, start_deadline_s)
         if not isinstance(started, dict) or not isinstance(started.get("sessionId"), str):
-            raise DeviceError(f"Appium at {self._url} gave no session: {started!r}")
+            raise DeviceError(f"Appium at {self._url} did not start a session: {started!r}")
         self._session = started["sessionId"]
         self._screen_size = (0, 0)
         self.capture()
@@ -70,7 +70,7 @@ class AppiumPhone(Device):
         return self._screen_size
 
     def reset(self, start: Start) -> None:
-        """Clear what `clear_packages` names and go to the home screen."""
+        """Clear the apps in `clear_packages` and go to the home screen."""
         for package in self._clear_packages:
             self._mobile("clearApp", appId=package)
         self.key("home")
@@ -79,11 +79,11 @@ class AppiumPhone(Device):
         return settled(self.capture, self._settle_s, self._frame_s) if self._settle_s > 0 else self.capture()
 
     def capture(self) -> NDArray[np.uint8]:
-        """The screen as it is now, uint8 (height, width, 3)."""
+        """The current screen, uint8 (height, width, 3)."""
         try:
             data = base64.b64decode(self._in_session("GET", "/screenshot"), validate=True)
         except (ValueError, TypeError) as error:
-            raise DeviceError(f"Appium at {self._url} sent a screenshot that is no base64: {error}") from None
+            raise DeviceError(f"Appium at {self._url} sent a screenshot that is not base64: {error}") from None
         picture = decode_picture(data, f"Appium at {self._url}")
         self._screen_size = (picture.shape[1], picture.shape[0])
         return picture
@@ -162,7 +162,7 @@ class AppiumPhone(Device):
 
 
 def _message(answer: bytes) -> str:
-    """What an error of WebDriver says, or what came instead."""
+    """The message of a WebDriver error, or the raw answer."""
     try:
         return str(json.loads(answer)["value"]["message"]).splitlines()[0]
     except (ValueError, KeyError, TypeError, IndexError):

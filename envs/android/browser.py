@@ -24,35 +24,35 @@ from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, 
 from envs.android.phone.content import initial_state
 from envs.android.phone.page import phone_html
 
-#: Whose environments share a browser: set by a worker's fork server for the environments it forks.
+#: Id of the process whose environments share a browser; a worker's fork server sets it for the environments it forks.
 OWNER_VARIABLE = "COSO_ENVIRONMENTS_OWNER"
 _NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _START_DEADLINE_S = 40.0
-#: How long MiniWoB++ pages may take to come to rest, and the least time between two looks.
+#: Longest wait for a MiniWoB++ page at rest, and shortest time between two captures, seconds.
 _SETTLE_S, _FRAME_S = 1.0, 0.03
-#: Length of a message to or from the hub.
+#: Length prefix of messages to and from the hub.
 LENGTH = struct.Struct("<I")
 
 
 def socket_name(owner_pid: int) -> str:
-    """Where the hub of an owner listens (an abstract socket: it vanishes with the hub)."""
+    """The abstract socket of an owner's hub; it disappears with the hub."""
     return f"\0coso-browser-{os.getuid()}-{owner_pid}"
 
 
 def find_browser(path: str | None = None) -> str:
-    """The Chromium to run: the path given, or the first of the usual names. Raises DeviceError, saying what to do."""
+    """The Chromium to run: the given path, or the first usual name that exists. Raises DeviceError with what to do."""
     found = shutil.which(path) if path else next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         what = f"there is no program at {path!r}" if path else f"none of {', '.join(_NAMES)} was found"
         raise DeviceError(
-            f"embedded phones need a Chromium and {what}; install one (Debian: apt-get install "
+            f"embedded phones need a Chromium, but {what}; install one (Debian: apt-get install "
             "chromium-headless-shell) or give its path as browser=..."
         )
     return found
 
 
 def missing_for_browser() -> str | None:
-    """Why embedded phones cannot run here, or None."""
+    """The reason why embedded phones cannot run here, or None."""
     if importlib.util.find_spec("playwright") is None:
         return "the Python package playwright is not installed (pip install 'coso-rl[phones]')"
     try:
@@ -63,9 +63,9 @@ def missing_for_browser() -> str | None:
 
 
 class BrowserPhone(Device):
-    """One embedded phone. Connects to the worker's browser, and starts it where it does not run.
+    """One embedded phone. Connects to the worker's browser and starts it if needed.
 
-    Not for use from several threads. Every call has the deadline `deadline_s`; after a failed call the phone is gone.
+    Not thread-safe. Every call has the deadline `deadline_s`; after a failed call the phone is closed.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class BrowserPhone(Device):
         mobile: bool = True,
         deadline_s: float = 20.0,
     ) -> None:
-        """browser: path of a Chromium, None to look for one; screen_size: (width, height), pixels; mobile: whether
-        pages are laid out as on a phone (MiniWoB++ pages are made for a desktop's)."""
+        """browser: path of a Chromium, None to search for one; screen_size: (width, height), pixels; mobile: whether
+        pages use a phone's layout (MiniWoB++ pages are made for desktops)."""
         width, height = (int(size) for size in screen_size)
         self._screen_size = (width, height)
         self._deadline_s = deadline_s
-        #: What the MiniWoB++ page that is shown asks for.
+        #: The instruction of the current MiniWoB++ page.
         self.instruction = ""
         owner = int(os.environ.get(OWNER_VARIABLE, os.getpid()))
         executable = find_browser(browser)
@@ -90,7 +90,7 @@ class BrowserPhone(Device):
         except DeviceTimeout:
             raise
         except DeviceError:
-            # A hub that was just leaving, having had nothing to do, takes no more phones: the next one does.
+            # An idle hub that is just closing accepts no phone; connect to the next hub.
             self._socket = _connect(owner, executable)
             self._call("open", width, height, mobile)
 
@@ -108,12 +108,12 @@ class BrowserPhone(Device):
         self._call("show_phone", phone_html(), state)
 
     def miniwob_outcome(self) -> dict[str, Any]:
-        """`{"done": bool, "reward": float}` of the page's own, without its time penalty."""
+        """The page's own `{"done": bool, "reward": float}`, without its time penalty."""
         return self._call("outcome")
 
     def screenshot(self) -> NDArray[np.uint8]:
-        # The embedded phone draws what an input event changed before it is captured, so its first frame is at rest.
-        # MiniWoB++ pages move dialogs and tabs into place.
+        # The embedded phone draws all changes of an input event before a capture, so its first frame is at rest.
+        # MiniWoB++ pages animate dialogs and tabs.
         return settled(self._capture, _SETTLE_S, _FRAME_S) if self.instruction else self._capture()
 
     def tap(self, at: Point) -> None:
@@ -123,7 +123,7 @@ class BrowserPhone(Device):
         self._call("swipe", *self._pixels(touch), *self._pixels(lift), duration_s)
 
     def text(self, text: str) -> None:
-        # A lone surrogate is no character and cannot be sent.
+        # A lone surrogate is not a character and cannot be sent.
         self._call("text", text.encode("utf-8", "replace").decode())
 
     def key(self, key: Key) -> None:
@@ -146,7 +146,7 @@ class BrowserPhone(Device):
         self._socket.close()
 
     def _pixels(self, at: Point) -> tuple[float, float]:
-        # The last pixel, where a point lies on the very edge: beyond it there is no page.
+        # A point on the right or lower edge is moved to the last pixel, which is still on the page.
         return tuple(min(share * size, size - 1) for share, size in zip(at, self._screen_size, strict=True))  # type: ignore[return-value]
 
     def _call(self, name: str, *arguments: Any) -> Any:
@@ -171,13 +171,13 @@ class BrowserPhone(Device):
         while len(received) < count:
             part = self._socket.recv(min(count - len(received), 1 << 20))
             if not part:
-                raise ConnectionResetError("the browser, or the hub that owns it, is gone")
+                raise ConnectionResetError("the browser or its hub has ended")
             received += part
         return bytes(received)
 
 
 def miniwob_page(page: str) -> str:
-    """The path of a MiniWoB++ page of the installed `miniwob` package. Raises DeviceError where there is none."""
+    """The path of a page of the installed `miniwob` package. Raises DeviceError if there is none."""
     if importlib.util.find_spec("miniwob") is None:
         raise DeviceError("MiniWoB++ tasks need the Python package miniwob (pip install 'coso-rl[phones]')")
     path = _miniwob_folder() / f"{page}.html"
@@ -187,14 +187,14 @@ def miniwob_page(page: str) -> str:
 
 
 def _miniwob_folder() -> Path:
-    # The package itself is not imported: that would load Selenium.
+    # Importing the package would load Selenium, so only its path is used.
     spec = importlib.util.find_spec("miniwob")
     assert spec is not None and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]) / "html" / "miniwob"
 
 
 def _connect(owner: int, executable: str) -> socket.socket:
-    """A connection to the owner's hub; one is started where none answers. Raises DeviceError or DeviceTimeout."""
+    """Connect to the owner's hub; start one if none answers. Raises DeviceError or DeviceTimeout."""
     deadline = time.monotonic() + _START_DEADLINE_S
     hub: subprocess.Popen[bytes] | None = None
     with tempfile.TemporaryFile() as errors:
@@ -209,12 +209,12 @@ def _connect(owner: int, executable: str) -> socket.socket:
                 hub = _start_hub(owner, executable, errors)
             elif hub.returncode:
                 errors.seek(0)
-                lines = errors.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+                lines = errors.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
                 raise DeviceError(f"the browser hub ended: {lines[-1]}")
             if time.monotonic() > deadline:
                 hub.kill()
                 hub.wait()
-                raise DeviceTimeout(f"{executable} did not come up within {_START_DEADLINE_S:g} s")
+                raise DeviceTimeout(f"{executable} did not start within {_START_DEADLINE_S:g} s")
             time.sleep(0.02)
 
 
@@ -226,6 +226,6 @@ def _start_hub(owner: int, executable: str, errors: IO[bytes]) -> subprocess.Pop
         stdout=subprocess.DEVNULL,
         stderr=errors,
         env={**os.environ, "PYTHONPATH": module_path},
-        # It outlives the phone that happened to need it first, and Ctrl-C is its owner's to handle.
+        # The hub outlives the phone that started it, and its owner handles Ctrl-C.
         start_new_session=True,
     )

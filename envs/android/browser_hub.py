@@ -1,14 +1,13 @@
-"""The browser that the phones of one worker share: a process that owns it, and serves one phone per connection.
+"""The hub: a process that owns the browser of one worker and serves one phone per connection.
 
-Run as `python -m envs.android.browser_hub OWNER_PID BROWSER`. A Chromium for each phone would cost a hundred megabytes
-and a second each; here each phone is an isolated mobile context of one browser, through Playwright. The first phone
-that finds no hub starts one. A phone lives as long as its connection, so one whose environment is killed goes with it.
-The hub, and with it the browser, ends with the process that owns the worker's environments, or when no phone has been
-connected for `IDLE_S`.
+Run as `python -m envs.android.browser_hub OWNER_PID BROWSER`. A Chromium per phone would cost a hundred megabytes and a
+second each. Instead, each phone is an isolated mobile context of one browser, through Playwright. The first phone that
+finds no hub starts one. A phone is closed with its connection, also if its environment is killed. The hub and its
+browser end with the process that owns the worker's environments, or after `IDLE_S` seconds without a phone.
 
-It listens on an abstract socket named after its owner, which is also the lock that keeps it the only one: a second hub
-cannot bind it and leaves. Only processes of the same user are answered. A message is a 4-byte length and JSON, a reply
-a 4-byte length and a byte ("j" JSON, "p" PNG, "e" error text) and the rest.
+The hub listens on an abstract socket named after its owner. The socket is also a lock: a second hub cannot bind it and
+exits. The hub answers only processes of the same user. A message is a 4-byte length and JSON; a reply is a 4-byte
+length, a type byte ("j" JSON, "p" PNG, "e" error text) and the content.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from playwright.async_api import Browser, BrowserContext, CDPSession, Error, Pag
 from envs.android.browser import LENGTH, socket_name
 
 _CREDENTIALS = struct.Struct("3i")
-#: Seconds without a phone after which the browser is closed.
+#: Time without a phone after which the browser is closed, seconds.
 IDLE_S = 3.0
 _LAUNCH_DEADLINE_MS = 30_000
-#: Deadline of one call on a page, and of closing it. A page that hangs must not keep its phone, or the hub, for ever.
+#: Deadlines of a call on a page and of closing it, seconds, so that a hanging page cannot block its phone or the hub.
 _PAGE_DEADLINE_S = 15.0
 _LARGEST_MESSAGE = 8 << 20
-#: Nothing is fetched or reported; no sandbox inside containers and as root, where Chromium refuses it; drawing in
-#: software, the same picture on every machine.
+#: No downloads or reports. No sandbox, because Chromium refuses it in containers and as root. Software drawing, for the
+#: same picture on every machine.
 _FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -47,7 +46,7 @@ _FLAGS = (
     "--disable-sync",
     "--disable-extensions",
     "--disable-dev-shm-usage",
-    # A tap means the point it names, and not something near it.
+    # A tap hits exactly its point, not an element near it.
     "--disable-touch-adjustment",
     "--force-color-profile=srgb",
     "--disable-lcd-text",
@@ -55,12 +54,12 @@ _FLAGS = (
     "--renderer-process-limit=64",
 )
 _INSPECT = "() => phone.inspect()"
-#: Two frames later what was drawn is on the screen; a page that is new shows nothing before.
+#: Wait two frames, after which changes are on the screen; a new page is blank before.
 _DRAWN = "await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));"
 _LOAD = f"async (state) => {{ phone.load(state); {_DRAWN} }}"
 _KEY = "(name) => phone.key(name)"
-#: MiniWoB++: begin the page's episode with a seed and without its clock, which would make a slow machine fail; a dialog
-#: that takes the focus while it is being placed has scrolled its page away.
+#: MiniWoB++: start the page's episode with a seed and without its clock, which would fail slow machines. A dialog that
+#: takes the focus while it is placed may scroll the page, so scroll back.
 _MINIWOB_START = (
     "async (seed) => { Math.seedrandom(String(seed)); core.EPISODE_MAX_TIME = 1e9; core.startEpisodeReal(); "
     f"core.hideDisplay(); window.scrollTo(0, 0); {_DRAWN} return core.getUtterance(); }}"
@@ -69,7 +68,7 @@ _MINIWOB_OUTCOME = "() => ({done: WOB_DONE_GLOBAL, reward: WOB_RAW_REWARD_GLOBAL
 
 
 class _Phone:
-    """One phone: a context of the browser with one page."""
+    """One phone: a browser context with one page."""
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
@@ -158,11 +157,11 @@ class _Hub:
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the last phone left; 0 while there is one."""
+        """Seconds since the last phone disconnected; 0 while one is connected."""
         return 0.0 if self._connected else asyncio.get_running_loop().time() - self.idle_since
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One phone, until its connection ends."""
+        """Serve one phone until its connection ends."""
         peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         if _CREDENTIALS.unpack(peer)[1] != os.getuid():
             writer.close()
@@ -181,7 +180,7 @@ class _Hub:
             return
         finally:
             writer.close()
-            # Where its browser is gone, the phone is gone with it.
+            # If the browser has ended, so has the phone.
             with contextlib.suppress(Error, TimeoutError):
                 async with asyncio.timeout(_PAGE_DEADLINE_S):
                     await phone.close()
@@ -193,18 +192,18 @@ async def _answer(phone: _Phone, message: bytes) -> bytes:
     name, arguments = json.loads(message)
     try:
         if name not in CALLS:
-            raise ValueError(f"no call {name!r}")
+            raise ValueError(f"unknown call {name!r}")
         async with asyncio.timeout(_PAGE_DEADLINE_S):
             value = await getattr(phone, name)(*arguments)
     except TimeoutError:
-        return b"e" + f"{name} was not done after {_PAGE_DEADLINE_S:g} s".encode()
+        return b"e" + f"{name} did not finish within {_PAGE_DEADLINE_S:g} s".encode()
     except Exception as error:
         return b"e" + f"{name}: {type(error).__name__}: {error}".encode("utf-8", "replace")
     return b"p" + value if isinstance(value, bytes) else b"j" + json.dumps(value).encode()
 
 
 async def run_hub(owner_pid: int, executable: str) -> None:
-    """Serve until the owner ends, the browser ends, or no phone has been here for a while."""
+    """Serve until the owner or the browser ends, or no phone has been connected for `IDLE_S`."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(socket_name(owner_pid))
@@ -235,6 +234,6 @@ if __name__ == "__main__":
     try:
         asyncio.run(run_hub(int(sys.argv[1]), sys.argv[2]))
     except ProcessLookupError:
-        sys.exit("the process it was to serve has ended")
+        sys.exit("its owner process has ended")
     except Error as error:
         sys.exit(f"the browser {sys.argv[2]} did not start: {str(error).splitlines()[0]}")

@@ -1,4 +1,4 @@
-"""What a phone must be able to do for the environment, whatever drives it, and waiting until its screen rests."""
+"""The interface of a phone for all drivers, and waiting until its screen is at rest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ Key = Literal["back", "home", "enter"]
 
 
 class DeviceError(Exception):
-    """A phone, or the way to it, failed: not the agent's doing, so no reward. The message says what and where."""
+    """A phone or the connection to it failed. The agent did not cause it, so it gives no reward. The message says what
+    failed and where."""
 
 
 class DeviceTimeout(DeviceError):
@@ -27,7 +28,7 @@ class DeviceTimeout(DeviceError):
 
 @dataclass(frozen=True)
 class Start:
-    """What a phone is brought to at the beginning of an episode.
+    """The state of a phone at the start of an episode.
 
     phone_state: the embedded phone's state; None for a device that has a life of its own, and for an embedded phone
     that begins as `seed` says; page: name of the MiniWoB++ page to open instead of the embedded phone, with its seed.
@@ -39,17 +40,17 @@ class Start:
 
 
 class Device(Protocol):
-    """One phone. Every call raises `DeviceError` when the phone fails, `DeviceTimeout` when it does not answer."""
+    """One phone. Every call raises `DeviceError` if the phone fails, `DeviceTimeout` if it does not answer."""
 
     @property
     def screen_size(self) -> tuple[int, int]:
         """(width, height) in pixels."""
 
     def reset(self, start: Start) -> None:
-        """Bring the phone to where an episode begins, with nothing left of the episode before."""
+        """Set the phone to the start of an episode, without traces of the previous one."""
 
     def screenshot(self) -> NDArray[np.uint8]:
-        """The screen once it rests, uint8 (height, width, 3), in memory of its own."""
+        """The screen once it is at rest, a new uint8 (height, width, 3) array."""
 
     def tap(self, at: Point) -> None:
         """Touch and lift at one point."""
@@ -58,33 +59,33 @@ class Device(Protocol):
         """Touch, move, lift."""
 
     def text(self, text: str) -> None:
-        """Type into what has the focus; any characters, none of which means anything but itself."""
+        """Type any text literally into the focused element."""
 
     def key(self, key: Key) -> None:
         """Press a key of the phone."""
 
     def health(self) -> str:
-        """Raise if the phone cannot be used; else a line about it."""
+        """A one-line description of the phone; raises if it cannot be used."""
 
     def close(self) -> None:
-        """Let go of the phone; never raises."""
+        """Release the phone; never raises."""
 
 
 class InspectableDevice(Device, Protocol):
-    """A phone that tells its state: the embedded one. Evaluators by state and experts need it."""
+    """A phone that reports its state: the embedded one. The state evaluator and the expert need it."""
 
     def inspect(self) -> dict[str, Any]:
         """`{"state": ..., "targets": [{"id", "x", "y", "shown"}, ...]}`; x and y are shares of the screen."""
 
 
 def decode_picture(data: bytes, where: str) -> NDArray[np.uint8]:
-    """A PNG as uint8 (height, width, 3). Raises DeviceError where it is damaged or cut short."""
+    """Decode a PNG to uint8 (height, width, 3). Raises DeviceError if it is damaged or incomplete."""
     try:
-        # PNG and nothing else: what a device sends is no reason to try every decoder there is.
+        # Only PNG, so that a device cannot reach other decoders.
         with Image.open(io.BytesIO(data), formats=[PngImagePlugin.PngImageFile.format]) as picture:
             return np.array(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DeviceError(f"{where} sent {len(data)} bytes that are no whole picture: {error}") from None
+        raise DeviceError(f"{where} sent {len(data)} bytes that are not a complete picture: {error}") from None
 
 
 def settled(
@@ -93,11 +94,11 @@ def settled(
     interval_s: float,
     tolerance: float = 0.002,
 ) -> NDArray[np.uint8]:
-    """The first frame that equals the one before it, or the last one when `deadline_s` has passed.
+    """The first frame that equals the previous one, or the last frame at `deadline_s`, for a screen that never rests (a
+    film, a spinner).
 
-    Two frames are equal where at most a share `tolerance` of pixels differs: a blinking caret is no movement. A screen
-    that never rests (a film, a spinner) is answered with what it shows at the deadline: that is a state too.
-    interval_s: the least time from one frame to the next; a wait between looks, not a time after which all is well.
+    Two frames are equal if at most a share `tolerance` of their pixels differs, so a blinking caret does not count.
+    interval_s: shortest time between two frames, seconds.
     """
     deadline = time.monotonic() + deadline_s
     before = capture()

@@ -1,9 +1,9 @@
-"""A device that real adb connects to, showing an embedded phone: to try and test the `adb` driver without an emulator.
+"""A device server for real adb with an embedded phone, to try and test the `adb` driver without an emulator.
 
-`python -m envs.android.device_server --port 5555`, then `adb connect 127.0.0.1:5555`. It speaks adb's transport over
-TCP on loopback (CNXN without authentication, OPEN, OKAY, WRTE, CLSE; the services `exec:`, `shell:` and `shell,v2:`)
-and knows the commands that the driver uses: screencap, input, am broadcast of the ADB keyboard, getprop, settings,
-dumpsys activity, pm clear, wm size. Its screen is rendered by Chromium; Android it is not.
+`python -m envs.android.device_server --port 5555`, then `adb connect 127.0.0.1:5555`. It implements adb's transport
+over TCP on loopback (CNXN without authentication, OPEN, OKAY, WRTE, CLSE; services `exec:`, `shell:` and `shell,v2:`)
+and the commands that the driver uses: screencap, input, am broadcast of the ADB keyboard, getprop, settings,
+dumpsys activity, pm clear, wm size. Chromium renders its screen; it is not Android.
 
 Protocol: Android's `protocol.txt` and `shell_protocol.h`.
 """
@@ -47,13 +47,13 @@ _FAILED = 255
 
 
 class Shell(Protocol):
-    """What a device does with a command line: (exit code, standard output). May take its time."""
+    """Executes a command line; returns (exit code, standard output). May block."""
 
     def __call__(self, command: str) -> tuple[int, bytes]: ...
 
 
 class EmbeddedPhoneShell:
-    """The few commands of an Android shell that a phone needs to be driven, done to an embedded phone."""
+    """The Android shell commands that the driver needs, executed on an embedded phone."""
 
     def __init__(self, phone: InspectableDevice, seed: int = 0) -> None:
         self.phone = phone
@@ -95,7 +95,7 @@ class EmbeddedPhoneShell:
         return 127, f"/system/bin/sh: {words[0] if words else command}: not found\n".encode()
 
     def screen(self, png: bool) -> bytes:
-        """The screen as PNG, or raw with a header as `screencap` writes it."""
+        """The screen as PNG, or raw with the header of `screencap`."""
         pixels = self.phone.screenshot()
         height, width, _ = pixels.shape
         if png:
@@ -132,7 +132,7 @@ class _Stream:
 
 
 class DeviceServer:
-    """Serves one device on loopback; `shell` runs in a thread of its own, one command at a time."""
+    """Serves one device on loopback; `shell` runs in its own thread, one command at a time."""
 
     def __init__(self, shell: Shell) -> None:
         self._shell = shell
@@ -141,17 +141,17 @@ class DeviceServer:
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, port: int = 0) -> int:
-        """Listen; returns the port."""
+        """Start listening; returns the port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         return self._server.sockets[0].getsockname()[1]
 
     def hang_up(self) -> None:
-        """Cut every connection, as a device does that drops off the network."""
+        """Close all connections, as if the device had left the network."""
         for writer in self._writers:
             writer.transport.abort()
 
     async def stop(self) -> None:
-        """Be gone."""
+        """Stop the server."""
         if self._server is not None:
             self._server.close()
         self.hang_up()
@@ -175,7 +175,7 @@ class DeviceServer:
 
 
 class _Transport:
-    """One connection from an adb server, with the streams that are open on it."""
+    """One connection from an adb server, with its open streams."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ async def _main(port: int, seed: int) -> None:
     phone = BrowserPhone()
     server = DeviceServer(EmbeddedPhoneShell(phone, seed))
     try:
-        print(f"adb connect 127.0.0.1:{await server.start(port)}    (Ctrl-C ends it)", flush=True)
+        print(f"adb connect 127.0.0.1:{await server.start(port)}    (Ctrl-C stops it)", flush=True)
         await asyncio.Event().wait()
     finally:
         await server.stop()
@@ -261,11 +261,9 @@ async def _main(port: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="An embedded phone as a device that real adb connects to, on loopback."
-    )
+    parser = argparse.ArgumentParser(description="An embedded phone as a device for real adb, on loopback.")
     parser.add_argument("--port", type=int, default=5555, help="port on loopback; 0 takes a free one")
-    parser.add_argument("--seed", type=int, default=0, help="what is on the phone")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the phone's content")
     chosen = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_main(chosen.port, chosen.seed))

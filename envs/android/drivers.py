@@ -1,4 +1,4 @@
-"""The drivers by name, each imported when it is used: they need different packages."""
+"""The drivers by name. Each is imported on use, since they need different packages."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ DRIVERS = {
 
 
 def open_device(driver: str, options: dict[str, Any]) -> Device:
-    """A phone, with the keyword arguments of its driver's class; `module:Class` names a driver of one's own.
+    """Open a phone; options: keyword arguments of the driver's class. `module:Class` names a custom driver.
 
-    Raises ValueError for an unknown driver, or one that takes no such arguments.
+    Raises ValueError for an unknown driver or wrong arguments.
     """
     return load(DRIVERS.get(driver, driver), "driver", DRIVERS)(**options)
 
 
 def load(place: str, what: str, known: dict[str, str]) -> Any:
-    """The class at `module:Class`. Raises ValueError, listing the names known, where there is none."""
+    """The class at `module:Class`. Raises ValueError that lists the known names if there is none."""
     module, colon, name = place.partition(":")
     try:
         if not colon:

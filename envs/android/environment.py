@@ -1,4 +1,4 @@
-"""`coso/Android-v0`: a phone seen as its screen, acted on by what an agent writes, whatever drives it."""
+"""`coso/Android-v0`: a phone task; the picture is the phone's screen, the action a text, for any driver."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from envs.android.tasks import Task
 from envs.base import InvalidActionPolicy, Observation, TextActionEnv
 from envs.labels import LabelSpace, ParsedAction
 
-#: Seeds from here on play the test half, in order: a run evaluates on these (`actors.rollouts.episode`).
+#: Seeds from here on play the test tasks in order; runs evaluate with these seeds (`actors.rollouts.episode`).
 HELD_OUT_SEED = 2**30
 _MINIWOB_SCREEN = (160, 210)
 _SCREEN_APPS = ("launcher", *APPS)
@@ -57,17 +57,17 @@ _ANSWERS: dict[AnswerFormat, str] = {
 
 
 class AndroidEnv(TextActionEnv):
-    """`coso/Android-v0`: the picture is the phone's screen, the prompt the task and the previous action.
+    """`coso/Android-v0`: the picture is the phone's screen; the prompt holds the task and the previous action.
 
-    Actions: tap, swipe, type, back, home, enter, and "complete" or "impossible", which end the episode; in the three
+    Actions: tap, swipe, type, back, home, enter, and "complete" or "impossible", which end the episode, in the three
     formats of `envs.android.formats`. Labels: type, touch cell, lift cell, text bucket. An utterance that names no
-    action is idle (`invalid_action="noop"`, the default here). Reward: 1, and terminated, when the evaluator says that
-    the task is done, else 0; MiniWoB++ pages give their own, -1 to 1. Truncated after the task set's horizon.
+    action does nothing (`invalid_action="noop"`, the default here). Reward: 1, and terminated, when the evaluator
+    reports success, else 0; MiniWoB++ pages give their own reward, -1 to 1. Truncated after the task set's horizon.
 
-    Which task: with seeds below 2**30 one drawn from the train half; from there on the test half's, in order. State
-    for `reset(options={"state": ...})`: `{"task": "toggle/wifi_on", "seed": 7}`, where the episode began (a phone in
-    the middle of one cannot be wound to). A phone, evaluator or browser that fails raises `DeviceError` or
-    `EvaluatorError`: a failure of the environment, not a reward.
+    The task: seeds below 2**30 draw one from the train half; seeds from 2**30 on play the test half in order. State
+    for `reset(options={"state": ...})`: `{"task": "toggle/wifi_on", "seed": 7}`, the start of the episode; a phone
+    cannot be set to the middle of an episode. If a phone, evaluator or browser fails, `step` and `reset` raise
+    `DeviceError` or `EvaluatorError`. This is a failure of the environment, not a reward.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class AndroidEnv(TextActionEnv):
         """Open a phone.
 
         tasks: "general", "webshop", "miniwob", or a file of instructions; only: families or names of tasks to keep;
-        driver: "browser", "adb", "appium", "emulator" or a `module:Class` of your own, device: its keyword arguments;
-        evaluator: "state", "judge", "adb" or a `module:Class`, None for the one that fits the tasks, evaluator_options:
-        its keyword arguments; shuffle_apps: icons of the launcher in an order of the episode's own. Raises ValueError
-        for arguments that do not fit together, DeviceError where there is no such phone.
+        driver: "browser", "adb", "appium", "emulator" or a `module:Class`; device: keyword arguments of the driver;
+        evaluator: "state", "judge", "adb" or a `module:Class`, None for the default of the tasks; evaluator_options:
+        keyword arguments of the evaluator; shuffle_apps: order the launcher's icons by the episode's seed. Raises
+        ValueError if arguments do not fit together, DeviceError if there is no such phone.
         """
         if answer_format not in get_args(AnswerFormat):
             raise ValueError(f"answer_format must be one of {', '.join(get_args(AnswerFormat))}, not {answer_format!r}")
@@ -129,16 +129,16 @@ class AndroidEnv(TextActionEnv):
 
     @property
     def task(self) -> Task:
-        """The present episode's."""
+        """The task of the current episode."""
         return self._task
 
     def tasks(self, split: Split) -> list[Task]:
-        """The tasks of one half, in their order."""
+        """The tasks of one half, in order."""
         return list(self._tasks_of[split])
 
     @property
     def device(self) -> Device:
-        """The phone, for a person to look at."""
+        """The phone, for inspection."""
         return self._device
 
     @property
@@ -181,7 +181,7 @@ class AndroidEnv(TextActionEnv):
         return (len(_SCREEN_APPS), len(PAGES)) if self._task_set in EMBEDDED else ()
 
     def state_labels(self) -> NDArray[np.int32]:
-        """Which app of the embedded phone is shown, and which of its pages; empty for other phones."""
+        """The current app and page of the embedded phone, int32 (2,); empty for other phones."""
         if self._seen is None:
             return np.empty(0, np.int32)
         screen = self._seen["state"]["screen"]
@@ -194,18 +194,22 @@ class AndroidEnv(TextActionEnv):
         return {"instruction": self._instruction}
 
     def expert_utterance(self, rng: np.random.Generator, noise: float = 0.0, habit: str = "") -> str:
-        """The scripted expert's; with probability `noise` a tap on a random target instead. There are no habits."""
+        """The scripted expert's answer; with probability `noise` a tap on a random target. There are no habits.
+
+        Raises NotImplementedError if the phone is not the embedded one, ValueError for a habit."""
         if self._seen is None or not self._task.steps:
-            raise NotImplementedError(f"the tasks {self._task_set!r} have no expert: only embedded phones do")
+            raise NotImplementedError(
+                f"the tasks {self._task_set!r} have no expert; only tasks on embedded phones have one"
+            )
         if habit:
-            raise ValueError("phones know no habit: leave it empty for random actions")
+            raise ValueError("phones have no habits: leave it empty for random actions")
         action, thought = next_action(self._task, self._seen)
         if rng.random() < noise:
             action, thought = _random_target(rng, self._seen)
         return self.write(action, thought)
 
     def write(self, action: PhoneAction, thought: str = "") -> str:
-        """An action as an answer in this environment's format."""
+        """Write an action as an answer in this environment's format."""
         if self._answer_format == "autoui":
             return f"Action Plan: {thought}; Action Decision: {write_autoui(action)}"
         if self._answer_format == "cogagent":
@@ -249,10 +253,10 @@ class AndroidEnv(TextActionEnv):
         half = self._split if self._split != "by_seed" else ("test" if held_out else "train")
         tasks = self._tasks_of[half]
         if not tasks:
-            raise ValueError(f"`only` leaves no {half} task of {self._task_set!r}")
+            raise ValueError(f"`only` excludes every {half} task of {self._task_set!r}")
         if half == "train":
             return tasks[int(self.np_random.integers(len(tasks)))]
-        # In order: by the held-out seed's number, else one after the other.
+        # In order: by the number of the held-out seed, else one after the other.
         number = self._seed - HELD_OUT_SEED if held_out and self._seed is not None else self._played
         self._played += 1
         return tasks[number % len(tasks)]
@@ -272,7 +276,7 @@ class AndroidEnv(TextActionEnv):
     def _look(self) -> None:
         screen = self._device.screenshot()
         if screen.shape != self.image_shape:
-            # The device was turned: what is shown keeps its place as a share of the screen, which is how taps name it.
+            # The device was rotated. Taps use shares of the screen, so they still hit what the resized picture shows.
             height, width, _ = self.image_shape
             screen = np.asarray(Image.fromarray(screen).resize((width, height), Image.Resampling.BILINEAR))
         self._screens.append(screen)
@@ -300,7 +304,7 @@ def _do(device: Device, action: PhoneAction) -> None:
 
 
 def _random_action(rng: np.random.Generator) -> PhoneAction:
-    """Mostly taps anywhere; now and then a swipe, a word, a key."""
+    """Mostly taps at random points; sometimes a swipe, a word or a key."""
     draw = rng.random()
     if draw < 0.7:
         return tap(*(float(value) for value in rng.random(2)))

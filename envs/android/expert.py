@@ -1,6 +1,6 @@
-"""The scripted expert of the embedded phone: it looks at what is on the screen and takes the next step by hand.
+"""The scripted expert of the embedded phone: it chooses the next action from what is on the screen.
 
-It plans anew at every step from the phone's state, so it also finds its way back from wherever it is put.
+It plans again at every step from the phone's state, so it can continue from any state.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from envs.android.tasks import Step, Task
 
 
 def next_action(task: Task, seen: dict[str, Any]) -> tuple[PhoneAction, str]:
-    """What to do now, and why in a few words. seen: as `InspectableDevice.inspect` gives it."""
+    """The next action and a short reason. seen: the result of `InspectableDevice.inspect`."""
     state = seen["state"]
     targets = {target["id"]: target for target in seen["targets"]}
     index, step = next(
@@ -32,7 +32,7 @@ def next_action(task: Task, seen: dict[str, Any]) -> tuple[PhoneAction, str]:
 
 
 def _type(step: Step, state: dict[str, Any], targets: dict[str, Any]) -> tuple[PhoneAction, str] | None:
-    """The next action towards a filled field, or None where there is no such field on the screen."""
+    """The next action to fill a field, or None if the field is not on the screen."""
     name = f"field:{step.target}"
     if step.target == "url" and name not in targets and "edit_url" in targets:
         return _reach(targets["edit_url"], "edit_url")

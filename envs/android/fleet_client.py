@@ -1,4 +1,4 @@
-"""The `emulator` driver: a phone borrowed from the node's fleet of emulators (`coso fleet start`)."""
+"""The `emulator` driver: a phone from the node's fleet of emulators (`coso fleet start`)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _LONGEST_ANSWER = 1 << 20
 
 
 def socket_name(fleet: str) -> str:
-    """Where the agent of a user's fleet listens (an abstract socket: it vanishes with the agent)."""
+    """The abstract socket of the agent of a user's fleet; it disappears with the agent."""
     return f"\0coso-fleet-{os.getuid()}-{fleet}"
 
 
 class FleetConnection:
-    """A connection to the node's agent; what is borrowed through it is given back when it ends."""
+    """A connection to the node's agent. An emulator leased over it is returned when it closes."""
 
     def __init__(self, fleet: str = "default") -> None:
-        """Raises DeviceError, saying what to do, where no agent runs."""
+        """Raises DeviceError that says what to do if no agent runs."""
         self._link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._link.connect(socket_name(fleet))
@@ -34,7 +34,7 @@ class FleetConnection:
             ) from None
 
     def call(self, name: str, deadline_s: float, **arguments: Any) -> dict[str, Any]:
-        """The agent's answer. Raises DeviceError with what it says where it refuses, DeviceTimeout if it is late."""
+        """Call the agent and return its answer. Raises DeviceError if it refuses, DeviceTimeout if it is late."""
         ends = time.monotonic() + deadline_s
         answer = bytearray()
         try:
@@ -44,7 +44,7 @@ class FleetConnection:
                 self._link.settimeout(max(ends - time.monotonic(), 0.001))
                 part = self._link.recv(1 << 16)
                 if not part or len(answer) > _LONGEST_ANSWER:
-                    raise DeviceError(f"the fleet's agent ended the connection during {name}")
+                    raise DeviceError(f"the fleet's agent closed the connection during {name}")
                 answer += part
         except TimeoutError:
             raise DeviceTimeout(f"the fleet's agent did not answer {name} within {deadline_s:g} s") from None
@@ -56,18 +56,18 @@ class FleetConnection:
         return result
 
     def close(self) -> None:
-        """Give back what was borrowed."""
+        """Close the connection and return the emulator."""
         self._link.close()
 
 
 class FleetPhone(AdbPhone):
-    """An emulator of the node's fleet, borrowed for as long as this object is open."""
+    """An emulator of the node's fleet, leased until `close`."""
 
     def __init__(
         self, fleet: str = "default", lease_deadline_s: float = 60.0, reset_deadline_s: float = 60.0, **options: Any
     ) -> None:
-        """fleet: its name; lease_deadline_s: how long to wait for an emulator to become free; reset_deadline_s: for one
-        to be wound back to its snapshot; options: as for `AdbPhone`."""
+        """fleet: its name; lease_deadline_s: longest wait for a free emulator, seconds; reset_deadline_s: longest wait
+        for a reset to the snapshot, seconds; options: as for `AdbPhone`. Raises DeviceError or DeviceTimeout."""
         self._fleet = FleetConnection(fleet)
         self._reset_deadline_s = reset_deadline_s
         try:
@@ -78,7 +78,7 @@ class FleetPhone(AdbPhone):
             raise
 
     def reset(self, start: Start) -> None:
-        """Back to the snapshot, then as `AdbPhone` does."""
+        """Reset to the snapshot, then reset as `AdbPhone` does."""
         self._fleet.call("reset", self._reset_deadline_s + 5.0)
         super().reset(start)
 

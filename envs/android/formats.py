@@ -1,7 +1,7 @@
-"""The text formats in which phone actions are written: Auto-UI's, CogAgent's, and JSON tool calls (Qwen mobile-use).
+"""The text formats of phone actions: Auto-UI's, CogAgent's, and JSON tool calls (Qwen mobile-use).
 
 A parser takes any string, returns an action or None, never raises, and takes time linear in the string. Typed text may
-hold any character, quotes included: it ends at the last quote of the utterance (in JSON, where JSON says).
+contain any character, also quotes: it ends at the last quote of the utterance (in JSON, at the string's end).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _COGAGENT_VERB = re.compile(r"\b(tap|click|type|input|press|swipe|scroll|complet
 _COGAGENT_POINT = re.compile(rf"\[\[\s{{0,8}}{_NUMBER}\s{{0,8}},\s{{0,8}}{_NUMBER}\s{{0,8}}\]\]")
 _COGAGENT_KEY = re.compile(r"\b(back|home|enter)\b", re.IGNORECASE)
 _DIRECTION = re.compile(r"\b(up|down|left|right)\b", re.IGNORECASE)
-#: Touch and lift of a swipe that is named by the direction of the finger.
+#: Direction of the finger -> touch and lift of the swipe.
 SWIPES: dict[str, tuple[Point, Point]] = {
     "up": ((0.5, 0.8), (0.5, 0.2)),
     "down": ((0.5, 0.2), (0.5, 0.8)),
@@ -49,13 +49,13 @@ SWIPES: dict[str, tuple[Point, Point]] = {
 }
 _BUTTONS: dict[str, ActionType] = {"back": "press_back", "home": "press_home", "enter": "press_enter"}
 _STATUSES: dict[str, ActionType] = {"success": "status_complete", "failure": "status_impossible"}
-#: Opening braces at which a JSON object is looked for, so that a run of braces costs no quadratic time.
+#: Most opening braces that are tried as the start of a JSON object, so that many braces do not take quadratic time.
 _JSON_ATTEMPTS = 16
 _JSON = json.JSONDecoder(strict=False)
 
 
 class PhoneParser:
-    """Reads an utterance in whichever of the three formats it is written in: the one that begins first and parses."""
+    """Reads an utterance in any of the three formats: the format that starts first and parses."""
 
     def __init__(self, screen: Screen, json_coordinates: JsonCoordinates = "thousandths") -> None:
         """screen: (width, height) in pixels; json_coordinates: the unit of points in JSON answers."""
@@ -63,7 +63,7 @@ class PhoneParser:
         self._json_scale = screen if json_coordinates == "pixels" else (1000, 1000)
 
     def action(self, utterance: str) -> PhoneAction | None:
-        """The action an utterance names, or None."""
+        """The action in an utterance, or None."""
         found: list[tuple[int, Callable[[str], PhoneAction | None]]] = []
         if (autoui := _AUTOUI_TYPE.search(utterance)) is not None:
             found.append((autoui.start(), lambda text: parse_autoui(text, self._screen)))
@@ -77,7 +77,7 @@ class PhoneParser:
         return None
 
     def parse(self, utterance: str) -> ParsedAction:
-        """The same as canonical text and labels; an utterance that names no action is an invalid one."""
+        """The action as canonical text and labels; an utterance without an action is invalid."""
         action = self.action(utterance)
         if action is None:
             return ParsedAction("", LABEL_SPACE.none(), False)
@@ -97,7 +97,7 @@ def parse_autoui(utterance: str, screen: Screen) -> PhoneAction | None:
         if opening is None:
             return None
         closing = utterance.rfind('"')
-        # An answer cut short has no closing quote of its own.
+        # A truncated answer has no closing quote.
         text = utterance[opening.end() : closing] if closing >= opening.end() else utterance[opening.end() :]
         return PhoneAction("type", text=text)
     if name != "DUAL_POINT":
@@ -136,7 +136,7 @@ def parse_cogagent(utterance: str) -> PhoneAction | None:
 def parse_json(utterance: str, screen: Screen, scale: tuple[int, int] = (1000, 1000)) -> PhoneAction | None:
     """`{"name": "mobile_use", "arguments": {"action": "click", "coordinate": [x, y]}}`, or the arguments alone.
 
-    The object may stand between other text, as in `<tool_call>…</tool_call>`. scale: the largest x and y.
+    Other text may surround the object, as in `<tool_call>…</tool_call>`. scale: the largest x and y.
     """
     position = -1
     for _ in range(_JSON_ATTEMPTS):
@@ -194,7 +194,7 @@ def _gesture(touch: Point, lift: Point, screen: Screen) -> PhoneAction | None:
 
 
 def write_autoui(action: PhoneAction) -> str:
-    """An action in Auto-UI's format, which is also the canonical text; points are rounded to 1e-4."""
+    """Write an action in Auto-UI's format, which is also the canonical text; points are rounded to 1e-4."""
     names = {value: key for key, value in reversed(_AUTOUI_NAMES.items())}
     if action.type in ("tap", "swipe"):
         assert action.touch is not None and action.lift is not None
@@ -208,7 +208,7 @@ def write_autoui(action: PhoneAction) -> str:
 
 
 def write_cogagent(action: PhoneAction) -> str:
-    """An action as `Grounded Operation: …`; a swipe is written as its main direction."""
+    """Write an action as `Grounded Operation: …`; a swipe becomes its main direction."""
     if action.type == "tap":
         assert action.touch is not None
         words = f"tap [[{round(action.touch[0] * 1000):03d},{round(action.touch[1] * 1000):03d}]]"
@@ -224,7 +224,7 @@ def write_cogagent(action: PhoneAction) -> str:
 
 
 def json_arguments(action: PhoneAction, scale: tuple[int, int] = (1000, 1000)) -> dict[str, Any]:
-    """An action as the arguments of a `mobile_use` tool call, points rounded to whole units of `scale`."""
+    """An action as the arguments of a `mobile_use` tool call, with points rounded to whole units of `scale`."""
 
     def units(point: Point | None) -> list[int]:
         assert point is not None
@@ -242,7 +242,7 @@ def json_arguments(action: PhoneAction, scale: tuple[int, int] = (1000, 1000)) -
 
 
 def read_shorthand(line: str, screen: Screen) -> PhoneAction | None:
-    """What a person types for an action: `tap X Y`, `swipe X Y X Y` (in thousandths), `swipe up`, `type TEXT`, a key's
+    """Read an action that a person typed: `tap X Y`, `swipe X Y X Y` (in thousandths), `swipe up`, `type TEXT`, a key's
     name, `done`, `impossible`; None for anything else."""
     verb, _, rest = line.strip("\r\n").lstrip().partition(" ")
     words = rest.split()

@@ -1,7 +1,7 @@
-"""The `general` task set for the embedded phone: everyday errands in its apps, made from templates.
+"""The `general` task set for the embedded phone: everyday tasks in its apps, made from templates.
 
-Train and test tasks share templates and no item: no name, text, time, place or setting that one half asks for is asked
-for by the other.
+Train and test tasks share templates but no items: no name, text, time, place or setting occurs in the instructions of
+both halves.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def general_tasks(split: Split) -> tuple[Task, ...]:
     """The tasks of one half, in a fixed order that mixes the templates."""
 
     def part(items: Sequence, test_share: float = 1 / 3) -> list:
-        """This half's items: every third or so is for testing."""
+        """This half's items: about every third one is for testing."""
         every = round(1 / test_share)
         return [item for index, item in enumerate(items) if (index % every == every - 1) == (split == "test")]
 
@@ -115,7 +115,7 @@ def general_tasks(split: Split) -> tuple[Task, ...]:
 
 
 def mixed(groups: Iterable[Iterable[Task]]) -> tuple[Task, ...]:
-    """Tasks of all groups taken in turn, so that any first part of them holds some of each."""
+    """Interleave the groups, so that any prefix of the tasks contains tasks of every group."""
     left = [list(group) for group in groups]
     tasks = []
     while any(left):
@@ -179,7 +179,7 @@ def _choose(key: str, value: str) -> Task:
 
 
 def _form(app: str, opener: str, fields: dict[str, str], save: str, page: Conditions) -> tuple[Step, ...]:
-    """Open an app's form by a button, fill it in and save it."""
+    """The steps to open an app's form with a button, fill it in and save it."""
     typed = tuple(
         Step(name, ((*page, Check(f"fields.{name}", "equals", text)),), text) for name, text in fields.items()
     )

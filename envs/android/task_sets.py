@@ -10,7 +10,7 @@ from envs.android.tasks import Task, read_task_file
 from envs.android.webshop_tasks import webshop_tasks
 
 EMBEDDED = {"general": general_tasks, "webshop": webshop_tasks}
-#: MiniWoB++ pages that taps, scrolling and typing can solve. Their instruction comes from the page, with the seed.
+#: MiniWoB++ pages that taps, scrolling and typing can solve. The page makes its instruction from the seed.
 MINIWOB_PAGES = [
     "click-button",
     "click-button-sequence",
@@ -50,9 +50,9 @@ FILE_HORIZON = 10
 def load_tasks(tasks: str, only: Sequence[str] = ()) -> dict[Split, list[Task]]:
     """The train and the test half of a set, or of a file, each in order; `only` keeps some families or names.
 
-    A file that has a neighbour named `STEM_test.SUFFIX` gives that for testing; else it serves both. MiniWoB++ has the
-    same pages in both halves: there the seeds differ. Raises ValueError for an unknown set, a file that is none, or a
-    word of `only` that fits no task.
+    If a file `STEM_test.SUFFIX` exists beside a task file, it is the test half; else the file is both halves. MiniWoB++
+    has the same pages in both halves, with different seeds. Raises ValueError for an unknown set, an invalid file, or
+    a word of `only` that matches no task.
     """
     halves: dict[Split, list[Task]] = {"train": _half(tasks, "train"), "test": _half(tasks, "test")}
     everything = [task for half in halves.values() for task in half]

@@ -1,4 +1,4 @@
-"""What a phone task is: an instruction, how the phone begins, when it is done, and the way an expert takes.
+"""Phone tasks: an instruction, the initial state, the success condition, and the expert's steps.
 
 Everything about a task is data: conditions and edits are over the embedded phone's state, a JSON object. Tasks for
 real devices are lines of a text file (`read_task_file`) and carry an instruction only, or checks for `adb`.
@@ -20,10 +20,10 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Check:
-    """One condition on a state: what lies at a path `equals` a value, is `in` a list, or `has` or `lacks` an element.
+    """One condition on a state: the value at a path `equals` a value, is `in` a list, or `has` or `lacks` an element.
 
-    An element is matched by a pattern: an object by one that has at least the same keys with matching values, a list
-    by one in which every element of the pattern is matched by some element, anything else by an equal value.
+    An element matches a pattern if: for an object, it has all keys of the pattern with matching values; for a list,
+    each element of the pattern matches some element; otherwise, it is equal.
     """
 
     path: str
@@ -31,7 +31,7 @@ class Check:
     value: Any
 
     def holds(self, state: State) -> bool:
-        """Whether the state meets the condition; a path that leads nowhere meets `lacks` only."""
+        """Whether the condition holds in a state; if the path does not exist, only `lacks` holds."""
         found = _lookup(state, self.path)
         if self.operator == "equals":
             return found == self.value
@@ -43,14 +43,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Edit:
-    """A change of the state a task begins in: `set` a value, `put` an element in a list, `drop` those that match."""
+    """A change of a task's initial state: `set` a value, `put` an element in a list, `drop` the elements that match."""
 
     operator: Literal["set", "put", "drop"]
     path: str
     value: Any
 
     def apply(self, state: State) -> None:
-        """Change `state` in place. Raises KeyError where the path leads nowhere."""
+        """Change `state` in place. Raises KeyError if the path does not exist."""
         *parents, last = self.path.split(".")
         holder: Any = state
         for part in parents:
@@ -61,7 +61,7 @@ class Edit:
         kept = [element for element in holder[last] if not matches(self.value, element)]
         if self.operator == "put":
             kept.append(copy.deepcopy(self.value))
-            # As the apps keep them.
+            # In the order of the apps.
             if self.path == "contacts":
                 kept.sort(key=lambda contact: contact["name"])
             elif self.path == "alarms":
@@ -74,10 +74,10 @@ Conditions = tuple[Check, ...]
 
 @dataclass(frozen=True)
 class Step:
-    """One leg of the expert's way: tap `target`, or type `text` into the field of that name, until it is `done`.
+    """One step of the expert: tap `target`, or type `text` into the field of that name, until the step is `done`.
 
-    done: alternatives, each of conditions that hold together; the last step of a task has none, its task's success is
-    its end. submit: press enter once the text is there.
+    done: alternatives, each a set of conditions that must all hold; the last step of a task has none and ends with the
+    task's success. submit: press enter after typing.
     """
 
     target: str
@@ -86,13 +86,13 @@ class Step:
     submit: bool = False
 
     def is_done(self, state: State) -> bool:
-        """Whether this leg is behind the phone in this state."""
+        """Whether this step is done in this state."""
         return any(all(check.holds(state) for check in conditions) for conditions in self.done)
 
 
 @dataclass(frozen=True)
 class Task:
-    """An instruction with all that is needed to set it, judge it and solve it; `name` is unique in its set."""
+    """An instruction with its initial state, success condition and expert steps; `name` is unique in its set."""
 
     name: str
     instruction: str
@@ -104,23 +104,23 @@ class Task:
 
     @property
     def family(self) -> str:
-        """The template it was made from: the name up to its first slash."""
+        """The name of its template: the part of `name` before the first slash."""
         return self.name.partition("/")[0]
 
     def begin(self, state: State) -> State:
-        """The state in which the task is set on a phone that would begin in `state`."""
+        """The task's initial state, made from a phone's initial state `state`."""
         state = copy.deepcopy(state)
         for edit in self.setup:
             edit.apply(state)
         return state
 
     def succeeded(self, state: State) -> bool:
-        """Whether a state of the phone accomplishes the task."""
+        """Whether the task is accomplished in a state."""
         return bool(self.success) and all(check.holds(state) for check in self.success)
 
 
 def matches(pattern: Any, value: Any) -> bool:
-    """Whether a value is what a pattern of `Check` describes."""
+    """Whether a value matches a pattern (see `Check`)."""
     if isinstance(pattern, dict):
         return isinstance(value, dict) and all(matches(each, value.get(key, _MISSING)) for key, each in pattern.items())
     if isinstance(pattern, list):
@@ -129,7 +129,7 @@ def matches(pattern: Any, value: Any) -> bool:
 
 
 def screen(app: str, *pages: str, **details: Any) -> Conditions:
-    """The condition of being in an app, on one of these pages if any are named, with these details of the screen."""
+    """The conditions that the screen shows an app, one of the pages (any, if none is named), with these details."""
     conditions = [Check("screen.app", "equals", app)]
     if pages:
         conditions.append(Check("screen.page", "in", list(pages)))
@@ -137,10 +137,10 @@ def screen(app: str, *pages: str, **details: Any) -> Conditions:
 
 
 def read_task_file(path: str | Path) -> list[Task]:
-    """Tasks of a text file, one instruction a line (blank lines and `#` comments aside), or of a YAML list.
+    """Read tasks from a text file, one instruction per line (blank lines and `#` comments are ignored), or a YAML list.
 
-    A YAML file is a list of `{instruction: ..., checks: [...]}`; checks are those of `AdbEvaluator`. Raises ValueError,
-    naming file and line, for what is neither, and OSError for a file that cannot be read.
+    A YAML file is a list of `{instruction: ..., checks: [...]}` with checks of `AdbEvaluator`. Raises ValueError that
+    names the file and the place for invalid content, and OSError for a file that cannot be read.
     """
     path = Path(path)
     text = path.read_text("utf-8")
@@ -153,7 +153,7 @@ def read_task_file(path: str | Path) -> list[Task]:
         if line and not line.startswith("#")
     ]
     if not tasks:
-        raise ValueError(f"{path} holds no instruction: write one a line")
+        raise ValueError(f"{path} has no instructions: write one per line")
     return tasks
 
 
@@ -161,14 +161,16 @@ def _tasks_of_yaml(path: Path, text: str) -> list[Task]:
     try:
         entries = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must be a list of tasks, each with an instruction")
     tasks = []
     for number, entry in enumerate(entries, start=1):
         known = {"instruction", "checks"}
         if not isinstance(entry, dict) or not isinstance(entry.get("instruction"), str) or set(entry) - known:
-            raise ValueError(f"{path}, task {number}: takes an instruction (text) and checks (a list), not {entry!r}")
+            raise ValueError(
+                f"{path}, task {number}: a task has an instruction (text) and checks (a list), not {entry!r}"
+            )
         checks = entry.get("checks") or []
         if not isinstance(checks, list) or not all(isinstance(check, dict) for check in checks):
             raise ValueError(f"{path}, task {number}: checks must be a list of objects, not {checks!r}")

@@ -1,7 +1,7 @@
-"""The `webshop` task set for the embedded phone: two shops on the web, in three depths as in AitW's Web Shopping.
+"""The `webshop` task set for the embedded phone: two web shops, with three depths as in AitW's Web Shopping.
 
-Depth 1: go to a site, or to a department of it; depth 2: search there; depth 3: open the first result. Train and test
-tasks share the sites and neither department nor goods.
+Depth 1: go to a site or one of its departments; depth 2: search there; depth 3: open the first result. Train and test
+tasks share the sites but no departments and no goods.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _items(split: Split) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
 
 
 def _go(shop: str) -> tuple[Step, ...]:
-    """Open the browser and type the site's address."""
+    """The steps to open the browser and type the site's address."""
     there = (Check("screen.site", "equals", shop),)
     return (
         Step("open:browser", (screen("browser"),)),
@@ -63,7 +63,7 @@ def _site(shop: str) -> Task:
 
 def _department(shop: str, department: str) -> Task:
     menu = (Step("shop_page:menu", (screen("browser", "menu", site=shop),)),) if shop == "voltmart" else ()
-    # Amberly lists its departments on its front page only.
+    # Amberly lists its departments only on its front page.
     front = (Step("visit_site:amberly", (screen("browser", "main", site=shop),)),) if shop == "amberly" else ()
     return Task(
         f"department/{shop}/{department}",
@@ -75,7 +75,7 @@ def _department(shop: str, department: str) -> Task:
 
 
 def _search_steps(shop: str, query: str, *beyond: str) -> tuple[Step, ...]:
-    """Search a site; done also on a page that lies beyond the results of the same query."""
+    """The steps to search a site; also done on a page reached from the results of the same query."""
     done = screen("browser", "results", *beyond, site=shop, q=query)
     form = (Step("shop_page:find", (screen("browser", "find", site=shop), done)),) if shop == "voltmart" else ()
     return (*_go(shop), *form, Step(_SEARCH_FIELDS[shop], (done,), query, submit=True))

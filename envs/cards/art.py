@@ -1,7 +1,7 @@
-"""Pictures of playing cards, drawn here: a large rank over a large suit, so that both are read at a few pixels' size.
+"""Draw playing cards: a large rank over a large suit, so that both are readable at a few pixels.
 
-The deck has four colours, as in many poker rooms, because a club and a spade of eight pixels look the same: spades are
-black, hearts red, diamonds blue and clubs green. The rank stands in the left half, where a hand that overlaps shows it.
+The deck has four colours (spades black, hearts red, diamonds blue, clubs green), because a club and a spade of eight
+pixels look the same. The rank is in the left half, which stays visible when cards overlap.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OVERSAMPLING = 4
 
 @lru_cache(maxsize=256)
 def card_picture(code: str, width: int) -> NDArray[np.uint8]:
-    """A card, face up, `width` pixels wide, on the felt: read-only uint8 (1.4 * width, width, 3), to be shared."""
+    """A card, face up, `width` pixels wide, on the table's colour: shared read-only uint8 (1.4 * width, width, 3)."""
     suit, colour = _SUITS[code[0]]
     image, draw, (w, h) = _blank(width, "white")
     name = rank_name(code)
@@ -35,7 +35,7 @@ def card_picture(code: str, width: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=8)
 def card_back(width: int) -> NDArray[np.uint8]:
-    """A card, face down: as `card_picture`."""
+    """A card, face down; as `card_picture`."""
     image, draw, (w, h) = _blank(width, "white")
     draw.rounded_rectangle((0.08 * w, 0.06 * h, 0.92 * w, 0.94 * h), 0.06 * w, fill="#7a2f8f")
     for column in range(6):
@@ -47,7 +47,7 @@ def card_back(width: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=8)
 def table(labels: tuple[tuple[str, int, tuple[int, int]], ...], side: int = 300) -> NDArray[np.uint8]:
-    """An empty table with labels (text, size in pixels, where): read-only uint8 (side, side, 3), to be shared."""
+    """An empty table with labels (text, size in pixels, position): shared read-only uint8 (side, side, 3)."""
     felt = np.asarray(Image.new("RGB", (side, side), FELT)).copy()
     for text, size_px, (x, y) in labels:
         paste(felt, text_block(text, size_px, "white", FELT), x, y)
@@ -64,7 +64,7 @@ def _blank(width: int, colour: str) -> tuple[Image.Image, ImageDraw.ImageDraw, t
 
 
 def _glyph(image: Image.Image, text: str, colour: str, box: tuple[float, float, float, float]) -> None:
-    """Draw text so that its ink fills a box (left, top, right, bottom) in height, and in width where it is wider."""
+    """Draw text that fills the height of a box (left, top, right, bottom), or its width if the text is wider."""
     left, top, right, bottom = (round(edge) for edge in box)
     font = bold_font(round(1.5 * (bottom - top)))
     ink = font.getbbox(text)

@@ -21,7 +21,7 @@ _CARD, _SMALL_CARD = 70, 35  # pixels wide
 _ROW_END = 295
 _DEALER_Y, _PLAYER_Y = 25, 150
 _LABELS = (("Dealer", 16, (5, 4)), ("Player", 16, (5, 129)))
-_SHOWN_CARDS = 4  # cards of the player's that have state labels
+_SHOWN_CARDS = 4  # number of the player's cards with state labels
 
 
 def points(cards: Sequence[str]) -> tuple[int, bool]:
@@ -47,16 +47,16 @@ def basic_strategy(cards: Sequence[str], dealer_card: str) -> str:
 class Blackjack(TextActionEnv):
     """`coso/Blackjack-v0`: the picture shows the dealer's first card, a hidden one, and all cards of the player.
 
-    Cards come from an infinite deck. `hit` takes one; more than 21 points lose, and end the hand. `stand` ends it: the
-    dealer takes cards up to 17 points (a soft 17 too), and the higher hand that is not above 21 wins. Reward: +1, 0, -1
-    at the end, else 0. `natural`: winning with an ace and a ten-valued card as the first two pays 1.5. `sab`: as in
-    Sutton and Barto's book, such a hand wins unless the dealer has one too, and `natural` is ignored. Both are False
-    by default, as in the published game.
+    The deck is infinite. `hit` draws a card; with more than 21 points the player loses. `stand` ends the turn: the
+    dealer draws until 17 points or more (stands on a soft 17), and the higher hand of at most 21 points wins. Reward:
+    +1, 0 or -1 at the end, else 0. `natural`: a win with an ace and a ten-valued card as the first two cards pays 1.5.
+    `sab`: as in Sutton and Barto's book, such a hand wins unless the dealer has one too, and `natural` is ignored.
+    Both are False by default, as in the published game.
 
-    No hand lasts more than 20 hits; an episode is truncated only where invalid answers do nothing. State:
-    `{"player": ["H5", "D2"], "dealer": ["SJ", "DJ"], "draws": ["S2"]}`: the dealer's first card is the one shown,
-    `draws` are the next cards of the deck, then `np_random` goes on. `info` shows the player's cards and the dealer's
-    first, and a state may have just those: the hidden card is then drawn.
+    A hand has at most 20 hits, so an episode is truncated only if invalid answers do nothing. State:
+    `{"player": ["H5", "D2"], "dealer": ["SJ", "DJ"], "draws": ["S2"]}`. The dealer's first card is visible; `draws`
+    are the next cards of the deck, further ones come from `np_random`. `info` holds the player's cards and the
+    dealer's first card; a state may hold only these, then the hidden card is drawn.
     """
 
     action_words = ("stand", "hit")
@@ -125,7 +125,7 @@ class Blackjack(TextActionEnv):
         else:
             if not {"player", "dealer"} <= set(state) <= {"player", "dealer", "draws"}:
                 raise ValueError(
-                    f"a Blackjack state has 'player', 'dealer' and maybe 'draws', not {sorted(map(str, state))}"
+                    f"a Blackjack state has 'player', 'dealer' and optionally 'draws', not {sorted(map(str, state))}"
                 )
             hands = {name: checked_cards(cards, f"Blackjack {name!r}") for name, cards in state.items()}
             if len(hands["player"]) < 2 or points(hands["player"])[0] > BUST:
@@ -157,7 +157,7 @@ class Blackjack(TextActionEnv):
         return reward, True, reward > 0
 
     def _settlement(self) -> float:
-        """The reward of a hand that stands against the dealer's whole hand."""
+        """The reward of standing against the dealer's whole hand."""
         player, dealer = points(self._player)[0], points(self._dealer)[0]
         reward = 1.0 if dealer > BUST else float(player > dealer) - float(player < dealer)
         natural = _is_natural(self._player)
@@ -170,7 +170,7 @@ class Blackjack(TextActionEnv):
     def _picture(self) -> NDArray[np.uint8]:
         return self._canvas.copy()
 
-    # The canvas is kept, and only the player's row is drawn again.
+    # The canvas is kept; only the player's row is redrawn.
 
     def _draw_table(self) -> None:
         self._canvas[:] = table(_LABELS)
@@ -179,7 +179,7 @@ class Blackjack(TextActionEnv):
         self._draw_player()
 
     def _draw_player(self) -> None:
-        """Up to four cards lie side by side, up to eight overlap, and more than that are small."""
+        """Draw up to four cards side by side, up to eight overlapping, and more of them small."""
         self._canvas[_PLAYER_Y:] = table(_LABELS)[_PLAYER_Y:]
         count = len(self._player)
         small = count > 8

@@ -22,7 +22,7 @@ def rank(code: str) -> int:
 
 
 def rank_name(code: str) -> str:
-    """The rank as it is printed on a card and said: A, 2…10, J, Q, K."""
+    """The rank as printed on a card: A, 2…10, J, Q, K."""
     return "10" if code[1] == "T" else code[1]
 
 
@@ -32,12 +32,12 @@ def draw_card(rng: np.random.Generator) -> str:
 
 
 def checked_cards(cards: Any, what: str) -> list[str]:
-    """A list of cards as given in a state, copied. Raises ValueError, saying `what`, where it is none."""
+    """Check and copy a list of cards from a state. Raises ValueError that names `what` if it is not a list of cards."""
     if not isinstance(cards, Sequence) or isinstance(cards, str):
         raise ValueError(f"{what} must be a list of cards such as 'D3', not {cards!r}")
     for code in cards:
         if code not in _EVERY:
-            raise ValueError(f"{what} has {code!r}, which is no card: a suit of {SUITS}, then a rank of {RANKS}")
+            raise ValueError(f"{what} has {code!r}, which is not a card: a suit of {SUITS}, then a rank of {RANKS}")
     return list(cards)
 
 

@@ -1,4 +1,4 @@
-"""Games in which a formula is built entry by entry from the numbers on some cards, to be worth a target."""
+"""Games that build a formula entry by entry from the numbers on some cards, to reach a target value."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _ENTRY_GAP = 4
 class FormulaGame(TextActionEnv):
     """What EZPoints and Points24 share, after the published rules of RL4VLM's gym_cards.
 
-    Actions: the numbers 1 to 10 (or 13), operators, `=`. `=` ends the episode: +10 where the formula is worth
-    `target_points` and has used every card, else -1. A number that is not held, or no longer, costs -1 and appends a
-    blank; other entries are appended for 0. A formula of more than `max_entries` entries before the action truncates
-    the episode with -1, whatever the action. Its value is exact (`envs/cards/formulas.py`). After `horizon` steps an
-    episode is truncated in any case, also where invalid answers append nothing. State: `{"cards": ["D3", "HT"]}`, and
-    `"formula"`, the entries so far, "" for a blank.
+    Actions: the numbers 1 to 10 (or 13), operators, `=`. `=` ends the episode: +10 if the formula has the value
+    `target_points` and uses every card, else -1. A number that is not on a free card costs -1 and appends a blank;
+    other entries are appended with reward 0. If the formula has more than `max_entries` entries before the action,
+    the episode is truncated with -1, whatever the action. Values are exact (`envs/cards/formulas.py`). After
+    `horizon` steps an episode is always truncated. State: `{"cards": ["D3", "HT"]}` and `"formula"`, the list of
+    entries so far ("" for a blank).
     """
 
     operators: ClassVar[tuple[str, ...]]
@@ -60,7 +60,7 @@ class FormulaGame(TextActionEnv):
         self.highest_number = highest_number
         self._cards: list[str] = []
         self._formula: list[str] = []
-        self._held: list[str] = []  # numbers of cards that the formula has not used
+        self._held: list[str] = []  # numbers of the cards that the formula has not used
         self._too_long = False
         self._canvas = np.empty(self.image_shape, np.uint8)
         self._cursor = self.entries_xy
@@ -102,7 +102,7 @@ class FormulaGame(TextActionEnv):
         way = self.solution()
         rest = (EQUALS,) if way is None else (*way, EQUALS)
         action = self.with_noise(rest[0], rng, noise, habit)
-        # The plan goes on where the formula ends, so whoever can write it finds the next entry behind "then".
+        # The plan continues the formula, so the next entry follows "then".
         makes = f"makes {self.target_points}" if way is not None else f"since nothing makes {self.target_points}"
         fields = {
             "cards": " ".join(rank_name(code) for code in self._cards),
@@ -112,10 +112,10 @@ class FormulaGame(TextActionEnv):
         return json_answer(fields, action)
 
     def solution(self) -> tuple[str, ...] | None:
-        """Entries that complete the present formula before `=`, as short as can be; None where nothing does."""
+        """The shortest list of entries that completes the current formula before `=`; None if there is none."""
         operators = "".join(self.operators).replace(")", "")
         numbers = [int(self._number(code)) for code in self._cards]
-        # The plan made for the bare cards holds as long as it is followed, however it is continued.
+        # A plan made for the bare cards stays valid while the formula follows it.
         whole = complete((), numbers, self.target_points, operators, self.max_entries)
         begun = tuple(self._formula)
         if whole is not None and whole[: len(begun)] == begun:
@@ -129,7 +129,7 @@ class FormulaGame(TextActionEnv):
             cards, formula = self._deal(), []
         else:
             if "cards" not in state or set(state) - {"cards", "formula"}:
-                raise ValueError(f"a {name} state has 'cards' and maybe 'formula', not {sorted(map(str, state))}")
+                raise ValueError(f"a {name} state has 'cards' and optionally 'formula', not {sorted(map(str, state))}")
             cards = checked_cards(state["cards"], f"{name} 'cards'")
             if len(cards) != self.card_count:
                 raise ValueError(f"{name} 'cards' must be {self.card_count} cards, not {len(cards)}")
@@ -153,7 +153,7 @@ class FormulaGame(TextActionEnv):
         held = [self._number(code) for code in cards]
         for entry in set(formula) & set(self.numbers):
             if formula.count(entry) > held.count(entry):
-                raise ValueError(f"'formula' uses {entry} more often than the cards {', '.join(cards)} have it")
+                raise ValueError(f"'formula' uses {entry} more often than it is on the cards {', '.join(cards)}")
         return formula
 
     def _number(self, code: str) -> str:
@@ -182,7 +182,7 @@ class FormulaGame(TextActionEnv):
     def _picture(self) -> NDArray[np.uint8]:
         return self._canvas.copy()
 
-    # The canvas is kept, and only what an action adds is drawn.
+    # The canvas is kept; only the new entries are drawn.
 
     def _draw_cards(self) -> None:
         self._canvas[:] = table((("Formula:", self.entry_px, self.label_xy),))

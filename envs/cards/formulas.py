@@ -1,8 +1,8 @@
-"""Formulas of numbers, + - * / and parentheses: read and evaluated exactly, in linear time, with nothing executed.
+"""Formulas of numbers, + - * / and parentheses: parsed and evaluated exactly, in linear time, without `eval`.
 
 A formula is a sequence of entries: numbers as decimal text, operators, parentheses, and "" for a blank. Adjacent
-numbers join (`2`, `4` reads 24) unless a blank stands between them; elsewhere blanks mean nothing. Usual precedence,
-left to right; unary signs; any nesting. `* *` and `/ /` are no operators.
+numbers join (`2`, `4` reads 24) unless a blank stands between them; elsewhere blanks have no effect. Usual precedence,
+left to right; unary signs; any nesting. `* *` and `/ /` are not operators.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 OPERATORS = frozenset("+-*/")
 BLANK = ""
-#: Beyond these, a number is nobody's target: what is larger has no value, so that no formula takes long.
+#: Bounds of values; a formula beyond them has no value, which bounds the time of evaluation.
 MAX_DIGITS = 64
 MAX_BITS = 4096
 
@@ -23,10 +23,10 @@ _TOKEN = re.compile(r"[0-9]| |[-+*/()]")
 
 
 class Group(NamedTuple):
-    """What has been read of a formula, or of one pair of parentheses: `total` + `term`, and what is waited for.
+    """The part of a formula, or of one pair of parentheses, that has been read: `total` + `term`.
 
-    `operator`: the one whose right operand is missing, or "" where the group could end here. `sign`: of that operand,
-    from unary signs before it.
+    `operator`: the operator whose right operand is missing, or "" if the group could end here. `sign`: the sign of
+    that operand, from unary signs.
     """
 
     total: Fraction = Fraction(0)
@@ -36,6 +36,7 @@ class Group(NamedTuple):
 
     @property
     def value(self) -> Fraction:
+        """The value if the group ends here; valid only if `operator` is ""."""
         return self.total + self.term
 
     def with_operand(self, value: Fraction) -> Group | None:
@@ -50,13 +51,14 @@ class Group(NamedTuple):
         return _bounded(self.total, self.term / value) if value else None
 
     def with_operator(self, operator: str) -> Group:
+        """The group followed by an operator."""
         return self._replace(operator=operator, sign=1)
 
 
 class Partial(NamedTuple):
     """The beginning of a formula: open groups, outermost first, and the digits of a number that may still grow.
 
-    `digits` is "" or stands where the innermost group misses an operand. `closed`: a blank follows them.
+    `digits` is "" or the missing operand of the innermost group. `closed`: a blank follows the digits.
     """
 
     groups: tuple[Group, ...]
@@ -65,7 +67,7 @@ class Partial(NamedTuple):
 
 
 def read(entries: Iterable[str]) -> Partial | None:
-    """The beginning of a formula that the entries are; None where no formula begins so, or none with a value."""
+    """Read entries as the beginning of a formula; None if no formula with a value begins like this."""
     groups = [Group()]
     digits = ""
     closed = False
@@ -103,7 +105,7 @@ def read(entries: Iterable[str]) -> Partial | None:
 
 
 def value_of(entries: Iterable[str]) -> Fraction | None:
-    """The exact value of a formula; None for what is no formula, divides by zero, or is out of bounds."""
+    """The exact value of a formula; None if it is not a formula, divides by zero, or is out of bounds."""
     partial = read(entries)
     if partial is None or len(partial.groups) != 1:
         return None
@@ -114,13 +116,13 @@ def value_of(entries: Iterable[str]) -> Fraction | None:
 
 
 def entries_of(text: str) -> list[str] | None:
-    """The entries of a formula written as text, digit by digit; None where a character belongs to no formula."""
+    """Split a formula's text into entries, digit by digit; None if it has an invalid character."""
     entries = ["" if token == " " else token for token in _TOKEN.findall(text)]
     return entries if len(entries) == len(text) else None
 
 
 def shown(entries: Sequence[str]) -> str:
-    """Entries as people read them: with spaces between, and `_` for a blank."""
+    """Entries as readable text: separated by spaces, with `_` for a blank."""
     return " ".join(entry or "_" for entry in entries)
 
 

@@ -1,4 +1,4 @@
-"""NumberLine: move the current number to the target by ones, after the published rules of RL4VLM's gym_cards."""
+"""NumberLine: move the current number to the target in steps of one, by the published rules of RL4VLM's gym_cards."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class NumberLine(TextActionEnv):
     """`coso/NumberLine-v0`: the picture shows `Target: g` and `Current: c`, both in 0..max_position.
 
     Actions: `-` and `+` move the current number by one, not past the ends of the line. Reward: +1 and
-    terminated at the target; -1 where the distance did not shrink; else 0. Truncated after 2 * max_position
-    steps. Start: both numbers uniform; where equal, target = (target + 1) mod max_position. An invalid
+    terminated at the target; -1 if the distance did not shrink; else 0. Truncated after 2 * max_position
+    steps. Start: both numbers uniform; if equal, target = (target + 1) mod max_position. An invalid
     utterance costs -1 with `invalid_action="penalty"`. State: `{"current": 1, "target": 3}`.
     """
 
@@ -36,7 +36,7 @@ class NumberLine(TextActionEnv):
         invalid_action: InvalidActionPolicy = "random",
         render_mode: str | None = None,
     ) -> None:
-        """`max_position`: the largest number, at least 2 (with less, the start rule leaves nothing to do)."""
+        """`max_position`: the largest number, at least 2 (with 1, the start rule can start at the target)."""
         if isinstance(max_position, bool) or not isinstance(max_position, int) or max_position < 2:
             raise ValueError(f"max_position must be an integer of at least 2, not {max_position!r}")
         super().__init__(invalid_action, render_mode)

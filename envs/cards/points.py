@@ -1,4 +1,4 @@
-"""EZPoints and Points24: make 12 of two cards, 24 of four."""
+"""EZPoints and Points24: make 12 from two cards, 24 from four."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ _FACE_VALUE = 10
 
 
 class EZPoints(FormulaGame):
-    """`coso/EZPoints-v0`: make 12 of two cards with + and *; a formula of more than 5 entries is too long.
+    """`coso/EZPoints-v0`: make 12 from two cards with + and *; a formula of more than 5 entries is too long.
 
-    Deal: the first card's rank is uniform in 2…13, its number that rank or 10. Where the number is 2, 3, 4 or 6, the
-    partner's is 12 / number with probability 1/2; else, and otherwise, it is 12 - number. The order is swapped with
-    probability 1/2; suits are uniform. Every deal can be solved for a target of 12. See `FormulaGame` for the rules.
+    Deal: the first card's rank is uniform in 2…13; its number is min(rank, 10). If the number is 2, 3, 4 or 6, the
+    second card's number is 12 / number with probability 1/2; in all other cases it is 12 - number. The order is
+    swapped with probability 1/2; suits are uniform. Every deal has a solution for the target 12. Rules:
+    `FormulaGame`.
     """
 
     operators = ("+", "*")
@@ -33,7 +34,7 @@ class EZPoints(FormulaGame):
         invalid_action: InvalidActionPolicy = "random",
         render_mode: str | None = None,
     ) -> None:
-        """`target_points`: what the formula has to be worth; deals are always made for 12."""
+        """`target_points`: the value the formula must have; deals are always made for 12."""
         super().__init__(target_points, _FACE_VALUE, invalid_action, render_mode)
 
     def _deal(self) -> list[str]:
@@ -48,10 +49,10 @@ class EZPoints(FormulaGame):
 
 
 class Points24(FormulaGame):
-    """`coso/Points24-v0`: make 24 of four cards with + - * / ( ); a formula of more than 20 entries is too long.
+    """`coso/Points24-v0`: make 24 from four cards with + - * / ( ); a formula of more than 20 entries is too long.
 
-    Deal: four ranks uniform in 1…13 and four suits, without a check that 24 can be made (about a quarter of the deals
-    cannot); with `solvable_only`, deals that cannot are dealt again. See `FormulaGame` for the rules.
+    Deal: four ranks uniform in 1…13 and four suits. About a quarter of the deals have no solution; with `solvable_only`
+    these are dealt again. See `FormulaGame` for the rules.
     """
 
     operators = ("+", "-", "*", "/", "(", ")")

@@ -1,8 +1,8 @@
-"""Completes a formula so that it uses every number left and has a given value: the expert of EZPoints and Points24.
+"""The solver of EZPoints and Points24: completes a formula so that it uses all remaining numbers and has a given value.
 
-An expression over some numbers is one number, or two expressions over a split of them with an operator between
-(`expressions`, remembered by the numbers). A formula that has begun is completed from its innermost open group
-outwards: each value that a group can be closed with, and the numbers then left, make an operand of the group around it.
+An expression over some numbers is one number, or an operator between two expressions over a split of the numbers
+(`expressions`, cached by numbers). A partial formula is completed from its innermost open group outwards: each possible
+value of a closed group, with the numbers then left, is an operand of the group around it.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from envs.cards.formulas import Group, read
 Numbers = tuple[int, ...]  # in ascending order
 Entries = tuple[str, ...]
 
-#: All that may stand in a formula; a game with fewer says so, and without "(" nothing is put into parentheses.
+#: All operators and parentheses; a game may allow fewer. Without "(" the solver uses no parentheses.
 ALL_OPERATORS = "+-*/("
 
 
 class Expression(NamedTuple):
-    """What matters of an expression to the one around it: its value, and "atom" (a number), "product" or "sum"."""
+    """An expression as seen by the one around it: its value, and its kind: "atom" (a number), "product" or "sum"."""
 
     value: Fraction
     kind: str
 
 
 class Closing(NamedTuple):
-    """A way to close a group: the value it then has, and the numbers left for what follows."""
+    """A way to close a group: its value, and the numbers left for the rest of the formula."""
 
     value: Fraction
     left: Numbers
 
 
 def solvable(numbers: Sequence[int], target: int, operators: str = ALL_OPERATORS) -> bool:
-    """Whether each number once, the operators and parentheses make the target (numbers are not joined)."""
+    """Whether each number once, with the operators and parentheses, can make the target (without joining numbers)."""
     return _complete((), tuple(sorted(numbers)), target, operators, False) is not None
 
 
 def complete(
     entries: Sequence[str], numbers: Sequence[int], target: int, operators: str = ALL_OPERATORS, room: int = 100
 ) -> Entries | None:
-    """The entries to append so that the formula uses each of `numbers` once more and is worth `target`, an integer > 0.
+    """The entries to append so that the formula uses each of `numbers` once more and has the value `target` (int > 0).
 
-    A shortest completion of at most `room` entries, the same for the same arguments; None where there is none. Numbers
-    are joined (2, 4 to 24) only where nothing else helps.
+    A shortest completion with at most `room` entries, deterministic; None if there is none. Numbers are joined (2, 4
+    to 24) only if there is no other completion.
     """
     left = tuple(sorted(numbers))
     for joined in (False, True):
@@ -83,7 +83,7 @@ def _complete(entries: Entries, left: Numbers, target: int, operators: str, join
 
 
 def _whole(numbers: Numbers, goal: Fraction, operators: str, joined: bool) -> Entries | None:
-    """A shortest expression of all the numbers that is worth `goal`: of an operator, one side gives the other."""
+    """A shortest expression of all the numbers with the value `goal`; one side of an operator gives the other."""
     ways = [atom for atom in _atoms(numbers, joined) if int("".join(atom)) == goal]
     for some, others in _splits(numbers):
         for operator in operators.replace("(", ""):
@@ -110,7 +110,7 @@ def _whole(numbers: Numbers, goal: Fraction, operators: str, joined: bool) -> En
 
 @lru_cache(maxsize=256)
 def expressions(numbers: Numbers, operators: str, joined: bool = False) -> Mapping[Expression, Entries]:
-    """Every value that each number once can make, with a shortest way to write it."""
+    """All values that the numbers can make, each used once, with a shortest way to write each value."""
     found: dict[Expression, Entries] = {}
     for atom in _atoms(numbers, joined):
         _keep_shorter(found, Expression(Fraction(int("".join(atom))), "atom"), atom)
@@ -128,7 +128,7 @@ def expressions(numbers: Numbers, operators: str, joined: bool = False) -> Mappi
 
 
 def _of_value(numbers: Numbers, value: Fraction | None, operators: str, joined: bool) -> list[Expression]:
-    """The expressions over the numbers that have a value, of every kind; none for None."""
+    """The expressions over the numbers that have the value, of every kind; [] for None."""
     if value is None:
         return []
     known = expressions(numbers, operators, joined)
@@ -138,7 +138,7 @@ def _of_value(numbers: Numbers, value: Fraction | None, operators: str, joined: 
 def _with_digits(
     group: Group, digits: str, closed: bool, left: Numbers, joined: bool
 ) -> Iterator[tuple[Group, Numbers, Entries]]:
-    """What the innermost group can be once the number at the end of the formula is complete."""
+    """All forms of the innermost group once the number at the end of the formula is complete."""
     if not digits:
         yield group, left, ()
         return
@@ -152,7 +152,7 @@ def _with_digits(
 
 
 def _reach(group: Group, left: Numbers, goal: Fraction, operators: str, joined: bool) -> Entries | None:
-    """A shortest way to go on with the outermost group so that it uses all the numbers and is worth `goal`."""
+    """A shortest continuation of the outermost group that uses all the numbers and has the value `goal`."""
     if not group.operator:
         if not left:
             return () if group.value == goal else None
@@ -179,7 +179,7 @@ def _reach(group: Group, left: Numbers, goal: Fraction, operators: str, joined: 
 
 
 def _operand(group: Group, goal: Fraction) -> Fraction | None:
-    """The operand with which a group is worth `goal`."""
+    """The operand that gives a group the value `goal`; None if there is none."""
     missing = goal - group.total
     if group.operator in "+-":
         return (missing - group.term) * (group.sign if group.operator == "+" else -group.sign)
@@ -190,7 +190,7 @@ def _operand(group: Group, goal: Fraction) -> Fraction | None:
 
 @lru_cache(maxsize=256)
 def _closings(group: Group, left: Numbers, operators: str, joined: bool) -> Mapping[Closing, Entries]:
-    """Every way to go on with a group up to where it could be closed, with a shortest way to write it."""
+    """All results of continuing a group until it can be closed, with a shortest way to write each."""
     found: dict[Closing, Entries] = {}
     if not group.operator:
         found[Closing(group.value, left)] = ()
@@ -201,7 +201,7 @@ def _closings(group: Group, left: Numbers, operators: str, joined: bool) -> Mapp
         return found
     for some, rest in _parts(left):
         if group == Group() and not rest and len(some) > 1:
-            continue  # parentheses around all there is in a group change nothing
+            continue  # parentheses around the whole group change nothing
         for operand, written in expressions(some, operators, joined).items():
             grown = group.with_operand(operand.value)
             if grown is None or operand.kind != "atom" and "(" not in operators:
@@ -218,7 +218,7 @@ def _keep_shorter(found: dict, key: Expression | Closing, entries: Entries) -> N
 
 
 def _atoms(numbers: Numbers, joined: bool) -> list[Entries]:
-    """The numbers written as one: by itself, or several joined in every order."""
+    """The numbers as one atom: a single number, or several joined in every order."""
     if len(numbers) == 1:
         return [(str(numbers[0]),)]
     return sorted({tuple(map(str, order)) for order in permutations(numbers)}) if joined else []

@@ -25,7 +25,9 @@ def main(folder: Path) -> None:
         observation, _ = env.reset(seed=seed)
         texts += [observation["prompt"], env.expert_utterance(rng)]
         images.append(observation["image"])
-    make_default_vlm(folder, texts, images, DefaultModelOptions(hidden=96, layers=3, vocabulary=600), seed=1)
+    make_default_vlm(
+        folder, texts, images, DefaultModelOptions(hidden=96, layers=3, image_size=64, vocabulary=600), seed=1
+    )
     model = AutoModelForImageTextToText.from_pretrained(folder)
     print(f"{folder}: {type(model).__name__} with {model.num_parameters():,} random weights")
 

@@ -1,72 +1,106 @@
 """PPO over utterances with chain-of-thought weighting (RL4VLM, arXiv 2405.10292), with the soft term of CoSo.
 
+Three policies take part: *behaviour*, the engine that sampled each token; *proximal*, the learner as the update begins;
+*current*, the learner now. The clip is around the proximal policy, and a truncated weight carries from behaviour to
+proximal (decoupled PPO: arXiv 2110.00641; AReaL: 2505.24298). The weight also absorbs the engine's rounding. With
+`decoupled: false` the one clip is around the behaviour policy, as published for lock-step training.
+
 A step's log-probability is λ · (thought tokens) + (action tokens). An utterance in which no action part is found is all
-thoughts. The ratio is taken against the log-probabilities that were sampled from, so data made by older weights is
-weighted as importance sampling has it.
+thoughts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
+from pydantic import Field, PositiveFloat
 
-from actors.trajectory import TrajectoryBatch
-from learner.algorithms.advantages import gae
-from learner.algorithms.entropy import EntropyMode, mean_weighted_entropy
-from learner.batch import TokenBatch
-from learner.model import PolicyOutput
+from envs.settings import NonNegative, Probability
+from learner.algorithms.base import Algorithm, AlgorithmSettings, Evaluation, Targets
+from learner.algorithms.gae import gae
+from learner.algorithms.returns import ReturnScale
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from actors.trajectory import TrajectoryBatch
+    from learner.algorithms.entropy import EntropyBonus
+    from learner.policy.batch import TokenBatch
+    from learner.policy.model import PolicyOutput
 
 #: A ratio of e^20 is far beyond any limit, and finite: an infinite one would make its gradient 0 · inf.
 LARGEST_LOG_RATIO = 20.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class PpoOptions:
-    """Defaults are the published figures for the card games."""
+class PpoSettings(AlgorithmSettings):
+    """PPO with chain-of-thought weighting (RL4VLM, arXiv 2405.10292). Defaults are the published figures for cards."""
 
-    discount: float = 0.9  # γ
-    gae_lambda: float = 0.95
-    clip: float = 0.1  # of the ratio around 1, and of the value around its old one
-    value_coefficient: float = 0.5
-    thought_weight: float = 0.5  # λ
-    ratio_limit: float = 10.0  # a step whose ratio exceeds this is left to the clipped surrogate alone
-    normalize_advantages: bool = True
-    entropy_mode: EntropyMode = "counterfactual"
-    entropy_coefficient: float = 1.0  # α
+    discount: Probability = Field(0.9, description="γ.")
+    gae_lambda: Probability = Field(0.95, description="λ of generalised advantage estimation.")
+    clip: PositiveFloat = Field(0.1, description="Clip range of the ratio.")
+    decoupled: bool = Field(
+        True,
+        description="Clip around the policy as the update begins, and weigh by its ratio to the policy that sampled; "
+        "false: clip around the policy that sampled.",
+    )
+    importance: Literal["none", "truncated", "masked"] = Field(
+        "truncated",
+        description="decoupled: the ratio of proximal to behaviour policy, as a weight. none: no weight; truncated: at "
+        "most `importance_limit`; masked: 0 above it.",
+    )
+    importance_limit: PositiveFloat = Field(2.0, description="Largest such weight.")
+    ratio_level: Literal["step", "token"] = Field(
+        "step",
+        description="Ratios, clip and weight of a whole step (published), or of each token, with thought tokens "
+        "counting λ.",
+    )
+    ratio_limit: PositiveFloat = Field(
+        10.0, description="Where a ratio in the minibatch exceeds this, only the clipped surrogate is used."
+    )
+    thought_weight: NonNegative = Field(0.5, description="λ on thought tokens (cards 0.5, ALFWorld 0.2).")
+    normalize_advantages: bool = Field(True, description="Zero mean, unit deviation over the batch.")
+    value_coefficient: NonNegative = Field(0.5, description="Weight of the value loss.")
+    value_gradient: bool = Field(True, description="Let the value loss train the trunk too.")
+    value_clip: PositiveFloat | None = Field(
+        None, description="Clip range of the value around its old one, in deviations of the return; null: no clip."
+    )
+    normalize_returns: bool = Field(
+        True, description="Learn values in deviations from the running mean of returns; false: in units of reward."
+    )
 
 
-@dataclass(frozen=True)
-class StepTargets:
-    """What the steps of a batch are trained towards."""
-
-    advantages: np.ndarray  # float32 (N,), normalised over the batch if so configured
-    returns: np.ndarray  # float32 (N,), in units of reward
-    explained_variance: float  # 1 − var(returns − values) / var(returns); NaN where the returns do not vary
-
-
-class Ppo:
+class Ppo(Algorithm):
     """The algorithm: targets of a batch of episodes, and the loss of some of its steps."""
 
-    def __init__(self, options: PpoOptions) -> None:
-        self.options = options
+    name = "ppo"
+    Settings = PpoSettings
+    needs = ("response_ids", "behaviour_logprobs")
+    settings: PpoSettings
 
-    def targets(self, trajectories: TrajectoryBatch, values: np.ndarray, final_values: np.ndarray) -> StepTargets:
-        """Advantages and returns of whole episodes.
+    def __init__(self, settings: PpoSettings, entropy: EntropyBonus) -> None:
+        super().__init__(settings, entropy)
+        self.scale = ReturnScale()
 
-        values (N,): V of every step's state; final_values (N,): V of the observation after a step, NaN where the
-        trajectory has none. How an episode ends decides what follows its last step: nothing if it terminated; the
-        value of the final observation if it was cut off; and if its environment failed, the outcome of that last step
-        is unknown, which is neither a reward of zero nor an end: the step's value stands in for its return, so that
-        its own advantage is 0 and the steps before it count on what the critic expected there.
+    @property
+    def value_gradient(self) -> bool:
+        return self.settings.value_gradient
+
+    def targets(self, trajectories: TrajectoryBatch, evaluation: Evaluation) -> Targets:
+        """Per step `advantages`, `returns` and `old_values` (both as the value head says them), per token
+        `proximal_logprobs`, of whole episodes.
+
+        How an episode ends decides what follows its last step: nothing if it terminated; the value of the final
+        observation if it was cut off. If its environment failed, the outcome of that last step is unknown, which is
+        neither a reward of zero nor an end: the step's value stands in for its return, so that its own advantage is 0
+        and the steps before it count on what the critic expected there.
         """
-        options = self.options
+        settings, scale = self.settings, self.scale
+        values, final_values = scale.restored(evaluation.values), scale.restored(evaluation.final_values)
         rewards = trajectories.column("reward")
         terminated = trajectories.column("terminated")
         advantages = np.zeros(len(trajectories))
-        known = np.ones(len(trajectories), bool)
+        known = evaluation.trained.copy()
         for episode in trajectories.episode_slices():
             last = episode.stop - 1
             if terminated[last]:
@@ -77,63 +111,104 @@ class Ppo:
                 end, bootstrap = last, float(values[last])
                 known[last] = False
             steps = slice(episode.start, end)
-            advantages[steps] = gae(rewards[steps], values[steps], bootstrap, options.discount, options.gae_lambda)
+            advantages[steps] = gae(rewards[steps], values[steps], bootstrap, settings.discount, settings.gae_lambda)
         returns = advantages + values
-        if options.normalize_advantages and known.any():
+        metrics = {
+            "explained_variance": explained_variance(values[known], returns[known]),
+            "return_mean": float(returns[known].mean()) if known.any() else 0.0,
+            "value_mean": float(values.mean()),
+        }
+        if settings.normalize_returns and known.any():
+            scale.update(returns[known])
+        if settings.normalize_advantages and known.any():
             spread = advantages[known].std()
             advantages = np.where(known, (advantages - advantages[known].mean()) / (spread + 1e-8), 0.0)
-        variance = returns[known].var() if known.any() else 0.0
-        explained = 1 - (returns - values)[known].var() / variance if variance > 0 else np.nan
-        return StepTargets(advantages.astype(np.float32), returns.astype(np.float32), float(explained))
+        columns = {"advantages": advantages, "returns": scale.normalised(returns), "old_values": evaluation.values}
+        return Targets(
+            per_step={name: column.astype(np.float32) for name, column in columns.items()},
+            per_token={"proximal_logprobs": evaluation.logprobs},
+            metrics=metrics,
+        )
 
-    def loss(self, output: PolicyOutput, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
-        """(loss, metrics) of the batch's steps: sums over steps, each times its `sample_weight`.
+    def loss(self, output: PolicyOutput, batch: TokenBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The clipped surrogate, the value loss and the soft term; see `Algorithm.loss`."""
+        surrogate, metrics = self._surrogate(output, batch)
+        value_error = self._value_error(output.values, batch)
+        bonus, of_entropy = self.entropy(output.entropy, batch)
+        parts = {
+            "policy": -surrogate,
+            "value": self.settings.value_coefficient * 0.5 * value_error,
+            "entropy": -bonus,
+        }
+        drift = (output.logprobs - batch.behaviour_logprobs).detach().masked_fill(~batch.response_mask, 0.0)
+        metrics |= of_entropy | {
+            "policy_loss": -surrogate.detach(),
+            "value_loss": 0.5 * value_error.detach(),
+            "approx_kl": (drift.clamp(max=LARGEST_LOG_RATIO).exp() - 1 - drift).sum(-1),
+        }
+        return parts, metrics
 
-        The caller divides the loss by the steps of the whole minibatch, over all micro-batches and ranks, so that how
-        a minibatch is cut does not change its gradient. Metrics are sums too (divide by `samples`), but for
-        `ratio_max`, of which the largest counts. Needs the batch's advantages, returns and old values.
-        """
-        options = self.options
-        if batch.advantages is None or batch.returns is None or batch.old_values is None:
-            raise ValueError("PPO needs the batch's advantages, returns and old_values; see Ppo.targets")
-        new = self.step_logprob(output.logprobs, batch)
-        old = self.step_logprob(batch.behaviour_logprobs, batch)
-        ratio = (new - old).clamp(max=LARGEST_LOG_RATIO).exp()
-        free = ratio * batch.advantages
-        clipped = ratio.clamp(1 - options.clip, 1 + options.clip) * batch.advantages
+    def token_factors(self, batch: TokenBatch) -> Tensor:
+        """λ on thought tokens, 1 on action tokens, 0 where padded: float32 (B, R)."""
+        import torch
+
+        factors = torch.where(batch.action_mask, 1.0, self.settings.thought_weight)
+        return factors.masked_fill(~batch.response_mask, 0.0)
+
+    def _surrogate(self, output: PolicyOutput, batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(float32 (B,), metrics): weight · min(ratio · A, clipped ratio · A), of steps, or of tokens and summed."""
+        import torch
+
+        settings = self.settings
+        factors, proximal = self.token_factors(batch), batch.targets["proximal_logprobs"]
+        anchor = proximal if settings.decoupled else batch.behaviour_logprobs
+        change, correction = output.logprobs - anchor, proximal - batch.behaviour_logprobs
+        if settings.ratio_level == "step":
+            change, correction = ((factors * part).sum(-1, keepdim=True) for part in (change, correction))
+            factors = factors.new_ones(len(factors), 1)
+        ratio = change.clamp(max=LARGEST_LOG_RATIO).exp()
+        advantages = batch.targets["advantages"][:, None]
+        clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip) * advantages
         # "Where a ratio in the minibatch exceeds the limit": published with minibatches of one step, so each its own.
-        surrogate = torch.where(ratio > options.ratio_limit, clipped, torch.minimum(free, clipped))
+        surrogate = torch.where(ratio > settings.ratio_limit, clipped, torch.minimum(ratio * advantages, clipped))
+        weight = correction.clamp(max=LARGEST_LOG_RATIO).exp()
+        beyond = (weight > settings.importance_limit) & (factors > 0)
+        if not settings.decoupled or settings.importance == "none":
+            weight = torch.ones_like(weight)
+        elif settings.importance == "masked":
+            weight = weight.masked_fill(beyond, 0.0)
+        else:
+            weight = weight.clamp(max=settings.importance_limit)
+        counted = (factors > 0).float()
+        share = counted / counted.sum(-1, keepdim=True).clamp(min=1)
+        ratio = ratio.detach()
+        metrics = {
+            "clip_fraction": (((ratio - 1).abs() > settings.clip) * share).sum(-1),
+            "importance_weight": (weight * share).sum(-1),
+            "importance_beyond_limit": beyond.any(-1).float(),
+            "ratio_max": (ratio * counted).amax(-1),
+        }
+        return (factors * weight * surrogate).sum(-1), metrics
 
-        change = (output.values - batch.old_values).clamp(-options.clip, options.clip)
-        value_error = torch.maximum(
-            (output.values - batch.returns).square(), (batch.old_values + change - batch.returns).square()
-        )
-        bonus = options.entropy_coefficient * mean_weighted_entropy(
-            options.entropy_mode, output.entropy, batch.influence, batch.response_mask
-        )
-        per_step = -surrogate + options.value_coefficient * 0.5 * value_error - bonus
-        weight = batch.sample_weight
-        with torch.no_grad():
-            drift = (output.logprobs - batch.behaviour_logprobs).masked_fill(~batch.response_mask, 0.0)
-            per_step_metrics = {
-                "policy_loss": -surrogate,
-                "value_loss": 0.5 * value_error,
-                "entropy": self._entropy("uniform", output, batch),
-                "weighted_entropy": self._entropy("counterfactual", output, batch),
-                "entropy_bonus": bonus,
-                "approx_kl": (drift.clamp(max=LARGEST_LOG_RATIO).exp() - 1 - drift).sum(-1),
-                "clip_fraction": ((ratio - 1).abs() > options.clip).float(),
-            }
-            metrics = {name: float((values * weight).sum()) for name, values in per_step_metrics.items()}
-            metrics["samples"] = float(weight.sum())
-            metrics["ratio_max"] = float((ratio * (weight > 0)).max())
-        return (per_step * weight).sum(), metrics
+    def _value_error(self, values: Tensor, batch: TokenBatch) -> Tensor:
+        """Squared error of the values, float32 (B,), in deviations of the return; the larger of two where clipped."""
+        import torch
 
-    def step_logprob(self, logprobs: Tensor, batch: TokenBatch) -> Tensor:
-        """λ · Σ thought tokens + Σ action tokens: float32 (B, R) nats -> (B,)."""
-        token_weight = torch.where(batch.action_mask, 1.0, self.options.thought_weight)
-        return (logprobs * token_weight).masked_fill(~batch.response_mask, 0.0).sum(-1)
+        returns, old, clip = batch.targets["returns"], batch.targets["old_values"], self.settings.value_clip
+        error = (values - returns).square()
+        if clip is None:
+            return error
+        return torch.maximum(error, (old + (values - old).clamp(-clip, clip) - returns).square())
 
-    @staticmethod
-    def _entropy(mode: EntropyMode, output: PolicyOutput, batch: TokenBatch) -> Tensor:
-        return mean_weighted_entropy(mode, output.entropy, batch.influence, batch.response_mask)
+    def state(self) -> dict[str, float]:
+        return super().state() | self.scale.state()
+
+    def load(self, state: dict[str, float]) -> None:
+        super().load(state)
+        self.scale.load(state)
+
+
+def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
+    """1 − var(returns − values) / var(returns); NaN where the returns do not vary."""
+    variance = returns.var() if len(returns) else 0.0
+    return float(1 - (returns - values).var() / variance) if variance > 0 else float("nan")

@@ -35,13 +35,13 @@ CHAT_TEMPLATE = (
 class DefaultModelOptions:
     """Sizes of the model."""
 
-    hidden: int = 128  # width of the text layers
-    layers: int = 2  # text layers
+    hidden: int  # width of the text layers
+    layers: int  # text layers
+    image_size: int  # pixels; pictures are scaled to fit
     heads: int = 4  # attention heads, of text and vision
     key_value_heads: int = 2
     vision_hidden: int = 64
     vision_layers: int = 2
-    image_size: int = 64  # pixels; pictures are scaled to fit
     patch_size: int = 8  # pixels
     connector_scale: int = 4  # one image token stands for scale² patches
     vocabulary: int = 1000  # at most; the texts may need fewer
@@ -69,7 +69,7 @@ def make_default_vlm(
     folder: str | Path,
     texts: Sequence[str],
     images: Sequence[np.ndarray],
-    options: DefaultModelOptions | None = None,
+    options: DefaultModelOptions,
     seed: int = 0,
 ) -> None:
     """Write a random model with tokenizer, processor and chat template to `folder`, as `from_pretrained` reads it.
@@ -83,7 +83,6 @@ def make_default_vlm(
 
     if not texts or not images:
         raise ValueError("a default model is made from sample texts and pictures; at least one of each is needed")
-    options = options or DefaultModelOptions()
     tokenizer = _tokenizer(texts, options.vocabulary)
     vocabulary = tokenizer.get_vocab()
     ids = {token: vocabulary[token] for token in (START, END, PAD, IMAGE)}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from learner.batch import TokenBatch
-from learner.model import PolicyOutput
+from learner.policy.batch import TokenBatch
+from learner.policy.model import PolicyOutput
 
 #: Nats of uncertainty about the next token from which on a token counts as informative.
 UNCERTAIN_NATS = 0.1
@@ -18,22 +18,19 @@ UNCERTAIN_NATS = 0.1
 class Sft:
     """The algorithm: the loss of some demonstrations."""
 
-    def loss(self, output: PolicyOutput, batch: TokenBatch, token_weights: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """(loss, metrics): sums over the batch's steps, each times its `sample_weight`; the caller divides.
+    def loss(
+        self, output: PolicyOutput, batch: TokenBatch, token_weights: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(parts of the loss, metrics), float32 (B,) each, as `Algorithm.loss` returns them.
 
         A step's loss is the mean of its tokens' negative log-probabilities, in nats, weighted by `token_weights`
-        float32 (B, R) >= 0. Metrics: `loss`; `nll`, the plain mean per token; `samples`.
+        float32 (B, R) >= 0. Metrics: `loss`; `nll`, the plain mean per token.
         """
         surprise = (-output.logprobs).masked_fill(~batch.response_mask, 0.0)
         weights = token_weights * batch.response_mask
         loss = (surprise * weights).sum(-1) / weights.sum(-1).clamp(min=1e-8)
         plain = surprise.detach().sum(-1) / batch.response_mask.sum(-1).clamp(min=1)
-        total = (loss * batch.sample_weight).sum()
-        return total, {
-            "loss": float(total.detach()),
-            "nll": float((plain * batch.sample_weight).sum()),
-            "samples": float(batch.sample_weight.sum()),
-        }
+        return {"imitation": loss}, {"loss": loss.detach(), "nll": plain}
 
 
 def informative_token_weights(

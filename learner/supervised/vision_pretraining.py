@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from learner.batch import concatenate_padded
+from learner.policy.batch import concatenate_padded
 
 #: What `get_image_features` takes besides the pixels, family by family, as the processors name it.
 _TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
@@ -28,7 +28,7 @@ def pretrain_vision(
     *,
     steps: int,
     batch: int = 32,
-    learning_rate: float = 2e-3,
+    learning_rate: float,
     seed: int = 0,
 ) -> list[float]:
     """Train `vlm`'s image features, in place, to give the labels away linearly; returns the loss of each step.

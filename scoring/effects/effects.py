@@ -1,21 +1,21 @@
-"""Influence of each token on the action: the causal weight B of CoSo (arXiv 2505.03792), and what it is made of.
+"""Influence of each token on the action (the causal weight B of CoSo, arXiv 2505.03792), computed from effects.
 
-For each token i that can count, the window y[i] ... y[i + w - 1] (clipped at the end) is replaced by the
-null token, all else is kept, and an estimator (see `scoring.effects.estimators`) says how much the action changes; the
-published one asks the SCM for the probability of the action really taken (w = 4 in the published code):
+For each token i that can count, the window y[i] ... y[i + w - 1] (clipped at the end) is replaced by the null token,
+and all else is kept. An estimator (see `scoring.effects.estimators`) says how much the action changes. The published
+one compares the SCM's probabilities of the action taken (w = 4 in the published code):
 
     effect_i = | p(a | y) - p(a | y with window i nulled) |,    0 where the token does not count
     B_i = sqrt( (effect_i - min_j effect_j) / (max_j effect_j - min_j effect_j + 1e-10) )
 
-with min and max over all tokens j of the utterance, those that do not count included. B is in [0, 1] and
-has no gradient. It is the zero vector where there is nothing to measure: the utterance did not parse (all
-labels -1), is empty, has no token that counts, or all its effects are equal (as when it is a single token).
+with min and max over all tokens j of the utterance, also those that do not count. B is in [0, 1] and has no gradient.
+It is the zero vector where there is nothing to measure: the utterance did not parse (all labels are -1), is empty, has
+no token that counts, or all its effects are equal (a single token, for instance).
 
 An action of several labels (type, touch cell, typed text, ...) changes when any of them does: p(a | y) is the
 product over the heads that apply (see `scoring.scm.model`), which is the published probability where there is one head.
 
-The square root is steep at 0: an error of 1e-8 in an effect, about what float32 leaves, is 1e-4 in B where the
-effect itself is next to nothing. Float64 keeps B within 1e-6 of the formula, at a third of float32's speed.
+The square root is steep at 0: where an effect is almost 0, an error of 1e-8 in it (about float32's rounding) is an
+error of 1e-4 in B. Float64 keeps B within 1e-6 of the formula, at a third of float32's speed.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def influence_of(length: int, positions: NDArray[np.integer], effects: NDArray[n
 def positions_that_change(
     ids: NDArray[np.integer], countable: NDArray[np.bool_], window: int, null_id: int
 ) -> NDArray[np.intp]:
-    """Return the countable positions whose window is not all null already; elsewhere the effect is exactly 0.
+    """Return the countable positions where nulling changes a token; elsewhere the effect is exactly 0.
 
     ids: (n,), n >= 0. countable: bool (n,).
     """
@@ -66,9 +66,9 @@ def influence_statistics(values: Sequence[NDArray[np.float32]]) -> dict[str, flo
     """Summarise the influence of B >= 0 utterances, for the metrics; all 0 where there is no token.
 
     `influence_mean`, `influence_max`, `influence_nonzero` (share above 0) are over all tokens.
-    `influence_top_decile` is the share of an utterance's influence that its most influential tenth of
-    tokens (rounded up) holds, averaged over the utterances with any influence: about 0.1 is an influence
-    spread evenly, 1 is one held by few tokens.
+    `influence_top_decile` is the share of an utterance's influence that its most influential tenth of tokens (rounded
+    up) has, averaged over the utterances with any influence. It is about 0.1 where influence is spread evenly, and 1
+    where few tokens have all of it.
     """
     tokens = np.concatenate([np.empty(0, dtype=np.float32), *values]).astype(np.float64)
     held = []

@@ -1,19 +1,18 @@
 """Estimators of influence, behind one interface: how much each token decided the action.
 
-    scm         the published one: the SCM's probability of the action, with each window nulled
-    parser      exact: the window is nulled in the text, which is parsed again; no model
+    scm         the published one: change of the SCM's probability of the action, with each window nulled
+    parser      exact: the window is nulled in the text, and the text is parsed again; no model
     scm+parser  the parser where the text still parses, to the same action or to another; the SCM where it does not
-    gradient    one backward pass through the SCM in place of n forward ones; an approximation
+    gradient    one backward pass through the SCM instead of n forward passes; an approximation
     uniform     1 for every token: naive soft RL
 
-All but `uniform` give effects at the positions that can count, and share what influence is made of them
-(`scoring.effects.effects`). What an estimator says of an utterance depends on that utterance, its action and the SCM's
-version, and on nothing else.
+All but `uniform` compute effects at the positions that can count, and influence from these effects in the same way
+(`scoring.effects.effects`). A score depends on its utterance, its action and the SCM's version, and on nothing else.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,10 +23,10 @@ from scoring.effects.parser_effects import Outcome, ParserInterventions
 from scoring.effects.tokens import TokenFacts
 from scoring.scm.encoder import CounterfactualEncoder
 from scoring.scm.model import StructuralCausalModel, labels_log_probability
+from scoring.settings import EstimatorName, ScoringSettings
 
 T = TypeVar("T")
 
-EstimatorName = Literal["scm", "parser", "scm+parser", "uniform", "gradient"]
 ESTIMATORS: tuple[str, ...] = get_args(EstimatorName)
 WITHOUT_SCM = frozenset({"parser", "uniform"})
 """Estimators whose scores hold for every version of the SCM."""
@@ -37,8 +36,8 @@ WITHOUT_SCM = frozenset({"parser", "uniform"})
 class Scored:
     """Influence of one utterance.
 
-    values: B, float32 (n,), in [0, 1]. counterfactuals: windows that were nulled, one by one.
-    approximated: whether it was too long to be scored one window at a time, and `gradient` stands in for `scm`.
+    values: B, float32 (n,), in [0, 1]. counterfactuals: number of windows that were nulled and evaluated.
+    approximated: whether the utterance was too long for `scm`, so that `gradient` replaced it.
     """
 
     values: NDArray[np.float32]
@@ -62,14 +61,14 @@ class UniformEstimator(Estimator):
 
 
 class EffectEstimator(Estimator):
-    """Influence made of an effect at every position that can count.
+    """Influence from an effect at every position that can count.
 
-    tokens: facts of the tokenizer. window: tokens nulled together.
+    tokens: facts of the tokenizer. settings: `window`, and what else an estimator reads of them.
     """
 
-    def __init__(self, tokens: TokenFacts, window: int) -> None:
+    def __init__(self, tokens: TokenFacts, settings: ScoringSettings) -> None:
         self._tokens = tokens
-        self._window = window
+        self._window = settings.window
 
     def score(self, ids: NDArray[np.integer], labels: NDArray[np.integer]) -> Scored:
         countable = self._tokens.countable_by_id[ids]
@@ -93,13 +92,13 @@ class EffectEstimator(Estimator):
 
 
 class GradientEstimator(EffectEstimator):
-    """To first order: a window's effect is the gradient of log p(a | y) by the embeddings it changes, times the change.
+    """To first order, a window's effect is the gradient of log p(a | y) by the embeddings it changes, times the change.
 
-    That dp = p d(log p) differs by a factor is of no consequence: influence is relative.
+    The gradient of p differs from that of log p by a factor, which does not matter: influence is relative.
     """
 
-    def __init__(self, tokens: TokenFacts, window: int, scm: StructuralCausalModel) -> None:
-        super().__init__(tokens, window)
+    def __init__(self, tokens: TokenFacts, settings: ScoringSettings, scm: StructuralCausalModel) -> None:
+        super().__init__(tokens, settings)
         self._scm = scm
 
     def effects(
@@ -122,31 +121,31 @@ class GradientEstimator(EffectEstimator):
 
 
 class ScmEstimator(EffectEstimator):
-    """The published one. Utterances of more than `longest` tokens, whose cost grows with the cube of their length,
-    are left to the gradient."""
+    """The published one. The cost of an utterance grows with the cube of its length, so `GradientEstimator` scores
+    those of more than `longest_exact` tokens."""
 
-    def __init__(
-        self, tokens: TokenFacts, window: int, scm: StructuralCausalModel, *, batch_tokens: int, longest: int
-    ) -> None:
-        super().__init__(tokens, window)
-        self._encoder = CounterfactualEncoder(scm, window=window, null_id=tokens.null_id, batch_tokens=batch_tokens)
-        self._gradient = GradientEstimator(tokens, window, scm)
-        self._longest = longest
+    def __init__(self, tokens: TokenFacts, settings: ScoringSettings, scm: StructuralCausalModel) -> None:
+        super().__init__(tokens, settings)
+        self._encoder = CounterfactualEncoder(
+            scm, window=settings.window, null_id=tokens.null_id, batch_tokens=settings.batch_tokens
+        )
+        self._gradient = GradientEstimator(tokens, settings, scm)
+        self._longest = settings.longest_exact
 
     def effects(
         self, ids: NDArray[np.integer], positions: NDArray[np.integer], labels: NDArray[np.integer]
     ) -> tuple[NDArray[np.float64], bool]:
         if len(ids) > self._longest:
             return self._gradient.effects(ids, positions, labels)[0], True
-        less_one = self._encoder.probabilities_less_one(ids, positions, labels)
-        return np.abs(less_one[1:] - less_one[0]), False
+        minus_one = self._encoder.probabilities_minus_one(ids, positions, labels)
+        return np.abs(minus_one[1:] - minus_one[0]), False
 
 
 class ParserEstimator(EffectEstimator):
-    """Exact: 1 where the action is another one, or none, without the window; 0 where it is the same."""
+    """Exact: 1 where the text without the window is another action or none, 0 where it is the same action."""
 
-    def __init__(self, tokens: TokenFacts, window: int, interventions: ParserInterventions) -> None:
-        super().__init__(tokens, window)
+    def __init__(self, tokens: TokenFacts, settings: ScoringSettings, interventions: ParserInterventions) -> None:
+        super().__init__(tokens, settings)
         self._interventions = interventions
 
     def effects(
@@ -156,11 +155,13 @@ class ParserEstimator(EffectEstimator):
 
 
 class ScmParserEstimator(EffectEstimator):
-    """The parser where it is certain: 0 for the same action, 1 for another. Where the text does not parse without the
-    window, nobody can say which action it stands for, and the SCM's effect counts."""
+    """The parser where the text without the window parses: 0 for the same action, 1 for another one. Where it does not
+    parse, no action can be compared, and the effect is the SCM's."""
 
-    def __init__(self, tokens: TokenFacts, window: int, interventions: ParserInterventions, scm: ScmEstimator) -> None:
-        super().__init__(tokens, window)
+    def __init__(
+        self, tokens: TokenFacts, settings: ScoringSettings, interventions: ParserInterventions, scm: ScmEstimator
+    ) -> None:
+        super().__init__(tokens, settings)
         self._interventions = interventions
         self._scm = scm
 
@@ -169,41 +170,40 @@ class ScmParserEstimator(EffectEstimator):
     ) -> tuple[NDArray[np.float64], bool]:
         outcomes = self._interventions.outcomes(ids, positions)
         effects = (outcomes == Outcome.OTHER).astype(np.float64)
-        open_ones = outcomes == Outcome.NONE
+        unparsed = outcomes == Outcome.NONE
         approximated = False
-        if open_ones.any():
-            effects[open_ones], approximated = self._scm.effects(ids, positions[open_ones], labels)
+        if unparsed.any():
+            effects[unparsed], approximated = self._scm.effects(ids, positions[unparsed], labels)
         return effects, approximated
 
 
 def make_estimator(
     name: str,
     tokens: TokenFacts,
+    settings: ScoringSettings,
     *,
-    window: int,
-    batch_tokens: int,
-    longest: int,
     scm: StructuralCausalModel | None = None,
     interventions: ParserInterventions | None = None,
 ) -> Estimator:
-    """Make the estimator of that name. Raises ValueError for an unknown one and where what it asks is not given.
+    """Make the estimator `name`, which may be another one than `settings.estimator`.
 
+    settings: `window`, `batch_tokens` and `longest_exact` are read.
     scm: for all but `parser` and `uniform`; in evaluation mode. interventions: for `parser` and `scm+parser`.
-    batch_tokens: see `CounterfactualEncoder`. longest: see `ScmEstimator`.
+    Raises ValueError for an unknown name and where what the estimator needs is missing.
     """
     if name not in ESTIMATORS:
         raise ValueError(f"there is no estimator {name!r}: choose one of {', '.join(ESTIMATORS)}")
     if name == "uniform":
         return UniformEstimator()
     if name == "parser":
-        return ParserEstimator(tokens, window, _given(interventions, name, "the environment's parser"))
+        return ParserEstimator(tokens, settings, _given(interventions, name, "the environment's parser"))
     scm = _given(scm, name, "a structural causal model")
     if name == "gradient":
-        return GradientEstimator(tokens, window, scm)
-    exact = ScmEstimator(tokens, window, scm, batch_tokens=batch_tokens, longest=longest)
+        return GradientEstimator(tokens, settings, scm)
+    exact = ScmEstimator(tokens, settings, scm)
     if name == "scm":
         return exact
-    return ScmParserEstimator(tokens, window, _given(interventions, name, "the environment's parser"), exact)
+    return ScmParserEstimator(tokens, settings, _given(interventions, name, "the environment's parser"), exact)
 
 
 def _given(value: T | None, name: str, what: str) -> T:

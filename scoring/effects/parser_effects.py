@@ -1,7 +1,7 @@
-"""Exact interventions: null a window in the text, parse it again, and see whether the action is another one.
+"""Exact interventions: null a window of tokens, parse the text again, and compare the two actions.
 
-No model is asked. A token is nulled by leaving its text out, as the tokenizer decodes the utterance with the
-window replaced by the null token, a special token that shows as nothing.
+This needs no model. To null a window is to leave its text out. Decoding skips a special token, so a special null token
+replaces the window before decoding; any other null token would show as text, so the window is deleted instead.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from scoring.effects.effects import nulled
 class ParserSource:
     """What another process needs to parse utterances; both can be pickled.
 
-    tokenizer: a Hugging Face tokenizer, the one the ids are of. parser: of the environment.
+    tokenizer: a Hugging Face tokenizer, the policy's. parser: the environment's.
     """
 
     tokenizer: Any
@@ -28,19 +28,19 @@ class ParserSource:
 
 
 DECODED_AT_ONCE = 1 << 16
-"""Tokens decoded in one call, which bounds the memory for texts."""
+"""Tokens decoded in one call; it bounds the memory for texts."""
 
 
 class Outcome(IntEnum):
-    """What the parser made of a text with a window nulled, beside what it was with it."""
+    """The action that the parser reads once a window is nulled, compared with that of the whole text."""
 
     SAME = 0
     OTHER = 1  # another action
-    NONE = 2  # no action any more
+    NONE = 2  # no action
 
 
 class ParserInterventions:
-    """Asks a parser about every window of an utterance. window, null_id: as in `scoring.effects.effects`."""
+    """Parses an utterance with each of its windows nulled. window, null_id: as in `scoring.effects.effects`."""
 
     def __init__(self, source: ParserSource, *, window: int, null_id: int) -> None:
         self._tokenizer = source.tokenizer
@@ -50,7 +50,7 @@ class ParserInterventions:
         self._null_is_shown = null_id not in source.tokenizer.all_special_ids
 
     def outcomes(self, ids: NDArray[np.integer], positions: NDArray[np.integer]) -> NDArray[np.int8]:
-        """Return the `Outcome` of nulling the window at each position, beside the whole text: int8 (m,).
+        """Return the `Outcome` of nulling the window at each position: int8 (m,).
 
         ids: (n,). positions: (m,).
         """
@@ -69,12 +69,12 @@ class ParserInterventions:
         return result
 
     def _without(self, ids: NDArray[np.integer], position: int) -> NDArray[np.integer]:
-        if self._null_is_shown:  # it would put a text of its own in the window's place
+        if self._null_is_shown:  # decoding would show the null token's own text in the window's place
             return np.delete(ids, np.s_[position : position + self._window])
         return nulled(ids, position, self._window, self._null_id)
 
     def _decoded(self, rows: Sequence[NDArray[np.integer]]) -> list[str]:
-        """Texts as the environment gets them."""
+        """Return the rows' texts as the environment receives them."""
         return self._tokenizer.batch_decode(  # type: ignore[no-any-return]
             [row.tolist() for row in rows], skip_special_tokens=True
         )

@@ -1,4 +1,4 @@
-"""Which tokens can have influence, and which one stands for nothing: asked of the tokenizer, once per run."""
+"""Which tokens can have influence, and which one replaces a nulled token. The tokenizer is asked once per run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 BARE_PUNCTUATION = frozenset("\"',.:;!?()[]{}`")
-"""Characters that carry no part of an action by themselves: the frame of JSON and of a sentence.
+"""Characters that are no part of an action by themselves: the punctuation of JSON and of sentences.
 
-The method gives bare punctuation no influence. The signs + - * / = < > are left out of this set: in the
-card games they are the actions, and a rule that calls every non-alphanumeric token punctuation would take
-the influence from the one token that decides. Other symbols count for the same reason. A token that joins
-an action to its frame (such as ` "+"`) is not bare and counts.
+The method gives bare punctuation no influence. The signs + - * / = < > are not in this set, because they are the
+actions of the card games. A rule that calls every non-alphanumeric token punctuation would take the influence
+from the one token that decides. Other symbols count for the same reason. A token that contains more than
+punctuation (such as ` "+"`) counts.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenFacts:
-    """What scoring must know of a tokenizer, as plain values, so that no scoring worker needs the tokenizer.
+    """What scoring needs to know about a tokenizer, as plain values: a scorer needs no tokenizer, unless it parses.
 
     vocab_size: number of token ids the policy can sample.
     countable_by_id: bool (vocab_size,), read-only; True for ids that can have influence.
@@ -32,7 +32,7 @@ class TokenFacts:
 
 
 def countable_token_mask(tokenizer: Any, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Tell for each id whether it can have influence: bool (n,).
+    """Return for each id whether it can have influence: bool (n,).
 
     Special tokens, bare punctuation, whitespace, and ids that decode to nothing (vocabularies are often
     padded) cannot.
@@ -52,11 +52,9 @@ def countable_token_mask(tokenizer: Any, ids: Sequence[int] | NDArray[np.integer
 def token_facts(tokenizer: Any, vocab_size: int | None = None, null_token: str | None = None) -> TokenFacts:
     """Collect the facts of a tokenizer.
 
-    Where no null token is named, it is the padding token, or the unknown token where there is none, or the end
-    token: a token that the policy never, or hardly ever, writes inside an utterance.
-
     vocab_size: the number of ids the model has logits for, where that is more than the tokenizer has tokens.
-    null_token: a token as the vocabulary spells it.
+    null_token: a token as the vocabulary spells it. By default it is the padding token, else the unknown token, else
+        the end token: the policy hardly ever writes one of these inside an utterance.
     Raises ValueError when the tokenizer has no such token, or none of the three.
     """
     null_id = _null_id(tokenizer, null_token)
@@ -76,8 +74,8 @@ def _null_id(tokenizer: Any, null_token: str | None) -> int:
         if candidate is not None:
             return int(candidate)
     raise ValueError(
-        "the tokenizer has no padding, unknown or end token to null tokens by: give it a pad_token, or name a token "
-        "in scoring.null_token"
+        "the tokenizer has no padding, unknown or end token that could replace a nulled one: give it a pad_token, or "
+        "name a token in scoring.null_token"
     )
 
 

@@ -1,4 +1,4 @@
-"""A pool of scorers: tasks are pulled, not dealt out, and a scorer that dies or falls silent is replaced."""
+"""The worker pool of scorers. A free scorer takes the next task; one that dies or does not answer is replaced."""
 
 import logging
 import time
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 class ScoringError(RuntimeError):
-    """Scoring cannot go on: the message says which worker failed, doing what, and how."""
+    """Scoring cannot continue. The message says which actor failed, at which call, and how."""
 
 
 @dataclass
 class _Call:
-    """A call under way: what was asked, for which task (None: its result is not wanted), until when (monotonic)."""
+    """A call in progress: what for, for which task (None: its result is not used), its deadline (monotonic)."""
 
     ref: ray.ObjectRef
     what: str
@@ -44,9 +44,9 @@ class ScorerPool:
     """Driver's side of `count` scorer actors; one thread at a time may call it.
 
     make_actor: starts one scorer, an actor with `ping()` and `score(...)`, and returns its handle at once.
-    start_deadline_s, task_deadline_s: for a scorer to come up or answer a ping, and to finish one task.
-    max_failures: a scorer's place that fails, or a task whose scorer fails, this many times in a row is an
-    error.
+    start_deadline_s, task_deadline_s: for a scorer to start or answer a ping, and to finish one task.
+    max_failures: a scorer and its replacements that fail, or a task whose scorers fail, this many times in a row are an
+        error.
     replaced: scorers replaced since `start`.
     """
 
@@ -78,7 +78,7 @@ class ScorerPool:
         self._started = True
 
     def check(self) -> list[dict[str, float]]:
-        """Ask every scorer for a sign of life, replace those that give none, wait until all of them are up.
+        """Ping every scorer, replace those that do not answer, wait until all of them are up.
 
         Returns each scorer's `ping`, in order. Raises ScoringError when one keeps failing.
         """
@@ -95,8 +95,8 @@ class ScorerPool:
     def run(self, tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call `score(*task)` once for every task and return the results in order of the tasks.
 
-        Scorers take the next task as they finish one. A task whose scorer fails is handed out again; what a
-        scorer raises is raised here. Raises ScoringError when scorers keep failing.
+        A task whose scorer fails goes to another one; an exception in a scorer is raised here. Raises ScoringError when
+        scorers keep failing.
         """
         if not self._slots:
             raise ScoringError("the scoring pool is not running: call start() first")
@@ -121,10 +121,10 @@ class ScorerPool:
                         waiting.appendleft(call.task)
                     else:
                         raise ScoringError(
-                            f"scorers failed {attempts[call.task]} times to {call.what}; the log says how"
+                            f"scorers failed {attempts[call.task]} times to {call.what}; the log gives the reasons"
                         )
         finally:
-            # After an error, calls may still be under way: nobody wants their results any more.
+            # After an error, calls may still be in progress; their results are not used.
             for slot in self._slots:
                 if slot.call is not None:
                     slot.call.task = None
@@ -143,10 +143,9 @@ class ScorerPool:
         slot.call = _Call(ref, what, limit_s, time.monotonic() + limit_s, task)
 
     def _settle(self) -> Iterator[tuple[_Slot, _Call, Any]]:
-        """Wait until a call ends or is overdue; yield (slot, call, answer) of all such, None for those that
-        failed.
+        """Wait until a call ends or is overdue; yield (slot, call, answer) of each such call.
 
-        The scorers of failed calls are already being replaced.
+        The answer is None where the call failed; its scorer is then being replaced.
         """
         calls = {slot.call.ref: slot.call for slot in self._slots if slot.call is not None}
         patience = max(0.0, min(call.deadline for call in calls.values()) - time.monotonic())

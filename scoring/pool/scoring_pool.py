@@ -1,10 +1,9 @@
-"""The scoring pool: M scorers that pull tasks, and one trainer of the SCM, as Ray actors (CoSo, arXiv
-2505.03792).
+"""The scoring pool: scorers and one trainer of the SCM, as Ray actors (CoSo, arXiv 2505.03792).
 
-A score depends on its utterance, its action and the SCM's version alone, to the last bit, so results do not depend on
-how work is cut into tasks, on how many scorers there are, nor on which one ran what. A trainer that dies, or is silent
-past its deadline, is replaced and goes on from the state that it returned last; so do scorers (see
-`scoring.pool.scorers`), which hold nothing but weights, named by each task.
+A score depends on its utterance, its action and the SCM's version alone, to the last bit. So results do not depend on
+how the work is cut into tasks, on the number of scorers, or on which scorer takes which task. A trainer that dies, or
+does not answer within its deadline, is replaced; the new one continues from the state that the trainer returned last.
+Scorers are replaced too (see `scoring.pool.scorers`); they have no state but the weights, which each task names.
 """
 
 import logging
@@ -21,114 +20,83 @@ from ray.exceptions import GetTimeoutError
 from torch import Tensor
 
 from scoring.effects.effects import influence_statistics
-from scoring.effects.estimators import ESTIMATORS, WITHOUT_SCM
+from scoring.effects.estimators import WITHOUT_SCM
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts
 from scoring.pool.cache import ScoreCache, score_key
 from scoring.pool.scorers import ACTOR_GONE, ScorerPool, ScoringError
-from scoring.pool.workers import ScmTrainerActor, Scorer, ScorerOptions, to_arrays
-from scoring.scm.encoder import PRECISIONS
-from scoring.scm.model import ScmSettings
-from scoring.scm.training import ScmTrainingReport, ScmTrainingSettings
-from scoring.utterances import check_utterances, distinct_pairs, flatten, shared_out, split
+from scoring.pool.workers import ScmTrainerActor, Scorer, to_arrays
+from scoring.scm.shape import ScmSizes, check_shape
+from scoring.scm.training import ScmTrainingReport
+from scoring.settings import ScoringSettings
+from scoring.utterances import check_utterances, cut_into_tasks, distinct_pairs, flatten, split
 
 logger = logging.getLogger(__name__)
 
 
 ScmWeights = tuple[int, ray.ObjectRef | None]
-"""A version of the SCM and where its weights are."""
+"""A version of the SCM and the reference of its weights."""
+
+
+TASK_TOKENS = 1 << 15
+"""Counterfactual tokens (n squared for an utterance of n tokens) that a scorer takes at a time, at most; one utterance
+at least. It bounds the time of a task, and so what is lost when a scorer dies."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolSettings:
-    """How scoring is spread and bounded.
+class ScoringContext:
+    """What a pool cannot know from its settings: the run's tokenizer, environment, seed and cluster.
 
-    workers: number of scorers.
-    worker_cpus, worker_gpus, trainer_cpus, trainer_gpus: what Ray reserves for each; may be fractions.
-    device: of scorers and trainer, "cpu" or "cuda".
-    estimator: one of `scoring.effects.estimators.ESTIMATORS`; what `score` uses where it is not told.
-    precision: of the scorers' SCM: "float64" gives influence within 1e-6 of its formula; "float32" is about three
-        times as fast, and leaves rounding of up to about 5e-3 in the influence of tokens that have next to
-        none; "bfloat16" is for GPUs.
-    window: tokens nulled at a time.
-    batch_tokens: tokens per forward pass of the SCM.
-    longest: utterances of more tokens are scored by one backward pass (see `scoring.effects.estimators.ScmEstimator`).
-    task_utterances, task_tokens: distinct utterances, and counterfactual tokens (n squared an utterance), handed
-        to a scorer at a time: at most so many, but one utterance at least.
-    cache_bytes: scores remembered.
-    start_deadline_s, score_deadline_s, train_deadline_s: for a worker to come up, one task, one call
-        of `train`.
-    max_failures: a worker that fails, or a task whose worker fails, this many times in a row is an error.
+    tokens: facts of the policy's tokenizer.
+    head_sizes: number of labels of each head of the environment's label space, in its order.
+    parser: the environment's, for the estimators that parse; None where it has none.
+    seed: of the SCM's first weights and of the sampling in its training.
+    actor_cpus, actor_gpus: what Ray reserves for each scorer and for the SCM's trainer; may be fractions.
+    max_failures: an actor that fails, or a task whose scorer fails, this many times in a row is an error.
     """
 
-    workers: int = 2
-    worker_cpus: float = 0.5
-    worker_gpus: float = 0.0
-    trainer_cpus: float = 0.5
-    trainer_gpus: float = 0.0
-    device: str = "cpu"
-    estimator: str = "scm"
-    precision: str = "float64"
-    window: int = 4
-    batch_tokens: int = 1536
-    longest: int = 1024
-    task_utterances: int = 16
-    task_tokens: int = 1 << 15
-    cache_bytes: int = 64 << 20
-    start_deadline_s: float = 120.0
-    score_deadline_s: float = 120.0
-    train_deadline_s: float = 600.0
-    max_failures: int = 3
+    tokens: TokenFacts
+    head_sizes: tuple[int, ...]
+    parser: ParserSource | None = None
+    seed: int
+    actor_cpus: float
+    actor_gpus: float = 0.0
+    max_failures: int
 
     def __post_init__(self) -> None:
-        for name in ("workers", "window", "batch_tokens", "longest", "task_utterances", "task_tokens", "max_failures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}: give one of {', '.join(PRECISIONS)}")
-        if self.estimator not in ESTIMATORS:
-            raise ValueError(f"estimator is {self.estimator!r}: give one of {', '.join(ESTIMATORS)}")
-        if self.device.startswith("cuda") and not (self.worker_gpus and self.trainer_gpus):
-            raise ValueError("device is cuda, but worker_gpus or trainer_gpus is 0: Ray would hide the GPUs")
+        if self.max_failures < 1:
+            raise ValueError(f"max_failures is {self.max_failures}: give a whole number of at least 1")
 
 
 class ScoringPool:
     """Driver's side of the pool. Ray must be initialised.
 
-    One thread at a time may call `score` and `check`, another one `train`: scoring goes on under the weights that are
-    there when it begins, and the next `score` finds the new ones.
+    One thread at a time may call `score` and `check`, and another one `train`. `score` uses the weights of the time it
+    begins; the next `score` uses the new ones.
 
     version: of the SCM's weights that the next `score` uses; 0 at first, every `train` adds 1.
-    parser: for the estimators that parse, None where there is no parser.
+    sizes: of the SCM.
+    Raises ValueError when the context does not fit the settings.
     """
 
-    def __init__(
-        self,
-        scm: ScmSettings,
-        training: ScmTrainingSettings,
-        settings: PoolSettings,
-        tokens: TokenFacts,
-        parser: ParserSource | None = None,
-    ) -> None:
-        if scm.vocab_size != tokens.vocab_size:
-            raise ValueError(f"the SCM has {scm.vocab_size} token ids, the tokenizer {tokens.vocab_size}")
-        self.scm = scm
-        self.training = training
+    def __init__(self, settings: ScoringSettings, context: ScoringContext) -> None:
+        if settings.device == "cuda" and not context.actor_gpus:
+            raise ValueError("scoring.device is cuda, but actor_gpus is 0: Ray would hide the GPUs")
         self.settings = settings
-        self.tokens = tokens
-        self.parser = parser
+        self.context = context
+        self.sizes = ScmSizes(vocab_size=context.tokens.vocab_size, head_sizes=context.head_sizes)
         self._cache = ScoreCache(settings.cache_bytes)
         self._scorers = ScorerPool(
             self._make_scorer,
             count=settings.workers,
             start_deadline_s=settings.start_deadline_s,
-            task_deadline_s=settings.score_deadline_s,
-            max_failures=settings.max_failures,
+            task_deadline_s=settings.deadline_s,
+            max_failures=context.max_failures,
         )
         self._trainer: Any = None
-        self._trainer_current = False  # whether the trainer holds `_state`
+        self._trainer_current = False  # whether the trainer's state is `_state`
         self._trainers_replaced = 0
-        # Objects of the driver's: they outlive the trainer process that made them. Version and weights change together.
+        # References that the driver owns: they outlive the trainer's process. Version and weights change together.
         self._current: ScmWeights = (0, None)
         self._state: ray.ObjectRef | None = None
 
@@ -138,18 +106,18 @@ class ScoringPool:
 
     @property
     def weights(self) -> ScmWeights:
-        """The SCM as it is now, for several calls of `score` while `train` goes on."""
+        """The SCM's current weights, for several calls of `score` with the same weights while `train` runs."""
         return self._current
 
     @property
     def recoveries(self) -> dict[str, int]:
-        """Workers replaced since `start`: `{"scorer": n, "scm_trainer": n}`."""
+        """Actors replaced since `start`: `{"scorer": n, "scm_trainer": n}`."""
         return {"scorer": self._scorers.replaced, "scm_trainer": self._trainers_replaced}
 
     def start(self) -> None:
-        """Start all workers and wait until each answers; raises ScoringError, leaving none, when one does not."""
+        """Start all actors and wait until each answers; when one does not, end all and raise ScoringError."""
         try:
-            self._trainer = self._make_trainer()  # comes up while the scorers do
+            self._trainer = self._make_trainer()  # starts while the scorers do
             self._trainer_current = self._state is None
             self._scorers.start()
             self._ask_trainer("snapshot", "start", self.settings.start_deadline_s)
@@ -167,29 +135,29 @@ class ScoringPool:
         """Return the influence of each utterance, in order, and statistics.
 
         utterances: B integer arrays (n_b,). labels: (B, K), -1 where a head does not apply.
-        estimator, weights: other than that of the settings, other than the latest.
+        estimator, weights: by default those of the settings, and the latest.
         The result has B float32 arrays (n_b,) in [0, 1], zeros where there is nothing to measure (see
         `scoring.effects.effects`).
         Statistics: `utterances`, `distinct`, `cache_hits` (distinct ones scored before), `hit_rate` (share of the
-        utterances that needed no scorer), `counterfactuals`, `approximated` (too long to be scored window by
-        window), `version` (of the SCM), `seconds` (wall), `scorer_seconds` (busy, all scorers), `influence_*` (see
+        utterances that needed no scorer), `counterfactuals`, `approximated` (too long for `scm`, so scored by
+        `gradient`), `version` (of the SCM), `seconds` (wall), `scorer_seconds` (busy, all scorers), `influence_*` (see
         `influence_statistics`).
-        Raises ValueError when the input does not fit the SCM, ScoringError when workers keep failing.
+        Raises ValueError when the input does not fit the SCM, ScoringError when scorers keep failing.
         """
         started = time.monotonic()
         estimator = estimator or self.settings.estimator
         utterances, labels = self._checked(utterances, labels)
         version, reference = weights or self._current
         first, which = distinct_pairs(utterances, labels)
-        # What does not ask the SCM stays true under its next version.
+        # Scores of estimators that use no SCM are valid for every version of it.
         asked = "" if estimator in WITHOUT_SCM or reference is None else reference.hex()
         keys = {row: score_key(estimator, asked, utterances[row], labels[row]) for row in first}
         known = {row: values for row in first if (values := self._cache.get(keys[row])) is not None}
-        tasks = shared_out(
+        tasks = cut_into_tasks(
             {row: len(utterances[row]) ** 2 for row in first if row not in known},
             workers=self.settings.workers,
-            most=self.settings.task_utterances,
-            most_cost=self.settings.task_tokens,
+            most=self.settings.batch_utterances,
+            most_cost=TASK_TOKENS,
         )
         common = (estimator, version, [reference], self.settings.start_deadline_s)
         results = self._scorers.run(
@@ -202,19 +170,16 @@ class ScoringPool:
                 self._cache.put(keys[row], values)
         influence = [known[first[pair]].copy() for pair in which]
         evaluated = sum(len(rows) for rows in tasks)
-        counts = {
-            name: sum(each[name] for _, each in results) for name in ("counterfactuals", "approximated", "seconds")
-        }
         statistics = {
             "utterances": len(utterances),
             "distinct": len(first),
             "cache_hits": len(first) - evaluated,
             "hit_rate": 1.0 - evaluated / len(utterances) if len(utterances) else 0.0,
-            "counterfactuals": counts["counterfactuals"],
-            "approximated": counts["approximated"],
+            "counterfactuals": sum(counts["counterfactuals"] for _, counts in results),
+            "approximated": sum(counts["approximated"] for _, counts in results),
             "version": version,
             "seconds": time.monotonic() - started,
-            "scorer_seconds": counts["seconds"],
+            "scorer_seconds": sum(counts["seconds"] for _, counts in results),
             **influence_statistics(influence),
         }
         return influence, statistics
@@ -228,13 +193,13 @@ class ScoringPool:
         """
         utterances, labels = self._checked(utterances, labels)
         what = f"train on {len(utterances)} utterances"
-        limit = self.settings.train_deadline_s
+        limit = self.settings.deadline_s
         report = self._ask_trainer("train", what, limit, *flatten(utterances), labels, rounds)
         assert report is not None  # only `snapshot` has none
         return report
 
     def check(self) -> list[dict[str, float]]:
-        """Ask every scorer for a sign of life and replace those that give none; waits until all are up.
+        """Ping every scorer and replace those that do not answer; waits until all are up.
 
         Returns each scorer's `pid`, `version`, `utterances` and busy `seconds`, in order.
         """
@@ -252,7 +217,8 @@ class ScoringPool:
         return {name: torch.tensor(array) for name, array in arrays.items()}, facts
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned; raises ValueError, changing nothing, when it is of another SCM."""
+        """Continue from what `state` returned. Raises ValueError, and changes nothing, when it is of another SCM."""
+        check_shape(facts["settings"], self.settings.scm, self.sizes)
         before = self._state
         self._state, self._trainer_current = ray.put((to_arrays(tensors), dict(facts))), False
         try:
@@ -262,7 +228,7 @@ class ScoringPool:
             raise
 
     def close(self) -> None:
-        """End all workers, each by its handle; may be called twice."""
+        """End all actors, each by its handle; may be called twice."""
         self._scorers.close()
         self._end_trainer()
 
@@ -271,27 +237,16 @@ class ScoringPool:
     ) -> tuple[list[NDArray[np.int32]], NDArray[np.int32]]:
         arrays = [np.asarray(ids, dtype=np.int32) for ids in utterances]
         rows: NDArray[np.int32] = np.asarray(labels, dtype=np.int32)
-        check_utterances(arrays, rows, vocab_size=self.scm.vocab_size, head_sizes=self.scm.head_sizes)
+        check_utterances(arrays, rows, vocab_size=self.sizes.vocab_size, head_sizes=self.sizes.head_sizes)
         return arrays, rows
 
     def _make_scorer(self) -> Any:
-        settings = self.settings
-        options = ScorerOptions(
-            estimator=settings.estimator,
-            window=settings.window,
-            batch_tokens=settings.batch_tokens,
-            longest=settings.longest,
-            precision=settings.precision,
-            device=settings.device,
-            parser=self.parser,
-        )
-        actor = ray.remote(num_cpus=settings.worker_cpus, num_gpus=settings.worker_gpus)(Scorer)
-        return actor.remote(self.scm, self.tokens, options)
+        return self._actor(Scorer).remote(self.settings, self.sizes, self.context.tokens, self.context.parser)
 
     def _ask_trainer(self, method: str, what: str, limit_s: float, *arguments: Any) -> ScmTrainingReport | None:
-        """Call a method of the trainer that answers with version, weights and state, and take those over.
+        """Call a method of the trainer that returns a `TrainerAnswer`, and keep its version, weights and state.
 
-        A trainer that dies or does not answer is replaced, given the state it had before, and asked again.
+        A trainer that dies or does not answer is replaced; the new one gets the last state, and the same call.
         """
         failures = 0
         while True:
@@ -310,7 +265,7 @@ class ScoringPool:
                 failures += 1
                 how = "did not answer in time" if isinstance(error, TimeoutError) else f"died: {error}"
                 story = f"the SCM's trainer, asked to {what} within {limit_s:g} s, {how}"
-                if self._state is None or failures >= self.settings.max_failures:
+                if self._state is None or failures >= self.context.max_failures:
                     raise ScoringError(f"{story} (failure {failures} in a row)") from error
                 logger.warning("%s; replacing it", story)
                 self._trainers_replaced += 1
@@ -319,8 +274,11 @@ class ScoringPool:
                 return report
 
     def _make_trainer(self) -> Any:
-        actor = ray.remote(num_cpus=self.settings.trainer_cpus, num_gpus=self.settings.trainer_gpus)(ScmTrainerActor)
-        return actor.remote(self.scm, self.training, self.settings.device)
+        actor = self._actor(ScmTrainerActor)
+        return actor.remote(self.settings.scm, self.sizes, seed=self.context.seed, device=self.settings.device)
+
+    def _actor(self, kind: type) -> Any:
+        return ray.remote(num_cpus=self.context.actor_cpus, num_gpus=self.context.actor_gpus)(kind)
 
     def _end_trainer(self) -> None:
         if self._trainer is not None:

@@ -1,13 +1,12 @@
-"""What runs inside the scoring pool's Ray actors: scorers, and the one trainer of the SCM.
+"""The classes of the scoring pool's Ray actors: scorers, and the one trainer of the SCM.
 
-Plain classes: `scoring.pool.scoring_pool` makes actors of them. Tensors travel as numpy arrays, which Ray's object
-store hands to any number of readers on a machine without a copy.
+`scoring.pool.scoring_pool` makes actors of them. Tensors are sent as numpy arrays: all readers on a machine share one
+copy in Ray's object store.
 """
 
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,60 +18,50 @@ from scoring.effects.estimators import WITHOUT_SCM, Estimator, make_estimator
 from scoring.effects.parser_effects import ParserInterventions, ParserSource
 from scoring.effects.tokens import TokenFacts
 from scoring.scm.encoder import in_precision
-from scoring.scm.model import ScmSettings, StructuralCausalModel
-from scoring.scm.training import ScmTrainer, ScmTrainingReport, ScmTrainingSettings
+from scoring.scm.model import StructuralCausalModel
+from scoring.scm.shape import ScmSizes
+from scoring.scm.training import ScmTrainer, ScmTrainingReport
+from scoring.settings import ScmSettings, ScoringSettings
 from scoring.utterances import flatten, split
 
 Arrays = dict[str, NDArray]
 TrainerState = tuple[Arrays, dict[str, Any]]
 """`ScmTrainer.state_dict` with arrays for tensors."""
 TrainerAnswer = tuple[tuple[int, ScmTrainingReport | None], Arrays, TrainerState]
-"""((version, report of the training done), SCM weights, full state): three objects, fetched only by who needs them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerOptions:
-    """What every scorer of a pool is told once.
-
-    estimator: the one made at the start, so that what it lacks shows then; others are made when first asked for.
-    window: tokens nulled together. batch_tokens: see `scoring.scm.encoder`. longest: see `scoring.effects.estimators`.
-    precision: of the SCM, one of `PRECISIONS`. parser: None where there is none.
-    """
-
-    estimator: str
-    window: int
-    batch_tokens: int
-    longest: int
-    precision: str
-    device: str
-    parser: ParserSource | None = None
+"""((version, training report), SCM weights, full state): three objects, each fetched where it is needed."""
 
 
 ScorerAnswer = tuple[NDArray[np.float32], dict[str, float]]
-"""(influence of all tokens of a task end to end, (sum n_b,); counts of the task: `counterfactuals`, `approximated`,
-`seconds`)"""
+"""(influence of a task's utterances, joined, (sum n_b,); counts: `counterfactuals`, `approximated`, `seconds`)"""
 
 
 class Scorer:
-    """Scores batches with the weights each batch names; holds one SCM on one device, on one thread."""
+    """Scores tasks with the weights that each task names; holds one SCM on one device, on one thread.
 
-    def __init__(self, scm: ScmSettings, tokens: TokenFacts, options: ScorerOptions) -> None:
+    It makes the estimator of the settings at once, so that an error shows when the pool starts; others are made when
+    first asked for. parser: None where the environment has none.
+    """
+
+    def __init__(
+        self, settings: ScoringSettings, sizes: ScmSizes, tokens: TokenFacts, parser: ParserSource | None
+    ) -> None:
         torch.set_num_threads(1)
-        yield_to_others(options.device)
-        self._scm = in_precision(StructuralCausalModel(scm).to(options.device), options.precision)
+        run_where_cores_are_idle(settings.device)
+        self._scm = in_precision(StructuralCausalModel(settings.scm, sizes).to(settings.device), settings.precision)
         self._scm.requires_grad_(False)
+        self._settings = settings
         self._tokens = tokens
-        self._options = options
+        self._parser = parser
         self._interventions: ParserInterventions | None = None
         self._estimators: dict[str, Estimator] = {}
         self._weights_key = ""
         self._version = -1
         self._utterances = 0
         self._seconds = 0.0
-        self._estimator(options.estimator)
+        self._estimator(settings.estimator)
 
     def ping(self) -> dict[str, float]:
-        """Say who answers and what it has done: `pid`, `version` (-1: no weights yet), `utterances`, `seconds`."""
+        """Return `pid`, `version` (-1: no weights yet), `utterances` (scored so far) and `seconds` (busy so far)."""
         return {
             "pid": os.getpid(),
             "version": self._version,
@@ -92,9 +81,10 @@ class Scorer:
     ) -> ScorerAnswer:
         """Score a task.
 
-        estimator: one of `ESTIMATORS`. weights: one reference to the arrays of SCM version `version`, in a list so
-        that Ray leaves it unfetched. It is fetched, within deadline_s, only where it is not what was used last and
-        the estimator asks the SCM. ids, lengths: the utterances as by `flatten`. labels: (B, K).
+        estimator: one of `ESTIMATORS`.
+        weights: one reference to the arrays of SCM version `version`; it is in a list so that Ray does not fetch it.
+            The scorer fetches it, within deadline_s, only if the estimator uses the SCM and the last task had others.
+        ids, lengths: the utterances as `flatten` returns them. labels: (B, K).
         """
         started = time.monotonic()
         scorer = self._estimator(estimator)
@@ -114,42 +104,35 @@ class Scorer:
 
     def _estimator(self, name: str) -> Estimator:
         if name not in self._estimators:
-            source = self._options.parser
-            if "parser" in name and self._interventions is None and source is not None:
+            if "parser" in name and self._interventions is None and self._parser is not None:
                 self._interventions = ParserInterventions(
-                    source, window=self._options.window, null_id=self._tokens.null_id
+                    self._parser, window=self._settings.window, null_id=self._tokens.null_id
                 )
             self._estimators[name] = make_estimator(
-                name,
-                self._tokens,
-                window=self._options.window,
-                batch_tokens=self._options.batch_tokens,
-                longest=self._options.longest,
-                scm=self._scm,
-                interventions=self._interventions,
+                name, self._tokens, self._settings, scm=self._scm, interventions=self._interventions
             )
         return self._estimators[name]
 
 
 class ScmTrainerActor:
-    """The one worker that trains the SCM, on one thread, so that training is the same on every run."""
+    """The actor that trains the SCM, on one thread, so that training is the same in every run."""
 
-    def __init__(self, scm: ScmSettings, training: ScmTrainingSettings, device: str) -> None:
+    def __init__(self, settings: ScmSettings, sizes: ScmSizes, *, seed: int, device: str) -> None:
         torch.set_num_threads(1)
-        yield_to_others(device)
-        self._trainer = ScmTrainer(scm, training, device)
+        run_where_cores_are_idle(device)
+        self._trainer = ScmTrainer(settings, sizes, seed=seed, device=device)
 
     def pid(self) -> int:
         """Return the id of the trainer's process."""
         return os.getpid()
 
     def restore(self, state: TrainerState) -> None:
-        """Go on from a state that `train` or `snapshot` returned."""
+        """Continue from a state that `train` or `snapshot` returned."""
         tensors, facts = state
         self._trainer.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()}, facts)
 
     def snapshot(self) -> TrainerAnswer:
-        """Return the present version, weights and state."""
+        """Return the current version, weights and state."""
         return self._answer(None)
 
     def train(
@@ -159,7 +142,7 @@ class ScmTrainerActor:
         labels: NDArray[np.int32],
         rounds: int | None,
     ) -> TrainerAnswer:
-        """Train as `ScmTrainer.train`, on the utterances as by `flatten`; return the version made."""
+        """Train as `ScmTrainer.train` does; ids and lengths as `flatten` returns them."""
         return self._answer(self._trainer.train(split(ids, lengths), labels, rounds))
 
     def _answer(self, report: ScmTrainingReport | None) -> TrainerAnswer:
@@ -167,18 +150,18 @@ class ScmTrainerActor:
         return (self._trainer.version, report), to_arrays(self._trainer.weights()), (to_arrays(tensors), facts)
 
 
-def yield_to_others(device: str) -> None:
-    """Let this thread compute where cores are idle, which on a CPU they now and then are, and hardly elsewhere.
+def run_where_cores_are_idle(device: str) -> None:
+    """On a CPU, let this thread run only where cores would be idle.
 
-    The loop always waits for its learner, and for scores only if they are late; then the learner leaves its cores idle.
-    Linux's idle policy still gives a thread 3 shares beside the 36 of Ray's other workers and the 1,024 of a process of
-    normal priority, so scoring is slow on a machine that is full, and does not stand still.
+    The loop always waits for its learner, but for scores only if they are late; then the learner leaves its cores idle.
+    Linux's idle policy still gives a thread 3 shares, beside the 36 of Ray's other workers and the 1,024 of a process
+    of normal priority. So scoring is slow on a fully loaded machine, but it makes progress.
     """
     if device != "cpu":
         return
     try:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except OSError:  # sandboxes there are refuse it; niceness they know
+    except OSError:  # some sandboxes refuse the policy, but allow niceness
         os.nice(19)
 
 

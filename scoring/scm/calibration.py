@@ -1,4 +1,4 @@
-"""Calibration: is a thing said with confidence p right a share p of the time?
+"""Calibration: of the predictions made with confidence p, is a share p right?
 
 The expected calibration error (ECE; Naeini et al. 2015, Guo et al. 2017) puts predictions into equal bins
 of confidence and averages, weighted by their number, how far each bin's accuracy is from its mean
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationBin:
-    """One point of a reliability curve: predictions with confidence in (low, high], the first bin with 0 too.
+    """One point of a reliability curve: predictions with confidence in (low, high]; the first bin includes 0.
 
     confidence and accuracy are the means over the bin's predictions, in [0, 1]; both are 0 where count is 0.
     """

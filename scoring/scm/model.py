@@ -2,68 +2,40 @@
 
 CoSo (Counterfactual Soft RL, arXiv 2505.03792) asks which tokens of an utterance y decide the action
 a = f_act(y). Its SCM is a model of p(a | y): token and position embeddings, transformer encoder layers with
-GELU, the mean over tokens, a linear head. Two things differ from the published code, both on purpose:
+GELU, the mean over tokens, a linear head. Two things differ from the published code on purpose:
 
 * The mean and the attention leave padding out, so that a score depends on its own utterance alone.
 * An action is a vector of labels (for instance type, touch cell, lift cell, typed text), with one categorical
   head per label, not the action type only. A label of -1 marks a head that does not apply to this action.
 
-With several heads the heads are taken as independent given the utterance: p(a | y) is the product, over the
-heads that apply to a, of the probability of that head's label. A change of any part of the action then is a
-change of the action. With one head this is the published SCM.
+The heads are independent given the utterance: p(a | y) is the product, over the heads that apply to a, of the
+probability of that head's label. So a change of any part of the action is a change of the action. With one head this
+is the published SCM.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True, kw_only=True)
-class ScmSettings:
-    """The shape of an SCM; the defaults are those of the published code.
-
-    vocab_size: number of token ids, those the policy can sample included.
-    head_sizes: number of labels of each head of the environment's label space, in its order.
-    hidden, layers, heads, feedforward: width, depth, attention heads and inner width of the encoder.
-    max_tokens: number of learned positions. Longer utterances are scored too: every token from the last
-        position on shares the last position's embedding.
-    """
-
-    vocab_size: int
-    head_sizes: tuple[int, ...]
-    hidden: int = 128
-    layers: int = 3
-    heads: int = 4
-    feedforward: int = 512
-    max_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "head_sizes", tuple(int(size) for size in self.head_sizes))
-        if not self.head_sizes:
-            raise ValueError("head_sizes is empty: give the number of labels of each head of the label space")
-        numbers = {name: value for name, value in asdict(self).items() if name != "head_sizes"}
-        numbers |= {f"head_sizes[{index}]": size for index, size in enumerate(self.head_sizes)}
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name} is {value}: give a whole number of at least 1")
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden ({self.hidden}) must be a multiple of heads ({self.heads})")
+from scoring.scm.shape import ScmSizes
+from scoring.settings import ScmEncoderSettings
 
 
 class StructuralCausalModel(nn.Module):
     """p(action labels | utterance), one categorical distribution per head.
 
-    There is no dropout: it is deterministic. The result for one row does not depend on the other rows of the
-    batch, nor on the padding, up to rounding.
+    It has no dropout, so it is deterministic. The result for one row does not depend on the other rows of the
+    batch, nor on the padding, up to rounding. Utterances of more than `settings.max_tokens` tokens are accepted: all
+    tokens from the last position on share the last position's embedding.
     """
 
-    def __init__(self, settings: ScmSettings) -> None:
+    def __init__(self, settings: ScmEncoderSettings, sizes: ScmSizes) -> None:
         super().__init__()
         self.settings = settings
-        self.token_embedding = nn.Embedding(settings.vocab_size, settings.hidden)
+        self.sizes = sizes
+        self.token_embedding = nn.Embedding(sizes.vocab_size, settings.hidden)
         self.position_embedding = nn.Embedding(settings.max_tokens, settings.hidden)
         layer = nn.TransformerEncoderLayer(
             settings.hidden,
@@ -74,7 +46,7 @@ class StructuralCausalModel(nn.Module):
             batch_first=True,
         )
         self.encoder = nn.TransformerEncoder(layer, settings.layers, enable_nested_tensor=False)
-        self.outputs = nn.ModuleList(nn.Linear(settings.hidden, size) for size in settings.head_sizes)
+        self.outputs = nn.ModuleList(nn.Linear(settings.hidden, size) for size in sizes.head_sizes)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> list[Tensor]:
         """Return the logits of each head, K tensors (B, size_k), in the heads' dtype.
@@ -87,7 +59,7 @@ class StructuralCausalModel(nn.Module):
             raise ValueError(f"lengths must be one number in 1 ... {width} for each of {batch} rows: {lengths}")
         padding = torch.arange(width, device=ids.device) >= lengths[:, None]
         encoded = self.encoder(self.embed(ids), src_key_padding_mask=padding)
-        # masked_fill, not a product: whatever the encoder left at padded places must not reach the sum.
+        # masked_fill, not a product with 0: it also removes values that are not finite.
         kept = encoded.masked_fill(padding[..., None], 0.0)
         return self.read_pooled(kept.sum(dim=1, dtype=self.outputs[0].weight.dtype) / lengths[:, None])
 
@@ -111,7 +83,7 @@ class StructuralCausalModel(nn.Module):
     def action_log_probability(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         """Return log p(a | y), (B,): the sum over the heads that apply of the label's log-probability.
 
-        labels: (B, K) int64, -1 where a head does not apply; a row of nothing but -1 has log-probability 0.
+        labels: (B, K) int64, -1 where a head does not apply; a row whose labels are all -1 has log-probability 0.
         """
         return labels_log_probability(self(ids, lengths), labels)
 
@@ -123,9 +95,9 @@ class StructuralCausalModel(nn.Module):
 def label_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """Return log softmax(logits)[label], (B,), and 0 where the label is -1.
 
-    log p_a = -log(1 + sum over j != a of exp(x_j - x_a)). Written so, 1 - p_a keeps its relative precision
-    when p_a is nearly 1, which log_softmax loses; a well trained SCM is there most of the time, and an
-    influence is made of exactly those small differences.
+    log p_a = -log(1 + sum over j != a of exp(x_j - x_a)). In this form 1 - p_a keeps its relative precision when p_a is
+    nearly 1; log_softmax loses it. A well trained SCM is there most of the time, and influence comes from exactly
+    these small differences.
 
     logits: (B, size); labels: (B,) int64 in -1 ... size - 1.
     """

@@ -1,13 +1,13 @@
-"""Training of the SCM of CoSo (arXiv 2505.03792) on (utterance, parsed action) pairs as they come in.
+"""Online training of the SCM of CoSo (arXiv 2505.03792) on (utterance, parsed action) pairs.
 
-The SCM learns by cross-entropy, summed over the heads that apply. Utterances that did not parse are left out.
+The loss is the cross-entropy, summed over the heads that apply. Utterances that did not parse are left out.
 The published schedule is 500 rounds on offline data, where there is any, then 2 rounds of 1,024 sampled
 utterances per iteration, with Adam at 1e-5.
 """
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoring.scm.calibration import CalibrationBin, expected_calibration_error
-from scoring.scm.model import ScmSettings, StructuralCausalModel, labels_loss
+from scoring.scm.model import StructuralCausalModel, labels_loss
+from scoring.scm.shape import ScmSizes, check_shape, saved_shape
+from scoring.settings import ScmSettings
 from scoring.utterances import check_utterances, distinct_pairs, flatten, padded, split
 
 Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
@@ -24,40 +26,16 @@ Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScmTrainingSettings:
-    """How the SCM is trained.
-
-    learning_rate: of Adam.
-    rounds: rounds per call of `ScmTrainer.train`, where the call does not say.
-    round_utterances: utterances sampled from the buffer, without replacement, in a round.
-    minibatch: utterances per step of Adam; a round takes ceil(round_utterances / minibatch) steps.
-    buffer_utterances: how many of the latest utterances are kept to sample from.
-    seed: of the first weights and of the sampling.
-    """
-
-    learning_rate: float = 1e-5
-    rounds: int = 2
-    round_utterances: int = 1024
-    minibatch: int = 64
-    buffer_utterances: int = 10_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("round_utterances", "minibatch", "buffer_utterances"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ScmTrainingReport:
     """What one call of `ScmTrainer.train` did.
 
-    metrics: `version`, `buffer` (utterances held), `new` (new utterances that parsed), `steps`; when steps
-        were taken, `loss` (mean over the sampled utterances, nats); when there were new ones, measured on
-        them before any training on them: `new_loss` (nats), `accuracy` (share whose applicable labels are all
-        right), `confidence` (mean probability of the predicted labels of those heads), `ece` (expected
-        calibration error of that confidence); `unseen` (new utterances that are not in the buffer, so were never
-        trained on unless they fell out of it) and, where there are any, `unseen_accuracy` and `unseen_ece` on these.
+    metrics: always `version`, `buffer` (utterances in it), `new` (new utterances that parsed), `steps`.
+        After at least one step, `loss` (mean over the sampled utterances, nats).
+        With new utterances, measured on them before training on them: `new_loss` (nats), `accuracy` (share whose
+        applicable labels are all right), `confidence` (mean probability of the predicted labels of those heads), `ece`
+        (expected calibration error of that confidence), and `unseen` (number of new utterances that are not in the
+        buffer: never trained on, unless the buffer dropped them since).
+        With unseen ones, `unseen_accuracy` and `unseen_ece` on these.
     reliability: the curve behind `ece`, 10 bins; empty when there were no new utterances.
     """
 
@@ -68,20 +46,22 @@ class ScmTrainingReport:
 class ScmTrainer:
     """An SCM with its optimiser, its buffer of past utterances and its own random generator.
 
-    Two trainers with equal settings, given the same calls, have equal weights, and so has one that was
-    saved and loaded on the way.
+    Two trainers with equal settings, sizes and seed, given the same calls, have equal weights. Saving and loading one
+    of them between two calls changes nothing.
+
+    seed: of the first weights and of the sampling.
     """
 
-    def __init__(self, scm: ScmSettings, training: ScmTrainingSettings, device: str = "cpu") -> None:
-        self.training = training
+    def __init__(self, settings: ScmSettings, sizes: ScmSizes, *, seed: int = 0, device: str = "cpu") -> None:
+        self.settings = settings
         self.device = torch.device(device)
         self.version = 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.seed)
-            self.scm = StructuralCausalModel(scm).to(self.device)
-        self._optimiser = torch.optim.Adam(self.scm.parameters(), lr=training.learning_rate, fused=True)
-        self._generator = torch.Generator().manual_seed(training.seed)
-        self._buffer: deque[Pair] = deque(maxlen=training.buffer_utterances)
+            torch.manual_seed(seed)
+            self.scm = StructuralCausalModel(settings, sizes).to(self.device)
+        self._optimiser = torch.optim.Adam(self.scm.parameters(), lr=settings.learning_rate, fused=True)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._buffer: deque[Pair] = deque(maxlen=settings.buffer_utterances)
 
     def train(
         self,
@@ -89,17 +69,17 @@ class ScmTrainer:
         labels: NDArray[np.integer],
         rounds: int | None = None,
     ) -> ScmTrainingReport:
-        """Measure the SCM on new utterances, take them into the buffer, train on samples of it; version + 1.
+        """Measure the SCM on new utterances, add them to the buffer, train on samples of it; version + 1.
 
-        Pre-training is this with the offline data and its own number of rounds.
+        Pre-training is a call with the offline data and its own number of rounds.
 
         utterances: B integer arrays (n_b,), n_b >= 0. labels: (B, K), -1 where a head does not apply.
         Utterances that did not parse (all labels -1) and empty ones are left out.
-        rounds: of this call, at least 0.
-        Raises ValueError, having changed nothing, when shapes, ids or labels do not fit the SCM.
+        rounds: of this call, at least 0; by default those of the settings.
+        Raises ValueError, and changes nothing, when shapes, ids or labels do not fit the SCM.
         """
-        settings = self.scm.settings
-        check_utterances(utterances, labels, vocab_size=settings.vocab_size, head_sizes=settings.head_sizes)
+        sizes = self.scm.sizes
+        check_utterances(utterances, labels, vocab_size=sizes.vocab_size, head_sizes=sizes.head_sizes)
         new: list[Pair] = [
             (ids.astype(np.int32), row.astype(np.int32))
             for ids, row in zip(utterances, labels, strict=True)
@@ -109,7 +89,7 @@ class ScmTrainer:
         unseen = np.array([ids.tobytes() not in seen for ids, _ in new], dtype=bool)
         measured, reliability = self._measure(new, unseen)
         self._buffer.extend(new)
-        trained = self._train(self.training.rounds if rounds is None else rounds)
+        trained = self._train(self.settings.rounds if rounds is None else rounds)
         self.version += 1
         metrics = {
             "version": self.version,
@@ -125,10 +105,10 @@ class ScmTrainer:
         return {name: value.detach().cpu().clone() for name, value in self.scm.state_dict().items()}
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return everything that training goes on from: (tensors by flat name, facts of JSON types).
+        """Return everything that training needs to continue: (tensors by flat name, facts of JSON types).
 
-        All are copies, on the CPU. The tensors are weights, Adam's moments, buffer and generator; the facts
-        are the version and the SCM's settings.
+        All are copies, on the CPU. The tensors are weights, Adam's moments, the buffer and the generator's state; the
+        facts are the version and the SCM's shape (`scoring.scm.shape`).
         """
         tensors = {f"scm.{name}": value for name, value in self.weights().items()}
         for index, moments in self._optimiser.state_dict()["state"].items():
@@ -138,27 +118,18 @@ class ScmTrainer:
         tensors |= {
             "buffer.ids": torch.from_numpy(ids),
             "buffer.lengths": torch.from_numpy(lengths),
-            "buffer.labels": torch.from_numpy(labels.reshape(len(lengths), len(self.scm.settings.head_sizes))),
+            "buffer.labels": torch.from_numpy(labels.reshape(len(lengths), len(self.scm.sizes.head_sizes))),
             "generator": self._generator.get_state(),
         }
-        settings = asdict(self.scm.settings) | {"head_sizes": list(self.scm.settings.head_sizes)}
-        return tensors, {"version": self.version, "settings": settings}
+        return tensors, {"version": self.version, "settings": saved_shape(self.settings, self.scm.sizes)}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, exactly.
+        """Continue exactly where `state_dict` was taken.
 
-        The training settings stay this trainer's own: a changed learning rate holds from here on, and a
-        smaller buffer keeps the latest utterances. Raises ValueError when the state is that of an SCM of
-        another shape.
+        The training settings stay this trainer's own: a changed learning rate applies from now on, and a smaller
+        buffer keeps the latest utterances. Raises ValueError when the state is of an SCM of another shape.
         """
-        settings = ScmSettings(**facts["settings"])
-        for field in fields(ScmSettings):
-            theirs, ours = getattr(settings, field.name), getattr(self.scm.settings, field.name)
-            if theirs != ours:
-                raise ValueError(
-                    f"the saved SCM has {field.name} = {theirs}, this run has {ours}: resume with the same "
-                    "scoring settings, model and environment, or start without the saved SCM"
-                )
+        check_shape(facts["settings"], self.settings, self.scm.sizes)
         self.scm.load_state_dict(
             {name.removeprefix("scm."): value for name, value in tensors.items() if name.startswith("scm.")}
         )
@@ -171,7 +142,7 @@ class ScmTrainer:
         self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
         ids = split(tensors["buffer.ids"].numpy().copy(), tensors["buffer.lengths"].numpy())
         labels = tensors["buffer.labels"].numpy().copy()
-        self._buffer = deque(zip(ids, labels, strict=True), maxlen=self.training.buffer_utterances)
+        self._buffer = deque(zip(ids, labels, strict=True), maxlen=self.settings.buffer_utterances)
         self._generator.set_state(tensors["generator"].clone())
         self.version = int(facts["version"])
 
@@ -180,7 +151,7 @@ class ScmTrainer:
         total, seen, steps = torch.zeros((), dtype=torch.float64, device=self.device), 0, 0
         for _ in range(rounds):
             order = torch.randperm(len(self._buffer), generator=self._generator)
-            for chosen in order[: self.training.round_utterances].split(self.training.minibatch):
+            for chosen in order[: self.settings.round_utterances].split(self.settings.minibatch):
                 if not len(chosen):
                     continue
                 distinct, which = self._distinct([self._buffer[i] for i in chosen.tolist()])
@@ -203,8 +174,8 @@ class ScmTrainer:
         self.scm.eval()
         losses, confidences, corrects = [], [], []
         distinct, which = self._distinct(pairs)
-        for start in range(0, len(distinct), self.training.minibatch):
-            ids, lengths, labels = self._tensors(distinct[start : start + self.training.minibatch])
+        for start in range(0, len(distinct), self.settings.minibatch):
+            ids, lengths, labels = self._tensors(distinct[start : start + self.settings.minibatch])
             logits = self.scm(ids, lengths)
             losses.append(labels_loss(logits, labels))
             confidence = torch.ones(len(labels), device=self.device)
@@ -216,7 +187,7 @@ class ScmTrainer:
                 correct &= ~applies | (predicted == labels[:, head])
             confidences.append(confidence)
             corrects.append(correct)
-        # A float32 softmax may exceed 1 by a rounding.
+        # Rounding can bring a float32 softmax above 1.
         confidence_all = torch.cat(confidences)[which].clamp(max=1.0).cpu().numpy()
         correct_all = torch.cat(corrects)[which].cpu().numpy()
         error, curve = expected_calibration_error(confidence_all, correct_all)
@@ -233,8 +204,8 @@ class ScmTrainer:
         return metrics, curve
 
     def _distinct(self, pairs: Sequence[Pair]) -> tuple[list[Pair], Tensor]:
-        """Return the distinct pairs, and which of them each pair is, (B,) int64: agents repeat themselves, and what is
-        the same is computed once."""
+        """Return the distinct pairs, and the index of each pair among them, (B,) int64. Agents repeat themselves, so
+        equal pairs are computed once."""
         first, which = distinct_pairs([ids for ids, _ in pairs], np.array([row for _, row in pairs]))
         return [pairs[row] for row in first], torch.from_numpy(which).to(self.device)
 

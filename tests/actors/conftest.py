@@ -20,41 +20,33 @@ ANSWER = '{"thoughts": "the current number is 3 and the target number is 5", "ac
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Idefics3 with tied head, tokenizer and processor."""
     from learner.supervised.default_model import make_default_vlm
+    from tests.tiny_models import SMALL
 
     folder = tmp_path_factory.mktemp("tiny_vlm")
-    make_default_vlm(folder, [PROMPT, ANSWER], [picture(seed) for seed in range(4)], seed=0)
+    make_default_vlm(folder, [PROMPT, ANSWER], [picture(seed) for seed in range(4)], SMALL, seed=0)
     return folder
 
 
 @pytest.fixture(scope="package")
-def ray_cluster() -> Iterator[Any]:
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    yield ray
-    ray.shutdown()
-
-
-@pytest.fixture(scope="package")
 def policy_server(ray_cluster: Any, tiny_vlm: Path) -> Iterator[LiveServer]:
-    from actors.serving.policy_server import PolicyServer, PolicyServerOptions, policy_server_environment
+    from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
+    from actors.serving.policy_server import PolicyServer
     from actors.serving.weight_transfer import WeightRegistry
+    from actors.settings import ModelSettings, PolicyServerSettings
 
     with tempfile.TemporaryDirectory(prefix="coso-", dir="/tmp") as temp_folder:
-        options = PolicyServerOptions(
-            model_path=str(tiny_vlm),
-            temp_folder=temp_folder,
-            max_model_len=512,
-            max_concurrent_requests=16,
-            generate_deadline_s=60.0,
-        )
+        model = ModelSettings(path=str(tiny_vlm))
+        settings = PolicyServerSettings(max_model_len=512, max_concurrent_requests=16, generate_deadline_s=60.0)
+        # A run's seed may be larger than those that the engine takes.
+        launch = PolicyServerLaunch(index=0, run_seed=2**32 + 1, temp_folder=temp_folder)
+        environment = policy_server_environment(model, settings, launch)
         registry = ray_cluster.remote(WeightRegistry).options(num_cpus=0).remote()
         actor = (
             ray_cluster.remote(PolicyServer)
-            .options(max_restarts=-1, num_cpus=1, runtime_env={"env_vars": policy_server_environment(options)})
-            .remote(options, "policy server 0", registry)
+            .options(max_restarts=-1, num_cpus=1, runtime_env={"env_vars": environment})
+            .remote(model, settings, launch, registry)
         )
-        server = LiveServer(actor, registry, options)
+        server = LiveServer(actor, registry, temp_folder)
         server.ask("ready", deadline_s=200)
         yield server
         ray_cluster.kill(actor)
@@ -63,8 +55,8 @@ def policy_server(ray_cluster: Any, tiny_vlm: Path) -> Iterator[LiveServer]:
 class LiveServer:
     """The server's handles, and calls that wait for their answers."""
 
-    def __init__(self, actor: Any, registry: Any, options: Any) -> None:
-        self.actor, self.registry, self.options = actor, registry, options
+    def __init__(self, actor: Any, registry: Any, temp_folder: str) -> None:
+        self.actor, self.registry, self.temp_folder = actor, registry, temp_folder
         self.last_version = 0
 
     def ask(self, method: str, *arguments: Any, deadline_s: float = 60.0) -> Any:
@@ -137,7 +129,7 @@ class Reference:
         """As the learner would publish them: by checkpoint name, the tied head left out."""
         from contextlib import nullcontext
 
-        from learner.weight_export import checkpoint_weights
+        from learner.policy.weight_export import checkpoint_weights
 
         return list(checkpoint_weights(self.model, lambda parameters: nullcontext()))
 

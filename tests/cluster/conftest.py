@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and a process passes that on to those it starts;
 # a handler is not passed on, so runs that a test interrupts hear it however the tests were started.
@@ -66,18 +67,23 @@ class Coso:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `coso warmstart` makes in a few steps."""
-    model = tmp_path_factory.mktemp("warm") / "model"
-    coso = Coso(model.parent, model)
-    output = coso.run(
-        "warmstart",
-        *coso.words,
-        f"warm_start.output={model}",
-        "warm_start.demonstrations=200",
-        "warm_start.steps=60",
-        "warm_start.vision_steps=10",
-    )
-    assert str(model) in output
+    """What `coso warmstart` makes in a few steps, once for all processes of the test run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    model = folder / "warm" / "model"
+    with FileLock(folder / "warm.lock"):
+        if not model.exists():
+            coso = Coso(model.parent, model)
+            output = coso.run(
+                "warmstart",
+                *coso.words,
+                f"warm_start.output={model}",
+                "warm_start.demonstrations=200",
+                "warm_start.steps=60",
+                "warm_start.vision_steps=10",
+            )
+            assert str(model) in output
     return model
 
 

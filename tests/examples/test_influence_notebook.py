@@ -32,6 +32,7 @@ def run(tmp_path: Path) -> Path:
     return coso.folder / "small"
 
 
+@pytest.mark.end_to_end
 def test_every_cell_runs_and_shows_what_it_says(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RUN", str(run))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))

@@ -14,13 +14,13 @@ from tests.cluster.conftest import TINY, Coso
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_game"
 
-pytestmark = pytest.mark.timeout(400)
-
 
 def test_the_example_is_under_forty_lines() -> None:
     assert len((EXAMPLE / "light_switch.py").read_text(encoding="utf-8").splitlines()) < 40
 
 
+@pytest.mark.end_to_end
+@pytest.mark.timeout(400)
 def test_the_example_is_shown_by_its_expert_taught_and_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLE), prepend=":")
     env_id = yaml.safe_load((EXAMPLE / "lamp.yaml").read_text(encoding="utf-8"))["environment"]["id"]

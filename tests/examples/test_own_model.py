@@ -15,7 +15,7 @@ from tests.cluster.conftest import TINY, Coso
 
 EXAMPLE = Path("examples/own_model")
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
 
 def test_a_model_is_made_taught_and_trained_with_adapters_by_its_path(tmp_path: Path) -> None:

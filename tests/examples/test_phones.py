@@ -71,6 +71,7 @@ def do(env: AndroidEnv, leg: str) -> tuple[Any, ...]:
     return env.step(env.write(tap(target["x"], target["y"])))
 
 
+@pytest.mark.integration
 def test_every_task_is_open_at_first_and_done_by_its_way_and_not_before(phone: AndroidEnv) -> None:
     tasks = [*phone.tasks("train"), *phone.tasks("test")]
     assert {task.instruction for task in tasks} == set(WAYS)
@@ -85,6 +86,7 @@ def test_every_task_is_open_at_first_and_done_by_its_way_and_not_before(phone: A
         assert (reward, terminated, info["success"]) == (1.0, True, True), task.instruction
 
 
+@pytest.mark.integration
 def test_a_check_that_is_none_is_named(tmp_path: Path) -> None:
     tasks = tmp_path / "mine.yaml"
     tasks.write_text("- {instruction: Rest, checks: [{path: screen.app, is: clock}]}\n- {instruction: Wait}\n")
@@ -98,6 +100,7 @@ def test_a_check_that_is_none_is_named(tmp_path: Path) -> None:
         env.close()
 
 
+@pytest.mark.end_to_end
 def test_a_person_does_a_task_on_the_page() -> None:
     words = ["play", "coso/Android-v0", f"tasks={EXAMPLE / 'tasks.yaml'}", f"evaluator={EVALUATOR}", "--page", "0"]
     playing = subprocess.Popen(
@@ -116,6 +119,7 @@ def test_a_person_does_a_task_on_the_page() -> None:
     assert playing.returncode == 0 and "1 of 1 finished episodes succeeded" in output, output
 
 
+@pytest.mark.end_to_end
 def test_a_model_that_was_taught_the_built_in_tasks_is_evaluated_and_trained_on_these(tmp_path: Path) -> None:
     coso, model = Coso(tmp_path / "runs", tmp_path / "model"), tmp_path / "model"
     small = [*TINY[1:], f"folder={coso.folder}", f"model.path={model}", "training.evaluation_episodes=3"]

@@ -32,7 +32,9 @@ def test_every_step_is_in_one_micro_batch_and_ranks_make_the_same_number(lengths
 def test_minibatches_are_a_permutation_that_depends_on_the_seed_alone(steps, size, seed):
     parts = minibatches(steps, size, (seed, 1))
     assert sorted(np.concatenate(parts).tolist()) == list(range(steps))
-    assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1  # no small last one, which would be a whole optimizer step
+    assert len(parts) == max(1, round(steps / size))
     for part, again in zip(parts, minibatches(steps, size, (seed, 1)), strict=True):
         np.testing.assert_array_equal(part, again)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +12,36 @@ import pytest
 import ray
 import torch
 
-from learner.engine import DeepSpeedEngine, RankPlace
-from learner.options import EngineOptions
+from learner.engine import DeepSpeedEngine, RankPlace, StepReport
+from learner.settings import LearnerSettings
 
-RATES = {"policy": 3e-3, "value_head": 1e-2}
+RATES = {"module": 3e-3, "head": 1e-2}
+
+
+@dataclass
+class Opaque:
+    """What the module says, as the learner's model does: a class that DeepSpeed does not look into."""
+
+    logits: torch.Tensor
+    values: torch.Tensor
 
 
 class TwoHeads(torch.nn.Module):
-    """A trunk and two heads, one of which a loss may leave out, as supervised training leaves out the value head."""
+    """A trunk and a policy head, and a value head outside, which a loss may leave out."""
 
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(7)
         self.trunk = torch.nn.Linear(6, 16)
         self.policy = torch.nn.Linear(16, 4)
-        self.value_head = torch.nn.Linear(16, 1)
-        for parameter in self.parameters():
+        value_head = torch.nn.Linear(16, 1)
+        self.outside = (value_head,)  # no submodule
+        for parameter in [*self.parameters(), *value_head.parameters()]:
             parameter.data.normal_(0.0, 0.3, generator=generator)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> Opaque:
         hidden = torch.tanh(self.trunk(x.to(self.trunk.weight.dtype)))
-        return self.policy(hidden).float(), self.value_head(hidden).float()[:, 0]
+        return Opaque(self.policy(hidden).float(), self.outside[0](hidden.float())[:, 0])
 
 
 @ray.remote(num_cpus=1)
@@ -43,26 +53,33 @@ class Rank:
         connections = psutil.Process().net_connections(kind="tcp")
         self.ports_of_ray = {found.laddr for found in connections if found.status == psutil.CONN_LISTEN}
 
-    def make(self, **options: object) -> None:
-        self.engine = DeepSpeedEngine(EngineOptions(**{"gradient_clip": 0.5, **options}), self.place)
+    def make(self, dtype: str = "float32", **settings: object) -> None:
+        learner = LearnerSettings.model_validate({"gradient_clip": 0.5, **settings})
+        self.engine = DeepSpeedEngine(learner, dtype, self.place)
         module = TwoHeads()
-        value = list(module.value_head.parameters())
-        policy = [p for name, p in module.named_parameters() if not name.startswith("value_head")]
-        self.engine.initialize(module, {"policy": policy, "value_head": value})
-        self.engine.set_learning_rates(RATES)
+        self.head = module.outside[0]
+        self.engine.initialize(module, self.head)
+        self.engine.set_learning_rates(**RATES)
 
-    def train(self, steps: range, accumulation: int, with_value: bool = True) -> list[float]:
-        """Mean loss over 8 samples per step, which are split over ranks and `accumulation` backward passes."""
+    def train(
+        self, steps: range, accumulation: int, with_value: bool = True, poison: float | None = None
+    ) -> list[float]:
+        """Mean loss over 8 samples per step, which are split over ranks and `accumulation` backward passes. poison: a
+        number that rank 0 multiplies its last loss by."""
         losses = []
         for step in steps:
             x, targets, returns = samples(step)
             parts = torch.arange(8).reshape(accumulation, self.place.world_size, -1)[:, self.place.rank]
             total = 0.0
+            parts = list(parts)
             for part in parts:
-                logits, values = self.engine.forward(x[part])
+                output = self.engine.forward(x[part])
+                logits, values = output.logits, output.values
                 loss = torch.nn.functional.cross_entropy(logits, targets[part], reduction="sum")
                 if with_value:
                     loss = loss + (values - returns[part]).square().sum()
+                if poison is not None and self.place.rank == 0 and part is parts[-1]:
+                    loss = loss * poison
                 self.engine.backward(loss * self.place.world_size / 8)
                 total += loss.item()
             self.last = self.engine.step()
@@ -75,11 +92,12 @@ class Rank:
         opened = {connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN}
         return [address.ip for address in opened - self.ports_of_ray]
 
-    def report(self) -> tuple[float, dict[str, float]]:
-        return self.last.gradient_norm, self.last.learning_rates
+    def report(self) -> StepReport:
+        return self.last
 
     def weights(self) -> dict[str, np.ndarray]:
-        whole = {}
+        whole = {f"value_head.{name}": p.detach().numpy().copy() for name, p in self.head.named_parameters()}
+        assert all(parameter.dtype == torch.float32 for parameter in self.head.parameters())
         for name, parameter in self.engine.module.named_parameters():
             with self.engine.gather([parameter]):
                 whole[name] = parameter.detach().float().numpy().copy()
@@ -87,9 +105,13 @@ class Rank:
 
     def save(self, folder: Path) -> None:
         self.engine.save(folder, "state")
+        torch.save((self.head.state_dict(), self.engine.head_state()), folder / f"head{self.place.rank}.pt")
 
     def load(self, folder: Path) -> None:
         self.engine.load(folder, "state")
+        head, state = torch.load(folder / f"head{self.place.rank}.pt", weights_only=True)
+        self.head.load_state_dict(head)
+        self.engine.load_head_state(state)
 
 
 def samples(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -106,7 +128,7 @@ def world(size: int) -> list:
 
 
 @pytest.fixture(scope="module")
-def worlds(ray_session):
+def worlds(ray_cluster):
     made = {1: world(1), 2: world(2)}
     yield made
     for ranks in made.values():
@@ -120,26 +142,30 @@ def on_all(ranks: list, method: str, *arguments, **named):
 
 @pytest.fixture(scope="module")
 def reference(worlds):
-    """Plain PyTorch: AdamW with two groups, clipping, mean over the 8 samples, no DeepSpeed."""
+    """Plain PyTorch: two AdamWs, each with its clip, mean over the 8 samples, no DeepSpeed."""
     module = TwoHeads()
+    head = module.outside[0]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [*module.trunk.parameters(), *module.policy.parameters()], "lr": RATES["policy"]},
-            {"params": list(module.value_head.parameters()), "lr": RATES["value_head"]},
+            {"params": list(module.parameters()), "lr": RATES["module"]},
+            {"params": list(head.parameters()), "lr": RATES["head"]},
         ],
         weight_decay=0.0,
     )
     losses = []
     for step in range(12):
         x, targets, returns = samples(step)
-        logits, values = module(x)
+        output = module(x)
+        logits, values = output.logits, output.values
         loss = torch.nn.functional.cross_entropy(logits, targets) + (values - returns).square().mean()
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), 0.5)
+        head_norm = torch.nn.utils.clip_grad_norm_(head.parameters(), 0.5)
         optimizer.step()
         losses.append(loss.item())
-    return losses, {name: p.detach().numpy() for name, p in module.named_parameters()}, float(norm)
+    weights = dict(module.named_parameters()) | {f"value_head.{name}": p for name, p in head.named_parameters()}
+    return losses, {name: p.detach().numpy() for name, p in weights.items()}, (float(norm), float(head_norm))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -148,11 +174,11 @@ def test_every_stage_equals_plain_adamw(worlds, reference, stage, ranks):
     for accumulation in (1, 4):
         on_all(worlds[ranks], "make", zero_stage=stage)
         losses = on_all(worlds[ranks], "train", range(12), accumulation)[0]
-        norm, rates = on_all(worlds[ranks], "report")[0]
+        report = on_all(worlds[ranks], "report")[0]
         assert losses[-1] < losses[0]
         np.testing.assert_allclose(losses, reference[0], atol=1e-5)
-        assert norm == pytest.approx(reference[2], rel=1e-4)
-        assert rates == pytest.approx(RATES)
+        assert (report.gradient_norm, report.head_gradient_norm) == pytest.approx(reference[2], rel=1e-4)
+        assert report.applied
         for weights in on_all(worlds[ranks], "weights"):
             for name, expected in reference[1].items():
                 np.testing.assert_allclose(weights[name], expected, atol=1e-5, err_msg=name)
@@ -163,6 +189,41 @@ def test_bfloat16_trains(worlds, reference, stage):
     on_all(worlds[2], "make", zero_stage=stage, dtype="bfloat16")
     losses = on_all(worlds[2], "train", range(12), 2)[0]
     np.testing.assert_allclose(losses, reference[0], rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(worlds, stage, dtype, ranks):
+    norms = []
+    for accumulation in (1, 2, 4):
+        on_all(worlds[ranks], "make", zero_stage=stage, dtype=dtype)
+        on_all(worlds[ranks], "train", range(1), accumulation)
+        norms.append(on_all(worlds[ranks], "report")[0].gradient_norm)
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_moves_no_weight_and_leaves_nothing(worlds, stage, dtype, poison):
+    """One rank breaks its last loss of several: all ranks leave the step out, and the next step is as without it."""
+    ranks = worlds[2]
+    on_all(ranks, "make", zero_stage=stage, dtype=dtype)
+    on_all(ranks, "train", range(2), 2)
+    before = on_all(ranks, "weights")
+    on_all(ranks, "train", range(2, 3), 2, poison=poison)
+    assert [report.applied for report in on_all(ranks, "report")] == [False, False]
+    for rank, weights in enumerate(on_all(ranks, "weights")):
+        np.testing.assert_equal(weights, before[rank])
+    on_all(ranks, "train", range(3, 4), 2)
+    assert on_all(ranks, "report")[0].applied
+    after = on_all(ranks, "weights")[0]
+    on_all(ranks, "make", zero_stage=stage, dtype=dtype)
+    on_all(ranks, "train", range(2), 2)
+    on_all(ranks, "train", range(3, 4), 2)
+    for name, expected in on_all(ranks, "weights")[0].items():
+        np.testing.assert_allclose(after[name], expected, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -17,15 +17,16 @@ import pytest
 import ray
 
 from actors.chat import ChatProcessor
-from learner.algorithms.ppo import PpoOptions
-from learner.checkpoint import CheckpointMismatch, CheckpointWriteFailed
+from actors.settings import ModelSettings
+from learner.algorithms.ppo import PpoSettings
+from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
 from learner.group import LearnerFailed, LearnerGroup, RankResources
-from learner.model import LoraOptions
-from learner.options import EngineOptions, LearnerOptions, PublishOptions, ScheduleOptions
+from learner.settings import EntropySettings, LearnerSettings, LoraSettings
+from learner.setup import LearnerSetup, PublishTarget
 from tests.learner.sample_trajectories import sample_trajectories
 from tests.tiny_models import make_idefics3
 
-RESOURCES = RankResources(cpus=1.0, start_deadline_s=180.0, update_deadline_s=120.0)
+RESOURCES = RankResources(cpus=1.0, gpus=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +37,30 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(model_folder, tmp_path_factory) -> LearnerOptions:
+def setup(model_folder, tmp_path_factory) -> LearnerSetup:
     """LoRA with dropout, so that a resume also has to draw the same random numbers."""
-    return LearnerOptions(
-        model_path=str(model_folder),
-        value_hidden=(16,),
-        algorithm=PpoOptions(entropy_coefficient=0.05),
-        epochs=2,
-        lora=LoraOptions(rank=4, alpha=8.0, dropout=0.2),
-        minibatch=8,
-        micro_batch=3,
-        engine=EngineOptions(gradient_clip=0.5, zero_stage=2, collective_deadline_s=60.0),
-        schedule=ScheduleOptions(learning_rate=1e-3, final_learning_rate=1e-4, total_updates=4),
-        publishing=PublishOptions(
+    return LearnerSetup(
+        model=ModelSettings(path=str(model_folder), value_hidden=(16,)),
+        algorithm=PpoSettings(epochs=2),
+        entropy=EntropySettings(coefficient=0.05),
+        learner=LearnerSettings(
+            ranks=2,
+            lora=LoraSettings(rank=4, alpha=8.0, dropout=0.2),
+            minibatch=8,
+            micro_batch=3,
+            gradient_clip=0.5,
+            zero_stage=2,
+            learning_rate=1e-3,
+            final_learning_rate=1e-4,
+            start_deadline_s=180.0,
+            update_deadline_s=120.0,
+            collective_deadline_s=60.0,
+        ),
+        temperature=1.0,
+        max_policy_lag=None,
+        total_updates=4,
+        seed=1,
+        publishing=PublishTarget(
             transport="object_store", run="test-group", fallback_folder=tmp_path_factory.mktemp("weights")
         ),
     )
@@ -60,8 +72,8 @@ def trajectories(model_folder):
 
 
 @pytest.fixture(scope="module")
-def group(ray_session, options):
-    made = LearnerGroup(options, 2, RESOURCES)
+def group(ray_cluster, setup):
+    made = LearnerGroup(setup, RESOURCES)
     yield made
     made.close()
 
@@ -93,7 +105,7 @@ def test_loading_a_checkpoint_resumes_exactly(group, checkpoint, trajectories, u
     assert_same_course(group, trajectories, uninterrupted)
 
 
-def test_a_checkpoint_holds_a_model_that_anyone_can_load(group, checkpoint, trajectories, options):
+def test_a_checkpoint_holds_a_model_that_anyone_can_load(group, checkpoint, trajectories, setup):
     """model/ is complete, with adapters merged; the adapters alone, put on the base model by peft, say the same."""
     import torch
     from peft import PeftModel
@@ -109,7 +121,7 @@ def test_a_checkpoint_holds_a_model_that_anyone_can_load(group, checkpoint, traj
     response = torch.tensor([row["response_ids"]])
     inputs["input_ids"] = torch.cat([inputs["input_ids"], response], 1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    base = AutoModelForImageTextToText.from_pretrained(options.model_path)
+    base = AutoModelForImageTextToText.from_pretrained(setup.model.path)
     models = {
         "model": AutoModelForImageTextToText.from_pretrained(checkpoint / "model").eval(),
         "adapter": PeftModel.from_pretrained(base, checkpoint / "adapter").eval(),
@@ -218,23 +230,31 @@ def test_a_checkpoint_of_another_learner_is_refused(group, checkpoint, tmp_path,
 def test_a_checkpoint_of_another_schema_or_none_is_refused(group, checkpoint, tmp_path):
     record = json.loads((checkpoint / "learner.json").read_text())
     (tmp_path / "learner.json").write_text(json.dumps(record | {"schema_version": 99}))
-    with pytest.raises(CheckpointMismatch, match="schema 99; this program reads 1"):
+    with pytest.raises(CheckpointMismatch, match="schema 99; this program reads 2"):
         group.load_checkpoint(tmp_path)
     with pytest.raises(CheckpointMismatch, match="no learner checkpoint"):
         group.load_checkpoint(tmp_path / "nothing")
 
 
-def test_a_path_without_a_model_is_one_clear_error(ray_session, options, tmp_path):
+def test_a_path_without_a_model_is_one_clear_error(ray_cluster, setup, tmp_path):
     from actors.chat import NotAVisionLanguageModel
 
     with pytest.raises(NotAVisionLanguageModel, match="cannot be loaded"):
-        LearnerGroup(replace(options, model_path=str(tmp_path)), 1, RESOURCES)
+        LearnerGroup(
+            replace(
+                setup,
+                model=setup.model.model_copy(update={"path": str(tmp_path)}),
+                learner=setup.learner.model_copy(update={"ranks": 1}),
+            ),
+            RESOURCES,
+        )
 
 
-def test_ranks_that_cannot_be_placed_are_named(ray_session, options):
-    hungry = RankResources(cpus=1000.0, start_deadline_s=3.0)
+def test_ranks_that_cannot_be_placed_are_named(ray_cluster, setup):
+    hungry = RankResources(cpus=1000.0, gpus=0.0)
+    impatient = replace(setup, learner=setup.learner.model_copy(update={"start_deadline_s": 3.0}))
     with pytest.raises(LearnerFailed, match="starting: learner rank 0, 1 did not finish within 3 s"):
-        LearnerGroup(options, 2, hungry)
+        LearnerGroup(impatient, hungry)
 
 
 def test_ranks_answer_pings_during_an_update(group, checkpoint, trajectories):

@@ -12,9 +12,10 @@ import pytest
 import ray
 
 from actors.chat import ChatProcessor
-from learner.algorithms.ppo import PpoOptions
-from learner.model import LoraOptions
-from learner.options import EngineOptions, LearnerOptions, ScheduleOptions, SupervisedOptions
+from actors.settings import ModelSettings
+from learner.algorithms.ppo import PpoSettings
+from learner.settings import EntropySettings, LearnerSettings, LoraSettings, WarmStartSettings
+from learner.setup import LearnerSetup
 from tests.learner.sample_trajectories import sample_trajectories
 from tests.tiny_models import make_idefics3
 
@@ -28,18 +29,20 @@ class Host:
     def __init__(self, rank: int, world_size: int, port: int) -> None:
         self.place = rank, world_size, port
 
-    def make(self, options: LearnerOptions) -> None:
+    def make(self, setup: LearnerSetup) -> None:
         from learner.rank import LearnerRank
 
         rank, world_size, port = self.place
-        self.learner = LearnerRank(options, rank, world_size)
-        self.learner.setup("127.0.0.1", port)
+        self.learner = LearnerRank(setup, rank, world_size)
+        self.learner.start("127.0.0.1", port)
 
     def call(self, method: str, *arguments):
         return getattr(self.learner, method)(*arguments)
 
     def weights(self) -> dict[str, np.ndarray]:
         whole = {}
+        for name, parameter in self.learner.model.value_head.named_parameters():
+            whole[f"value_head.{name}"] = parameter.detach().numpy().copy()
         for name, parameter in self.learner.model.named_parameters():
             with self.learner.engine.gather([parameter]):
                 whole[name] = parameter.detach().float().numpy().copy()
@@ -71,7 +74,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def worlds(ray_session):
+def worlds(ray_cluster):
     made = {1: World(1), 2: World(2)}
     yield made
     for world in made.values():
@@ -87,19 +90,30 @@ def model_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(model_folder) -> LearnerOptions:
-    return LearnerOptions(
-        model_path=str(model_folder),
-        value_hidden=(16,),
-        algorithm=PpoOptions(entropy_coefficient=0.05),
-        epochs=2,
-        minibatch=8,
-        micro_batch=3,
-        token_chunk=50,
+def setup(model_folder) -> LearnerSetup:
+    return LearnerSetup(
+        model=ModelSettings(path=str(model_folder), value_hidden=(16,)),
+        algorithm=PpoSettings(epochs=2),
+        entropy=EntropySettings(coefficient=0.05),
         # AdamW divides a gradient by its own size: with the usual epsilon, rounding in a tiny one is a whole step.
-        engine=EngineOptions(gradient_clip=0.5, epsilon=1e-5),
-        schedule=ScheduleOptions(learning_rate=1e-3, final_learning_rate=1e-4, total_updates=3),
+        learner=LearnerSettings(
+            minibatch=8,
+            micro_batch=3,
+            token_chunk=50,
+            gradient_clip=0.5,
+            epsilon=1e-5,
+            learning_rate=1e-3,
+            final_learning_rate=1e-4,
+        ),
+        temperature=1.0,
+        max_policy_lag=None,
+        total_updates=3,
+        seed=1,
     )
+
+
+def with_learner(setup: LearnerSetup, **changes: object) -> LearnerSetup:
+    return replace(setup, learner=setup.learner.model_copy(update=changes))
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +122,9 @@ def trajectories(model_folder):
 
 
 @pytest.fixture(scope="module")
-def reference(worlds, options, trajectories):
+def reference(worlds, setup, trajectories):
     """One rank, stage 0: metrics and weights after two updates."""
-    worlds[1].make(options)
+    worlds[1].make(setup)
     metrics = [worlds[1].update(trajectories, 0), worlds[1].update(trajectories, 1)]
     return metrics, worlds[1].weights()
 
@@ -127,7 +141,7 @@ def assert_like(reference, metrics, weights) -> None:
 def test_an_update_moves_the_policy_and_reports_on_it(reference):
     first, second = reference[0]
     assert first["mismatch_tokens"] > 0
-    assert first["optimizer_steps"] == 2 * 3  # epochs × minibatches of 8, 8 and 2
+    assert first["optimizer_steps"] == 2 * 2  # epochs × minibatches of 9 and 9
     assert first["learning_rate"] == pytest.approx(1e-3)
     assert second["learning_rate"] == pytest.approx(5.5e-4)
     # The second update starts from moved weights, whose log-probabilities of the same answers are others.
@@ -137,28 +151,28 @@ def test_an_update_moves_the_policy_and_reports_on_it(reference):
 
 
 @pytest.mark.parametrize("micro_batch", [1, 8])
-def test_accumulation_does_not_change_the_update(worlds, options, trajectories, reference, micro_batch):
-    worlds[1].make(replace(options, micro_batch=micro_batch))
+def test_accumulation_does_not_change_the_update(worlds, setup, trajectories, reference, micro_batch):
+    worlds[1].make(with_learner(setup, micro_batch=micro_batch))
     metrics = [worlds[1].update(trajectories, 0), worlds[1].update(trajectories, 1)]
     assert_like(reference, metrics, worlds[1].weights())
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_of_any_stage_equal_one(worlds, options, trajectories, reference, stage):
-    """Minibatches of 8, 8 and 2 in micro-batches of 3: the ranks' shares are unequal, so one needs a filler."""
-    worlds[2].make(replace(options, engine=replace(options.engine, zero_stage=stage)))
+def test_two_ranks_of_any_stage_equal_one(worlds, setup, trajectories, reference, stage):
+    """Minibatches of 9 in micro-batches of 3: the ranks' shares are unequal, so one needs a filler."""
+    worlds[2].make(with_learner(setup, zero_stage=stage))
     metrics = [worlds[2].update(trajectories, 0), worlds[2].update(trajectories, 1)]
     assert_like(reference, metrics, worlds[2].weights())
 
 
-def test_log_probabilities_are_those_of_the_model_itself(worlds, options, trajectories, model_folder):
+def test_log_probabilities_are_those_of_the_model_itself(worlds, setup, trajectories, model_folder):
     """Against Hugging Face's own logits, one unpadded step at a time, special tokens banned."""
     import torch
     from transformers import AutoModelForImageTextToText
 
     from actors.trajectory import decode_png
 
-    worlds[2].make(replace(options, temperature=0.7))
+    worlds[2].make(replace(setup, temperature=0.7))
     found = worlds[2].token_logprobs(trajectories)
     chat = ChatProcessor(str(model_folder))
     model = AutoModelForImageTextToText.from_pretrained(model_folder).eval()
@@ -174,13 +188,13 @@ def test_log_probabilities_are_those_of_the_model_itself(worlds, options, trajec
         np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
-def test_mismatch_is_zero_where_the_learner_made_the_tokens(worlds, options, trajectories):
+def test_mismatch_is_zero_where_the_learner_made_the_tokens(worlds, setup, trajectories):
     """Behaviour log-probabilities from this very learner: no mismatch; made by another version: none counted."""
     import pyarrow as pa
 
     from actors.trajectory import STEP_SCHEMA, TrajectoryBatch
 
-    worlds[2].make(options)
+    worlds[2].make(setup)
     current = [array.tolist() for array in worlds[2].token_logprobs(trajectories)]
     position = trajectories.steps.schema.get_field_index("behaviour_logprobs")
     field = STEP_SCHEMA.field("behaviour_logprobs")
@@ -194,13 +208,13 @@ def test_mismatch_is_zero_where_the_learner_made_the_tokens(worlds, options, tra
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_lora_trains_adapters_alone_alike_on_one_rank_and_two(worlds, options, trajectories, stage):
-    lora = replace(options, lora=LoraOptions(rank=4, alpha=8.0, dropout=0.0))
+def test_lora_trains_adapters_alone_alike_on_one_rank_and_two(worlds, setup, trajectories, stage):
+    lora = with_learner(setup, lora=LoraSettings(rank=4, alpha=8.0, dropout=0.0))
     worlds[1].make(lora)
     before = worlds[1].weights()
     worlds[1].update(trajectories, 0)
     expected = worlds[1].weights()
-    worlds[2].make(replace(lora, engine=replace(lora.engine, zero_stage=stage)))
+    worlds[2].make(with_learner(lora, zero_stage=stage))
     worlds[2].update(trajectories, 0)
     weights = worlds[2].weights()
     for name, start in before.items():
@@ -210,18 +224,19 @@ def test_lora_trains_adapters_alone_alike_on_one_rank_and_two(worlds, options, t
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_bfloat16_updates(worlds, options, trajectories, reference, stage):
-    worlds[2].make(replace(options, engine=replace(options.engine, dtype="bfloat16", zero_stage=stage)))
+def test_bfloat16_updates(worlds, setup, trajectories, reference, stage):
+    rough = with_learner(setup, zero_stage=stage)
+    worlds[2].make(replace(rough, model=setup.model.model_copy(update={"dtype": "bfloat16"})))
     worlds[2].update(trajectories, 0)
     second = worlds[2].update(trajectories, 1)
     assert second["value_loss"] == pytest.approx(reference[0][1]["value_loss"], rel=0.1)
 
 
-def test_supervised_steps_learn_the_demonstrations_alike_on_one_rank_and_two(worlds, options, trajectories):
-    course = SupervisedOptions(steps=12, batch=6, learning_rate=1e-2, informative_weight=3.0)
+def test_supervised_steps_learn_the_demonstrations_alike_on_one_rank_and_two(worlds, setup, trajectories):
+    course = WarmStartSettings(steps=12, batch=6, learning_rate=1e-2, informative_weight=3.0)
     losses = {}
     for size, stage in ((1, 0), (2, 3)):
-        worlds[size].make(replace(options, engine=replace(options.engine, zero_stage=stage)))
+        worlds[size].make(with_learner(setup, zero_stage=stage))
         worlds[size].begin_supervised(trajectories, course)
         reports = [*worlds[size].supervised_steps(5), *worlds[size].supervised_steps(100)]
         assert len(reports) == course.steps
@@ -230,7 +245,7 @@ def test_supervised_steps_learn_the_demonstrations_alike_on_one_rank_and_two(wor
     np.testing.assert_allclose(losses[2], losses[1], rtol=2e-3)
 
 
-def test_a_rank_answers_who_it_is(worlds, options):
-    worlds[1].make(options)
+def test_a_rank_answers_who_it_is(worlds, setup):
+    worlds[1].make(setup)
     answer = worlds[1].ping()
     assert answer["pid"] != os.getpid() and answer["rss"] > 1e8 and answer["update"] == 0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from learner.options import ScheduleOptions
 from learner.schedules import learning_rate, warm_up_and_decay
+from learner.settings import LearnerSettings
 
 
 def test_cosine_goes_from_start_to_final_over_the_updates():
-    schedule = ScheduleOptions(learning_rate=1e-3, final_learning_rate=1e-4, total_updates=5)
-    rates = [learning_rate(schedule, 1e-3, update) for update in range(7)]
+    settings = LearnerSettings(learning_rate=1e-3, final_learning_rate=1e-4)
+    rates = [learning_rate(settings, 1e-3, update, 5) for update in range(7)]
     assert rates[0] == pytest.approx(1e-3)
     assert rates[2] == pytest.approx((1e-3 + 1e-4) / 2)
     assert rates[4:] == pytest.approx([1e-4] * 3)
@@ -18,12 +18,12 @@ def test_cosine_goes_from_start_to_final_over_the_updates():
 
 
 def test_constant_stays():
-    schedule = ScheduleOptions(learning_rate=1e-3, shape="constant", total_updates=5)
-    assert {learning_rate(schedule, 2e-3, update) for update in range(9)} == {2e-3}
+    settings = LearnerSettings(learning_rate=1e-3, schedule="constant")
+    assert {learning_rate(settings, 2e-3, update, 5) for update in range(9)} == {2e-3}
 
 
-def test_a_course_of_one_update_starts_at_the_start():
-    assert learning_rate(ScheduleOptions(learning_rate=1e-3, total_updates=1), 1e-3, 0) == pytest.approx(1e-3)
+def test_a_schedule_of_one_update_starts_at_the_start():
+    assert learning_rate(LearnerSettings(learning_rate=1e-3), 1e-3, 0, 1) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 20, 250])

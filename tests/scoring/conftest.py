@@ -1,4 +1,4 @@
-"""What all tests of scoring share."""
+"""Fixtures of all tests of scoring."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread():
-    """As scorers and trainer have, so that sums are taken in the same order; and two busy cores get no slower by it."""
+    """One thread, as in scorers and trainer, so that sums are computed in the same order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""Synthetic languages whose causal tokens are known, with a tokenizer of one token a word.
+"""Synthetic languages whose causal tokens are known, with a tokenizer of one token per word.
 
 An utterance is a row of slots, each a key and a value: `k0 v3 k1 v0 k2 v5 ...`. A hidden rule reads some of the slots;
 their values are the labels of the action. All other values are drawn at random and decide nothing.
@@ -25,7 +25,7 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Language:
-    """slots: how many; causal: those the rule reads, one per label head."""
+    """slots: number of slots. causal: the slots that the rule reads, one per label head."""
 
     slots: int
     causal: tuple[int, ...]
@@ -49,7 +49,7 @@ class Language:
         return list(ids.astype(np.int32)), values[:, self.causal].astype(np.int32)
 
     def parse(self, text: str) -> ParsedAction:
-        """The labels of a text; -1 for a slot that is not there whole."""
+        """Return the labels of a text; -1 for a slot whose key or value is missing."""
         words = text.split()
         labels = np.full(len(self.causal), -1, np.int32)
         for head, slot in enumerate(self.causal):

@@ -12,7 +12,7 @@ few_values = st.lists(st.integers(0, 4), min_size=1, max_size=12)
 
 @given(few_values)
 @settings(max_examples=200, deadline=None)
-def test_ranks_count_what_is_below_and_half_of_the_equals(numbers):
+def test_ranks_count_smaller_values_and_half_of_the_equal_ones(numbers):
     expected = [
         sum(other < number for other in numbers) + (1 + sum(other == number for other in numbers)) / 2
         for number in numbers
@@ -32,12 +32,12 @@ def test_spearman_is_the_correlation_of_ranks(pairs):
     assert found == pytest.approx((a @ b) / np.sqrt((a @ a) * (b @ b)))
 
 
-def test_spearman_sees_order_alone():
+def test_spearman_depends_on_order_alone():
     line = np.arange(5.0)
     assert spearman(line, np.exp(line)) == pytest.approx(1) and spearman(line, -line) == pytest.approx(-1)
 
 
-def test_top_overlap_takes_as_many_tokens_as_are_true():
+def test_top_overlap_takes_as_many_top_tokens_as_there_are_true_ones():
     truth = np.array([0, 1, 0, 1, 0.0])
     assert top_overlap(np.array([0.1, 0.9, 0.2, 0.8, 0.0]), truth) == 1
     assert top_overlap(np.array([0.95, 0.9, 0.2, 0.8, 0.0]), truth) == 0.5
@@ -51,7 +51,7 @@ def test_span_mass_is_a_share_and_undefined_without_a_span_or_influence():
     assert span_mass(values, 4) is None and span_mass(np.zeros(3), 1) is None
 
 
-def test_agreement_looks_at_tokens_that_can_count_and_skips_what_is_undefined():
+def test_agreement_compares_tokens_that_can_count_and_skips_undefined_values():
     estimate = [np.array([0.9, 0.1, 0.5]), np.array([0.3, 0.3])]
     truth = [np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0])]
     countable = [np.array([False, True, True]), np.array([True, True])]

@@ -1,4 +1,4 @@
-"""On languages whose causal tokens are known, a trained SCM's influence points at them."""
+"""On languages whose causal tokens are known, these have the largest influence by a trained SCM."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import pytest
 from scoring.effects.estimators import make_estimator
 from scoring.effects.tokens import token_facts
 from scoring.fidelity import agreement
-from scoring.scm.model import ScmSettings
-from scoring.scm.training import ScmTrainer, ScmTrainingSettings
+from scoring.scm.shape import ScmSizes
+from scoring.scm.training import ScmTrainer
+from scoring.settings import ScmSettings, ScoringSettings
 from tests.scoring.languages import Language
 
 
@@ -15,12 +16,11 @@ from tests.scoring.languages import Language
 def test_a_trained_scm_ranks_the_true_tokens_first(language):
     tokenizer = language.tokenizer()
     facts = token_facts(tokenizer)
-    shape = ScmSettings(
-        vocab_size=facts.vocab_size, head_sizes=language.head_sizes, hidden=32, layers=2, heads=2, feedforward=64,
-        max_tokens=16,
+    settings = ScmSettings(
+        hidden=32, layers=2, heads=2, feedforward=64, max_tokens=16,
+        learning_rate=3e-3, round_utterances=1000, minibatch=50,
     )  # fmt: skip
-    training = ScmTrainingSettings(learning_rate=3e-3, round_utterances=1000, minibatch=50, seed=0)
-    trainer = ScmTrainer(shape, training)
+    trainer = ScmTrainer(settings, ScmSizes(vocab_size=facts.vocab_size, head_sizes=language.head_sizes))
     trainer.train(*language.sample(1000, seed=1), rounds=12)
     held_out, labels = language.sample(60, seed=2)
     report = trainer.train(held_out, labels, rounds=0)
@@ -29,7 +29,8 @@ def test_a_trained_scm_ranks_the_true_tokens_first(language):
     true = {2 * slot + 1 for slot in language.causal}
     values = {}
     for name in ("scm", "gradient"):
-        estimator = make_estimator(name, facts, window=1, batch_tokens=512, longest=99, scm=trainer.scm.eval())
+        settings = ScoringSettings(window=1, batch_tokens=512)
+        estimator = make_estimator(name, facts, settings, scm=trainer.scm.eval())
         values[name] = [estimator.score(ids, row).values for ids, row in zip(held_out, labels, strict=True)]
     reciprocal_ranks = []
     for value in values["scm"]:

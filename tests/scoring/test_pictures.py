@@ -1,4 +1,4 @@
-"""Shaded utterances show every token with its number, and nothing in a token's text can act on page or terminal."""
+"""Shaded utterances show every token and its influence; a token's text cannot act on the page or the terminal."""
 
 import io
 from html.parser import HTMLParser
@@ -49,7 +49,7 @@ def test_html_is_the_text_and_nothing_but_spans(pairs):
     assert reader.titles == [f"influence {v:.3f}" for _, v in pairs]
 
 
-def test_html_escapes_what_a_model_may_write():
+def test_html_escapes_the_text_of_a_model():
     page = shade_html(['<script>alert("x")</script>', "'>&amp;"], [1.0, 0.0])
     assert "<script" not in page and "&lt;script&gt;" in page and "&amp;amp;" in page
     assert "rgba(255,140,0,0.800)" in page and "rgba(255,140,0,0.000)" in page
@@ -93,9 +93,9 @@ def test_a_picture_shades_each_tokens_own_characters_and_wraps_at_its_width():
     np.testing.assert_array_equal(shaded[:40], blank[:40])  # the title
 
 
-def test_no_answers_make_a_picture_all_the_same():
+def test_no_answers_make_an_empty_picture():
     assert shade_picture([]).size[1] > 0
 
 
-def test_a_profile_line_has_a_bar_a_bin():
+def test_a_profile_line_has_one_bar_per_bin():
     assert profile_line([0.0, 0.5, 1.0]) == " ▄█" and profile_line([0.0, 0.0]) == "  " and profile_line([]) == ""

@@ -1,4 +1,4 @@
-"""Profiles average influence over places and words, as the definition says."""
+"""Profiles average influence over positions and words, as the definition says."""
 
 import numpy as np
 from hypothesis import given, settings

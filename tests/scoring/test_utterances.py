@@ -1,18 +1,18 @@
-"""How utterances are shared out among scorers: all of them once, within bounds, and so that no scorer ends late."""
+"""Utterances are cut into tasks: each is in one of them, within limits, and all scorers end at about the same time."""
 
 import heapq
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scoring.utterances import shared_out
+from scoring.utterances import cut_into_tasks
 
 COSTS = st.lists(st.integers(0, 200), max_size=60)
 
 
 @given(COSTS, st.integers(1, 8), st.integers(1, 16), st.integers(1, 400))
-def test_every_row_is_in_one_task_and_no_task_is_beyond_its_bounds(costs, workers, most, most_cost):
-    tasks = shared_out(dict(enumerate(costs)), workers=workers, most=most, most_cost=most_cost)
+def test_every_row_is_in_one_task_and_every_task_is_within_its_limits(costs, workers, most, most_cost):
+    tasks = cut_into_tasks(dict(enumerate(costs)), workers=workers, most=most, most_cost=most_cost)
     assert sorted(row for task in tasks for row in task) == list(range(len(costs)))
     left = sum(costs)
     for task in tasks:
@@ -27,6 +27,6 @@ def test_every_row_is_in_one_task_and_no_task_is_beyond_its_bounds(costs, worker
 @given(COSTS.filter(any), st.integers(1, 8))
 def test_workers_that_pull_tasks_end_within_one_row_of_each_other(costs, workers):
     ends = [0] * workers
-    for task in shared_out(dict(enumerate(costs)), workers=workers, most=1000, most_cost=10**9):
+    for task in cut_into_tasks(dict(enumerate(costs)), workers=workers, most=1000, most_cost=10**9):
         heapq.heapreplace(ends, ends[0] + sum(costs[row] for row in task))
     assert max(ends) <= sum(costs) / workers + max(costs)

@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (lambda: setup_machine.require_glibc(("", "")), "another distribution"),
         (lambda: setup_machine.require_modules(["venv", "ensurepip"]), "venv and ensurepip"),
         (lambda: setup_machine.require_compiler(None), "install gcc"),
+        (lambda: setup_machine.require_numa(False), "install libnuma1"),
         (lambda: setup_machine.require_build_tools(["c++"]), "needs c++"),
         (lambda: setup_machine.require_headers(Path("/nonexistent")), "python3-dev"),
         (lambda: setup_machine.require_memory(4 * GIB), "4.0 GiB"),
@@ -53,6 +54,7 @@ def test_a_machine_that_has_everything_passes() -> None:
     setup_machine.require_glibc(("glibc", "2.36"))
     setup_machine.require_modules([])
     setup_machine.require_compiler("/usr/bin/cc")
+    setup_machine.require_numa(True)
     setup_machine.require_memory(8 * GIB)
     setup_machine.require_memory(None)
     setup_machine.require_disk(9 * GIB, "cpu", Path("/here"))
@@ -72,6 +74,20 @@ def test_without_a_compiler_the_cpu_profile_goes_on_with_a_note_and_the_gpu_prof
         setup_machine.preflight("gpu")
 
 
+def test_an_image_may_be_built_on_a_machine_that_could_not_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_machine, "DISK_BYTES", {"cpu": 0, "gpu": 0})
+    monkeypatch.setattr(setup_machine, "memory_bytes", lambda: 2 * GIB)
+    monkeypatch.setattr(setup_machine, "read_text", lambda path: "flags : fpu sse4_2")
+    setup_machine.preflight("cpu", for_image=True)
+    with pytest.raises(MachineLacks, match="8 GB of memory"):
+        setup_machine.preflight("cpu")
+
+
+def test_a_library_is_found_by_its_name() -> None:
+    assert setup_machine.has_library("libc.so.6")
+    assert not setup_machine.has_library("libnosuchthing.so.6")
+
+
 def test_memory_is_that_of_this_machine() -> None:
     import psutil
 
@@ -80,10 +96,10 @@ def test_memory_is_that_of_this_machine() -> None:
 
 
 def test_an_old_python_gets_as_far_as_being_told_so() -> None:
-    ast.parse((ROOT / "cluster" / "setup_machine.py").read_text(encoding="utf-8"), feature_version=(3, 6))
+    ast.parse((ROOT / "tools" / "setup_machine.py").read_text(encoding="utf-8"), feature_version=(3, 6))
     imported = {
         alias.name if isinstance(node, ast.Import) else node.module
-        for node in ast.walk(ast.parse((ROOT / "cluster" / "setup_machine.py").read_text(encoding="utf-8")))
+        for node in ast.walk(ast.parse((ROOT / "tools" / "setup_machine.py").read_text(encoding="utf-8")))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
@@ -118,9 +134,9 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     for folder, file in (("requirements", "cpu.txt"), (".", "pyproject.toml")):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / file).write_bytes((ROOT / folder / file).read_bytes())
-    (tmp_path / "cluster").mkdir()
-    copy = tmp_path / "cluster" / "setup_machine.py"
-    copy.write_bytes((ROOT / "cluster" / "setup_machine.py").read_bytes())
+    (tmp_path / "tools").mkdir()
+    copy = tmp_path / "tools" / "setup_machine.py"
+    copy.write_bytes((ROOT / "tools" / "setup_machine.py").read_bytes())
     spec = importlib.util.spec_from_file_location("setup_machine_elsewhere", copy)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -128,6 +144,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.integration
 def test_a_broken_environment_is_made_again_and_a_whole_one_kept(elsewhere: ModuleType) -> None:
     elsewhere.PYTHON.parent.mkdir(parents=True)
     elsewhere.PYTHON.write_bytes(b"")  # what an interruption can leave: there, but not to be run
@@ -144,7 +161,7 @@ def test_a_finished_environment_is_left_alone_until_its_requirements_change(
     elsewhere: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    monkeypatch.setattr(elsewhere, "preflight", lambda profile: steps.append("preflight"))
+    monkeypatch.setattr(elsewhere, "preflight", lambda profile, for_image: steps.append("preflight"))
     monkeypatch.setattr(elsewhere, "run_or_lack", lambda command, otherwise: steps.append(command[-1]))
     monkeypatch.setattr(elsewhere, "require_cpu_torch", lambda: None)
     elsewhere.PYTHON.parent.mkdir(parents=True)
@@ -166,7 +183,7 @@ def test_an_interrupted_set_up_remembers_its_profile_and_goes_on(
     def interrupt(command: list[str], otherwise: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(elsewhere, "preflight", lambda profile: None)
+    monkeypatch.setattr(elsewhere, "preflight", lambda profile, for_image: None)
     monkeypatch.setattr(elsewhere, "make_environment", lambda afresh: None)
     monkeypatch.setattr(elsewhere, "run_or_lack", interrupt)
     elsewhere.PYTHON.parent.mkdir(parents=True)
@@ -190,7 +207,7 @@ def test_an_extra_is_added_to_a_finished_environment_and_stays_in_it(
     elsewhere: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    monkeypatch.setattr(elsewhere, "preflight", lambda profile: None)
+    monkeypatch.setattr(elsewhere, "preflight", lambda profile, for_image: None)
     monkeypatch.setattr(elsewhere, "preflight_extras", lambda: steps.append("build tools"))
     monkeypatch.setattr(elsewhere, "run_or_lack", lambda command, otherwise: steps.append(command[-1]))
     monkeypatch.setattr(elsewhere, "require_cpu_torch", lambda: None)

@@ -1,6 +1,6 @@
-"""Who says whether a phone task is done: the embedded phone's state, a judging model, or checks on a real device.
+"""Evaluators decide whether a phone task is done: by the embedded phone's state, a judge model, or device checks.
 
-An evaluator that fails raises `EvaluatorError`. That is a failure of infrastructure: it ends the episode with a reason
+An evaluator that fails raises `EvaluatorError`. This is an infrastructure failure: it ends the episode with a reason
 and is never a reward of 0.
 """
 

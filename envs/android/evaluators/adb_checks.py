@@ -1,4 +1,4 @@
-"""`adb`: conditions on a real device, read through adb: the activity in front, an installed package, a setting."""
+"""`adb`: checks on a real device through adb: the foreground activity, an installed package, a setting."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from envs.android.adb import AdbPhone
 from envs.android.device import DeviceError
 from envs.android.evaluators.base import ACCOMPLISHED, NOT_YET, Evaluator, EvaluatorError, Moment, Verdict
 
-#: Names that go to the device's shell: letters, digits and what Android's own names are made of besides.
+#: Names that may go to the device's shell: the characters of Android's own names.
 _NAME = re.compile(r"[A-Za-z0-9_.$/-]{1,200}")
 _NAMESPACES = ("system", "secure", "global")
-#: Android 10 and later, then 8 and 9.
+#: The foreground activity in the output of `dumpsys`, in the forms of Android 8 and later.
 _RESUMED = re.compile(r"(?:topResumedActivity|ResumedActivity|mResumedActivity)[=:]\s?ActivityRecord\{\S+ \S+ (\S+)")
 _KINDS = {"activity": {"activity"}, "package": {"package"}, "setting": {"setting", "value"}}
 
 
 class AdbEvaluator(Evaluator):
-    """Succeeds when all of a task's checks hold; they come from a YAML task file.
+    """A task succeeds when all its checks from the YAML task file hold.
 
-    `{activity: com.android.settings/.Settings}`: the activity in front, the part after the slash may be left out;
-    `{package: org.example.app}`: is installed, with `absent: true` is not; `{setting: global/airplane_mode_on, value:
-    "1"}`: a system, secure or global setting has a value.
+    `{activity: com.android.settings/.Settings}`: the foreground activity; the part after the slash is optional.
+    `{package: org.example.app}`: the package is installed; with `absent: true`, it is not. `{setting:
+    global/airplane_mode_on, value: "1"}`: a system, secure or global setting has this value.
     """
 
     def verdict(self, moment: Moment) -> Verdict:
@@ -43,14 +43,14 @@ def _holds(check: dict[str, Any], phone: AdbPhone) -> bool:
         raise EvaluatorError(f"a check names an activity, a package, or a setting with its value, not {check!r}")
     name = str(check[kind])
     if not _NAME.fullmatch(name):
-        raise EvaluatorError(f"{name!r} is no name of an Android {kind}")
+        raise EvaluatorError(f"{name!r} is not a name of an Android {kind}")
     return _READERS[kind](name, check, phone) != bool(check.get("absent", False))
 
 
 def _activity(name: str, check: dict[str, Any], phone: AdbPhone) -> bool:
     found = _RESUMED.search(phone.shell("dumpsys activity activities"))
     if found is None:
-        raise EvaluatorError(f"{phone.serial} does not say which activity is in front")
+        raise EvaluatorError(f"{phone.serial} does not report its foreground activity")
     return found.group(1) == name or ("/" not in name and found.group(1).split("/")[0] == name)
 
 

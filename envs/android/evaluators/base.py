@@ -1,4 +1,4 @@
-"""What an evaluator is given, and what it says."""
+"""The interface of evaluators."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from envs.android.tasks import Task
 
 
 class EvaluatorError(Exception):
-    """An evaluator could not say whether a task is done; the message says what failed and where."""
+    """An evaluator could not decide whether a task is done. The message says what failed and where."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where an episode stands after a step.
+    """The situation of an episode after a step.
 
-    screens: every screen of the episode so far, uint8 (height, width, 3), the present one last; state: the embedded
-    phone's, or None; device: the phone itself.
+    screens: every screen of the episode so far, uint8 (height, width, 3), the current one last; state: of the
+    embedded phone, or None; device: the phone itself.
     """
 
     task: Task
@@ -33,7 +33,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the task is accomplished, whether the episode is over for that or another reason, and the reward."""
+    """Whether the task is accomplished, whether the episode is over, and the reward."""
 
     success: bool
     over: bool
@@ -45,7 +45,7 @@ ACCOMPLISHED = Verdict(success=True, over=True, reward=1.0)
 
 
 class Evaluator(Protocol):
-    """Judges every step of an episode."""
+    """Evaluates every step of an episode."""
 
     def verdict(self, moment: Moment) -> Verdict:
-        """What is to be said of this moment; raises `EvaluatorError` where nothing can be said."""
+        """Evaluate this moment. Raises `EvaluatorError` if it cannot be evaluated."""

@@ -1,4 +1,4 @@
-"""The evaluators by name, and which one a task set is judged by unless told otherwise."""
+"""The evaluators by name, and the default evaluator of each task set."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ EVALUATORS = {
 def make_evaluator(name: str | None, tasks: str, options: dict[str, Any]) -> Evaluator:
     """The evaluator of that name (or `module:Class`) for a task set, with its keyword arguments.
 
-    Raises ValueError where there is no such evaluator, or it does not fit the tasks.
+    Raises ValueError if there is no such evaluator or it does not fit the tasks.
     """
     if tasks == "miniwob":
         if name is not None:
-            raise ValueError(f"MiniWoB++ pages judge themselves; leave evaluator empty instead of {name!r}")
+            raise ValueError(f"MiniWoB++ pages give their own reward; leave evaluator empty instead of {name!r}")
         return PageEvaluator()
     if name is None:
         name = "state" if tasks in EMBEDDED else "judge"

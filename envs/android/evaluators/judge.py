@@ -1,7 +1,7 @@
-"""`judge`: a vision-language model behind any OpenAI-compatible endpoint says whether a screen has reached the task.
+"""`judge`: a vision-language model at an OpenAI-compatible endpoint decides whether a screen accomplishes the task.
 
-The project's own policy server can be that endpoint, and so can any other that speaks `POST /chat/completions` with
-images. The published evaluator (DigiRL's) asks one question about the last screen, with examples before it.
+The endpoint may be `coso serve` or any other with `POST /chat/completions` and images. The published evaluator (of
+DigiRL) asks one question about the last screen, after examples.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _INSTRUCTIONS = (
     "verdict from what the screens show and nothing else. Answer in two lines: first one sentence on what you see, "
     "then exactly 'Status: success' or 'Status: failure'."
 )
-#: Task, what the last screen shows, and the answer: the form is learnt from these.
+#: Examples: task, content of the last screen, answer. They show the answer's form.
 _EXAMPLES = (
     ("Turn on Wi-Fi", "Settings, Network & internet, a switch beside Wi-Fi that is off", "failure"),
     ("Set an alarm for 07:30", "Clock with the tab Alarm, a row 07:30 whose switch is on", "success"),
@@ -43,11 +43,11 @@ _RETRIED_CODES = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
 class _TryAgain(Exception):
-    """A failure that may pass: the network, an overloaded server, an answer that is none."""
+    """A failure that may be temporary: the network, an overloaded server, an answer without a verdict."""
 
 
 class JudgeEvaluator(Evaluator):
-    """Asks the endpoint about screens it has not been asked about for that task; its answers are remembered."""
+    """Asks the endpoint once per task and screens; verdicts are cached."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class JudgeEvaluator(Evaluator):
         cache_size: int = 4096,
     ) -> None:
         """url: of the API, for instance http://127.0.0.1:8000/v1; api_key_variable: the environment variable that holds
-        the key (sent where it is set, never logged); screens: how many of the latest are shown; deadline_s: of one
-        request; attempts: in all, with waits from backoff_s on that double; cache_size: verdicts remembered."""
+        the key (sent if it is set, never logged); screens: number of latest screens shown; deadline_s: of one request;
+        attempts: total number, with waits that start at backoff_s and double; cache_size: verdicts in the cache."""
         if not re.fullmatch(r"https?://[^\s]+", url):
             raise ValueError(f"judge: url must begin with http:// or https://, not {url!r}")
         if screens < 1 or attempts < 1:
@@ -78,7 +78,7 @@ class JudgeEvaluator(Evaluator):
         self._max_tokens = max_tokens
         self._cache_size = cache_size
         self._verdicts: OrderedDict[str, bool] = OrderedDict()
-        #: Requests sent, and verdicts given without one.
+        #: Requests sent, and verdicts from the cache.
         self.asked = self.remembered = 0
 
     def verdict(self, moment: Moment) -> Verdict:
@@ -126,9 +126,9 @@ class JudgeEvaluator(Evaluator):
             text = json.loads(answer)["choices"][0]["message"]["content"]
             found = _STATUS.findall(text)
         except (ValueError, LookupError, TypeError) as error:
-            raise _TryAgain(f"what came is no chat completion: {answer[:200]!r}") from error
+            raise _TryAgain(f"the answer is not a chat completion: {answer[:200]!r}") from error
         if len({status.lower() for status in found}) != 1:
-            raise _TryAgain(f"the answer has no one status line: {text[:200]!r}")
+            raise _TryAgain(f"the answer does not have exactly one status line: {text[:200]!r}")
         return found[0].lower() == "success"
 
     def _request(self, instruction: str, screens: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
@@ -142,13 +142,13 @@ class JudgeEvaluator(Evaluator):
 
 
 def _read_within(response: Any, deadline_s: float) -> bytes:
-    """The whole body. The socket's own timeout is per read: a server that drips would never end."""
+    """Read the whole body within the deadline. The socket's timeout is per read, so a slow sender could avoid it."""
     ends = time.monotonic() + deadline_s
     body = bytearray()
     while part := response.read1(1 << 16):
         body += part
         if time.monotonic() > ends or len(body) > 1 << 20:
-            raise TimeoutError(f"the answer was not over after {deadline_s:g} s and {len(body)} bytes")
+            raise TimeoutError(f"the answer was incomplete after {deadline_s:g} s and {len(body)} bytes")
     return bytes(body)
 
 

@@ -1,4 +1,4 @@
-"""Evaluators that read the truth off the page: the embedded phone's state, and MiniWoB++'s own reward."""
+"""Evaluators that read the result from the page: the embedded phone's state, and MiniWoB++'s own reward."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class StateEvaluator(Evaluator):
 
     def verdict(self, moment: Moment) -> Verdict:
         if moment.state is None:
-            raise EvaluatorError("the evaluator 'state' needs a phone that tells its state: an embedded one")
+            raise EvaluatorError("the evaluator 'state' needs an embedded phone, which reports its state")
         return ACCOMPLISHED if moment.task.succeeded(moment.state) else NOT_YET
 
 
 class PageEvaluator(Evaluator):
-    """MiniWoB++: the page says itself when it is over and with which reward, -1 to 1 (time does not count)."""
+    """MiniWoB++: the page itself reports when it is done and its reward, -1 to 1 (without the time penalty)."""
 
     def verdict(self, moment: Moment) -> Verdict:
         if not isinstance(moment.device, BrowserPhone):

@@ -1,1 +1,1 @@
-"""The embedded phone: a launcher and its apps as one self-contained page, and the contents it begins with."""
+"""The embedded phone: a launcher and its apps as one self-contained page, and its initial content."""

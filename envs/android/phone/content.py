@@ -1,4 +1,4 @@
-"""What is on the embedded phone: its catalogues, the same for every phone, and the state a seed begins with."""
+"""The content of the embedded phone: catalogues, the same for every phone, and the initial state of a seed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 State = dict[str, Any]
-"""The phone's whole state, as JSON: settings, the contents of every app, and the stack of screens."""
+"""The phone's whole state as JSON: settings, the content of every app, and the stack of screens."""
 
 APPS = ("browser", "settings", "clock", "contacts", "messages", "notes", "calendar", "weather", "maps")
-#: Every page that an app of the phone, or its launcher, can show.
+#: All pages of the launcher and the apps.
 PAGES = [
     "home",
     "main",
@@ -48,7 +48,7 @@ PAGES = [
 YEAR, MONTH, DAY = 2026, 11, 24
 
 SITES = {"amberly": "amberly.com", "voltmart": "voltmart.com"}
-#: Per shop and department, the kinds of goods sold there. The shops share no kind.
+#: Shop -> department -> kinds of goods. The shops share no kind.
 GOODS: dict[str, dict[str, tuple[str, ...]]] = {
     "amberly": {
         "Kitchen": ("coffee mug", "bread knife", "frying pan", "tea kettle"),
@@ -194,7 +194,7 @@ _USUALLY_ON = {"wifi", "mobile_data", "auto_rotate", "vibrate", "location", "cam
 
 @cache
 def products(shop: str) -> list[dict[str, Any]]:
-    """A shop's goods in the order in which its searches list them: id, name, department, cents, stars (1..5)."""
+    """A shop's goods in the order of its search results: id, name, department, price in cents, stars (1..5)."""
     rng = np.random.default_rng(sorted(SITES).index(shop))
     return [
         {
@@ -214,13 +214,13 @@ def products(shop: str) -> list[dict[str, Any]]:
 
 
 def search(shop: str, query: str) -> list[dict[str, Any]]:
-    """What a shop's search finds, in order: the goods whose name and department hold every word of the query."""
+    """A shop's search results, in order: goods whose name and department together contain every word of the query."""
     words = query.lower().split()
     return [each for each in products(shop) if all(w in f"{each['name']} {each['department']}".lower() for w in words)]
 
 
 def page_data() -> dict[str, Any]:
-    """The catalogues that are written into the page."""
+    """The catalogues in the page."""
     rng = np.random.default_rng(7)
 
     def day(name: str) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def page_data() -> dict[str, Any]:
 
 
 def initial_state(seed: int, shuffle_apps: bool = False) -> State:
-    """The phone of a seed, at its launcher. `shuffle_apps` puts the launcher's icons in an order of the seed's own."""
+    """The initial state of a seed, at the launcher. `shuffle_apps`: order the launcher's icons by the seed."""
     rng = np.random.default_rng([seed, 11])
 
     def some(items: Any, count: int) -> list[str]:
@@ -256,7 +256,7 @@ def initial_state(seed: int, shuffle_apps: bool = False) -> State:
         for keys in TOGGLES.values()
         for key in keys
     }
-    # These change how everything looks, so a phone begins without them.
+    # These change the look of everything, so they start switched off.
     settings |= {"dark_mode": False, "airplane_mode": False}
     settings |= {"font_size": "Default", "timeout": "30 seconds", "ringtone": "Aurora", "language": "English"}
     hour, minute = int(rng.integers(7, 22)), int(rng.integers(60))

@@ -1,6 +1,6 @@
 "use strict";
-/* The phone: one state object S, and a picture of it. Every screen is a pure function of S, so a state that is loaded
-   looks the same as one that was reached by hand. What can be tapped carries data-a="verb:argument". */
+/* The phone: one state object S, and a view of it. Every screen is a pure function of S, so a loaded state looks the
+   same as one reached by hand. Elements that can be tapped have data-a="verb:argument". */
 let S;
 const APPS = {}; // name -> {title, colour, icon, render(screen) -> html}
 const VERBS = {}; // verb -> function(argument)
@@ -45,7 +45,7 @@ function home() {
   leave();
   S.stack = [{ app: "launcher", page: "home" }];
 }
-/* Replace a form by what was there before it, and say what happened. */
+/* Close a form and show a message. */
 function done(message) {
   back();
   S.toast = message;

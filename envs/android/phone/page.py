@@ -1,4 +1,4 @@
-"""The embedded phone's page: one HTML text with its style, scripts and data inside, that can reach no network."""
+"""The embedded phone's page: one HTML text with style, scripts and data, without access to the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib import resources
 from envs.android.phone.content import page_data
 
 _SCRIPTS = ("core.js", "apps.js", "shops.js")
-#: Nothing is fetched, whatever a script says: no origin, no image, no connection.
+#: The page may fetch nothing: no scripts, images or connections of any origin.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -18,7 +18,7 @@ def phone_html() -> str:
     """The whole page. It defines `phone.load(state)`, `phone.key(name)` and `phone.inspect()`."""
     folder = resources.files("envs.android.phone")
     style = (folder / "style.css").read_text("utf-8")
-    # "</" would end the script element it is written in.
+    # "</" would end the surrounding script element.
     data = json.dumps(page_data()).replace("</", "<\\/")
     scripts = "\n".join((folder / name).read_text("utf-8") for name in _SCRIPTS)
     return (

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -18,11 +19,17 @@ import pytest
 
 import envs  # noqa: F401  (registers coso/...)
 from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
-from actors.rollouts.environment_restarts import RestartPolicy
+from envs.settings import EnvironmentSettings
 from tests.envs_for_tests import TROUBLED
+
+pytestmark = pytest.mark.integration
 
 ADD = '{"thoughts": "", "action": "+"}'
 NUMBER_LINE = "coso/NumberLine-v0"
+
+
+def host_of(env_id: str, **settings: Any) -> EnvironmentHost:
+    return EnvironmentHost(EnvironmentSettings(id=env_id, **settings))
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -51,7 +58,7 @@ def gone(pid: int) -> bool:
 
 def test_a_hosted_environment_does_what_it_does_in_this_process() -> None:
     async def scenario() -> None:
-        host = EnvironmentHost(NUMBER_LINE, {"max_position": 7})
+        host = host_of(NUMBER_LINE, kwargs={"max_position": 7})
         await host.start()
         local = gymnasium.make(NUMBER_LINE, max_position=7)
         assert host.label_space == local.unwrapped.label_space
@@ -79,7 +86,7 @@ def test_a_hosted_environment_does_what_it_does_in_this_process() -> None:
 
 def test_a_killed_process_is_told_as_died_and_the_host_restarts() -> None:
     async def scenario() -> None:
-        host = EnvironmentHost("coso/SlowNumberLine-v0", {"mean_ms": 60_000, "sigma": 0.0})
+        host = host_of("coso/SlowNumberLine-v0", kwargs={"mean_ms": 60_000, "sigma": 0.0})
         await host.start()
         await host.reset(0)
         pid = host.pid
@@ -114,7 +121,7 @@ def test_a_killed_process_is_told_as_died_and_the_host_restarts() -> None:
 )
 def test_each_way_to_fail_has_its_reason_and_ends_the_process(utterance: str, reason: str, words: str) -> None:
     async def scenario() -> None:
-        host = EnvironmentHost(TROUBLED, deadline_s=3)
+        host = host_of(TROUBLED, deadline_s=3)
         await host.start()
         await host.reset(0)
         pid = host.pid
@@ -145,9 +152,9 @@ def test_an_environment_that_cannot_start_says_why(
     env_id: str, kwargs: dict[str, object], reason: str, words: str
 ) -> None:
     async def scenario() -> None:
-        warm = EnvironmentHost(NUMBER_LINE)
+        warm = host_of(NUMBER_LINE)
         await warm.start()
-        host = EnvironmentHost(env_id, kwargs, start_deadline_s=8)
+        host = host_of(env_id, kwargs=kwargs, start_deadline_s=8)
         with pytest.raises(EnvironmentFailure, match=words) as failure:
             await host.start()
         assert failure.value.reason == reason
@@ -159,7 +166,7 @@ def test_an_environment_that_cannot_start_says_why(
 
 def test_close_closes_the_environment_and_ends_its_process(tmp_path: Path) -> None:
     async def scenario() -> None:
-        host = EnvironmentHost(TROUBLED, {"marks": str(tmp_path)})
+        host = host_of(TROUBLED, kwargs={"marks": str(tmp_path)})
         await host.start()
         pid = host.pid
         assert pid is not None
@@ -173,7 +180,7 @@ def test_close_closes_the_environment_and_ends_its_process(tmp_path: Path) -> No
 
 def test_close_ends_a_process_that_will_not_close() -> None:
     async def scenario() -> None:
-        host = EnvironmentHost(TROUBLED, {"close_hangs": True}, deadline_s=1.0)
+        host = host_of(TROUBLED, kwargs={"close_hangs": True}, deadline_s=1.0)
         await host.start()
         pid = host.pid
         assert pid is not None
@@ -185,7 +192,7 @@ def test_close_ends_a_process_that_will_not_close() -> None:
 
 def test_close_in_the_middle_of_a_step_ends_the_step() -> None:
     async def scenario() -> None:
-        host = EnvironmentHost(TROUBLED)
+        host = host_of(TROUBLED)
         await host.start()
         await host.reset(0)
         step = asyncio.create_task(host.step("please hang"))
@@ -199,7 +206,7 @@ def test_close_in_the_middle_of_a_step_ends_the_step() -> None:
 
 def test_a_cancelled_step_leaves_nothing_to_be_mistaken_for_the_next_answer() -> None:
     async def scenario() -> None:
-        host = EnvironmentHost("coso/SlowNumberLine-v0", {"mean_ms": 300, "sigma": 0.0})
+        host = host_of("coso/SlowNumberLine-v0", kwargs={"mean_ms": 300, "sigma": 0.0})
         await host.start()
         await host.reset(0)
         step = asyncio.create_task(host.step(ADD))
@@ -218,7 +225,7 @@ def test_a_cancelled_step_leaves_nothing_to_be_mistaken_for_the_next_answer() ->
 
 def test_a_second_call_at_once_is_refused_and_harms_nothing() -> None:
     async def scenario() -> None:
-        host = EnvironmentHost("coso/SlowNumberLine-v0", {"mean_ms": 200, "sigma": 0.0})
+        host = host_of("coso/SlowNumberLine-v0", kwargs={"mean_ms": 200, "sigma": 0.0})
         await host.start()
         await host.reset(0)
         step = asyncio.create_task(host.step(ADD))
@@ -233,7 +240,7 @@ def test_a_second_call_at_once_is_refused_and_harms_nothing() -> None:
 
 def test_sixty_four_environments_step_at_the_same_time_without_a_thread_each() -> None:
     async def scenario() -> None:
-        hosts = [EnvironmentHost("coso/SlowNumberLine-v0", {"mean_ms": 300, "sigma": 0.0}) for _ in range(64)]
+        hosts = [host_of("coso/SlowNumberLine-v0", kwargs={"mean_ms": 300, "sigma": 0.0}) for _ in range(64)]
         threads = threading.active_count()
         await asyncio.gather(*(host.start() for host in hosts))
         await asyncio.gather(*(host.reset(seed) for seed, host in enumerate(hosts)))
@@ -250,11 +257,9 @@ def test_sixty_four_environments_step_at_the_same_time_without_a_thread_each() -
     run(scenario)
 
 
-def test_ensure_running_waits_as_the_policy_says_and_forgets_after_a_good_episode() -> None:
-    policy = RestartPolicy(initial_s=0.2, quarantine_after=3, quarantine_s=0.5)
-
+def test_ensure_running_waits_as_the_settings_say_and_forgets_after_a_good_episode() -> None:
     async def scenario() -> None:
-        host = EnvironmentHost(TROUBLED, restart_policy=policy)
+        host = host_of(TROUBLED, restart_backoff_s=0.2, quarantine_after=3, quarantine_s=0.5)
 
         async def seconds_to_start() -> float:
             started = time.monotonic()
@@ -285,7 +290,7 @@ def test_ensure_running_waits_as_the_policy_says_and_forgets_after_a_good_episod
 
 def test_the_fork_server_is_replaced_when_it_dies() -> None:
     async def scenario() -> None:
-        host = EnvironmentHost(NUMBER_LINE)
+        host = host_of(NUMBER_LINE)
         await host.start()
         assert host.pid is not None
         fork_server = psutil.Process(host.pid).parent()
@@ -303,14 +308,16 @@ def test_the_fork_server_is_replaced_when_it_dies() -> None:
 DRIVER = """
 import asyncio, os, sys
 from actors.rollouts.environment_host import EnvironmentHost
+from envs.settings import EnvironmentSettings
 from tests.envs_for_tests import TROUBLED
 
 async def main():
-    host = EnvironmentHost(TROUBLED)
+    settings = EnvironmentSettings(id=TROUBLED)
+    host = EnvironmentHost(settings)
     await host.start()
     await host.reset(0)
     hang = asyncio.create_task(host.step("please hang"))
-    idle = EnvironmentHost(TROUBLED)
+    idle = EnvironmentHost(settings)
     await idle.start()
     print(host.pid, idle.pid, flush=True)
     if sys.argv[1] == "wait":

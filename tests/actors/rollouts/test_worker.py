@@ -21,12 +21,15 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 import envs  # noqa: F401  (registers coso/...)
 from actors.generation import Generation, GenerationRequest
-from actors.rollouts.environment_restarts import RestartPolicy
 from actors.rollouts.episode import EVALUATION_SEED_BASE
 from actors.rollouts.stream import TrajectoryStream
-from actors.rollouts.worker import RolloutOptions, RolloutWorker
+from actors.rollouts.worker import RolloutLaunch, RolloutWorker
+from actors.settings import RolloutSettings
 from actors.trajectory import TrajectoryBatch, image_hash
+from envs.settings import EnvironmentSettings
 from tests.envs_for_tests import TROUBLED
+
+pytestmark = pytest.mark.integration
 
 HELD_OUT = range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + 6)
 NUMBER_LINE = "coso/NumberLine-v0"
@@ -90,39 +93,40 @@ class StreamHandle:
         self.put = Remote(stream.put)
 
 
-def options(**changes: Any) -> RolloutOptions:
-    values: dict[str, Any] = {
-        "run": "test",
-        "run_seed": 1,
-        "environment": NUMBER_LINE,
-        "environment_kwargs": {},
-        "slots": 3,
-        "temperature": 1.0,
-        "max_new_tokens": 16,
-        "environment_deadline_s": 20.0,
-        "environment_start_deadline_s": 40.0,
-        "answer_deadline_s": 20.0,
-        "restart_policy": RestartPolicy(initial_s=0.05, quarantine_after=50),
-    }
-    return RolloutOptions(**values | changes)
+def made_worker(
+    servers: list[Any],
+    stream: StreamHandle | None = None,
+    worker: int = 0,
+    envs_per_worker: int = 3,
+    answer_deadline_s: float = 20.0,
+    **environment: Any,
+) -> RolloutWorker:
+    """environment: fields of `EnvironmentSettings`."""
+    fields = {"deadline_s": 20.0, "start_deadline_s": 40.0, "restart_backoff_s": 0.05, "quarantine_after": 50}
+    return RolloutWorker(
+        EnvironmentSettings(**{"id": NUMBER_LINE, **fields, **environment}),
+        RolloutSettings(envs_per_worker=envs_per_worker, max_new_tokens=16),
+        RolloutLaunch(run="test", run_seed=1, worker=worker, answer_deadline_s=answer_deadline_s),
+        servers,
+        stream,
+    )
 
 
 def run(
     scenario: Callable[[RolloutWorker], Awaitable[Any]],
     servers: list[Any],
     stream: TrajectoryStream | None = None,
-    worker: int = 0,
-    **changes: Any,
+    **settings: Any,
 ) -> Any:
     """Run a scenario with a worker, for a minute at most, and stop the worker whatever happens."""
 
     async def whole() -> Any:
-        made = RolloutWorker(options(**changes), worker, servers, StreamHandle(stream) if stream else None)
+        worker = made_worker(servers, StreamHandle(stream) if stream else None, **settings)
         try:
-            return await scenario(made)
+            return await scenario(worker)
         finally:
-            await asyncio.wait_for(made.stop(), 20)
-            assert (await made.status())["environment_pids"] == []
+            await asyncio.wait_for(worker.stop(), 20)
+            assert (await worker.status())["environment_pids"] == []
 
     return asyncio.run(asyncio.wait_for(whole(), 60))
 
@@ -209,7 +213,7 @@ def test_an_evaluation_whose_environments_keep_failing_says_how_many_it_lacks() 
         result = await worker.evaluate_batch(list(HELD_OUT), 0.0)
         return result, await worker.status()
 
-    result, status = run(scenario, [Server(policy)], environment=TROUBLED)
+    result, status = run(scenario, [Server(policy)], id=TROUBLED)
     played = set(result.episodes.column("seed"))
     assert bad and result.failed == len(HELD_OUT) - len(played) > 0
     assert set(ends(result.episodes)) <= {"terminated", "truncated"}
@@ -229,7 +233,7 @@ def test_collect_goes_on_with_the_environments_that_work_and_ends_broken_episode
         batch = await worker.collect(1, 40)
         return batch, await worker.status()
 
-    batch, status = run(scenario, [Server(policy)], environment=TROUBLED)
+    batch, status = run(scenario, [Server(policy)], id=TROUBLED)
     check_whole(batch)
     assert len(batch) >= 40 and "environment_died" in ends(batch)
     lost = np.flatnonzero(batch.column("end_reason") == "environment_died")
@@ -343,7 +347,7 @@ def test_a_hanging_environment_is_ended_at_its_deadline_and_holds_up_nobody() ->
         await until(lambda: worker._failures["timeout"] == 1, "the deadline")
         await until(lambda: worker._restarts == 1, "the environment to be back")
 
-    run(scenario, [Server(policy, 0.005)], stream, environment=TROUBLED, environment_deadline_s=2.0)
+    run(scenario, [Server(policy, 0.005)], stream, id=TROUBLED, deadline_s=2.0)
 
 
 def test_a_step_that_hangs_ends_its_episode_as_a_timeout() -> None:
@@ -357,7 +361,7 @@ def test_a_step_that_hangs_ends_its_episode_as_a_timeout() -> None:
     async def scenario(worker: RolloutWorker) -> Any:
         return await worker.collect(1, 4)
 
-    batch = run(scenario, [Server(policy)], environment=TROUBLED, slots=1, environment_deadline_s=1.0)
+    batch = run(scenario, [Server(policy)], id=TROUBLED, envs_per_worker=1, deadline_s=1.0)
     check_whole(batch)
     first = batch.episode_slices()[0]
     # Of the first episode, the one step before the hanging one is left, unless it had reached its goal by then.

@@ -99,25 +99,28 @@ def test_status_counts_work(policy_server: LiveServer) -> None:
 
 
 def _server_of(ray_cluster: Any, model_path: Path, temp_folder: str, **changes: Any) -> Any:
-    from actors.serving.policy_server import PolicyServer, PolicyServerOptions, policy_server_environment
+    from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
+    from actors.serving.policy_server import PolicyServer
+    from actors.settings import ModelSettings, PolicyServerSettings
 
-    options = PolicyServerOptions(model_path=str(model_path), temp_folder=temp_folder, **changes)
-    environment = policy_server_environment(options)
+    model, settings = ModelSettings(path=str(model_path)), PolicyServerSettings(**changes)
+    launch = PolicyServerLaunch(index=7, run_seed=0, temp_folder=temp_folder)
+    environment = policy_server_environment(model, settings, launch)
     actor = ray_cluster.remote(PolicyServer).options(num_cpus=0, runtime_env={"env_vars": environment})
-    return actor.remote(options, "policy server 7")
+    return actor.remote(model, settings, launch)
 
 
 def test_a_model_that_vllm_does_not_know_is_named_with_vllms_reason(
     ray_cluster: Any, tiny_vlm: Path, tmp_path: Path, policy_server: LiveServer
 ) -> None:
-    from actors.serving.policy_server import ModelNotServable
+    from actors.serving.policy_engine import ModelNotServable
 
     folder = tmp_path / "unknown"
     shutil.copytree(tiny_vlm, folder)
     config = json.loads((folder / "config.json").read_text())
     config["architectures"] = ["NoSuchModel"]
     (folder / "config.json").write_text(json.dumps(config))
-    server = _server_of(ray_cluster, folder, policy_server.options.temp_folder)
+    server = _server_of(ray_cluster, folder, policy_server.temp_folder)
     with pytest.raises(ModelNotServable, match=r"(?s)vLLM cannot serve .*unknown.*NoSuchModel"):
         ray_cluster.get(server.ready.remote(), timeout=120)
     ray_cluster.kill(server)
@@ -126,7 +129,7 @@ def test_a_model_that_vllm_does_not_know_is_named_with_vllms_reason(
 def test_a_text_model_is_refused(ray_cluster: Any, tiny_vlm: Path, tmp_path: Path, policy_server: LiveServer) -> None:
     from transformers import LlamaConfig
 
-    from actors.serving.policy_server import ModelNotServable
+    from actors.serving.policy_engine import ModelNotServable
 
     folder = tmp_path / "text_only"
     folder.mkdir()
@@ -136,7 +139,7 @@ def test_a_text_model_is_refused(ray_cluster: Any, tiny_vlm: Path, tmp_path: Pat
     tokenizer.pop("processor_class", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     LlamaConfig(hidden_size=64, num_hidden_layers=1, architectures=["LlamaForCausalLM"]).save_pretrained(folder)
-    server = _server_of(ray_cluster, folder, policy_server.options.temp_folder)
+    server = _server_of(ray_cluster, folder, policy_server.temp_folder)
     with pytest.raises(ModelNotServable, match="text_only"):
         ray_cluster.get(server.ready.remote(), timeout=120)
     ray_cluster.kill(server)
@@ -145,7 +148,7 @@ def test_a_text_model_is_refused(ray_cluster: Any, tiny_vlm: Path, tmp_path: Pat
 def test_a_start_past_its_deadline_names_the_server(
     ray_cluster: Any, tiny_vlm: Path, policy_server: LiveServer
 ) -> None:
-    server = _server_of(ray_cluster, tiny_vlm, policy_server.options.temp_folder, start_deadline_s=0.5)
+    server = _server_of(ray_cluster, tiny_vlm, policy_server.temp_folder, start_deadline_s=0.5)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match="policy server 7 did not start within"):
         ray_cluster.get(server.ready.remote(), timeout=60)
@@ -154,7 +157,7 @@ def test_a_start_past_its_deadline_names_the_server(
 
 
 def test_a_folder_too_long_for_sockets_is_refused() -> None:
-    from actors.serving.policy_server import PolicyServerOptions
+    from actors.serving.policy_engine import PolicyServerLaunch
 
     with pytest.raises(ValueError, match="too long"):
-        PolicyServerOptions(model_path="m", temp_folder="/" + "long" * 30)
+        PolicyServerLaunch(index=0, run_seed=0, temp_folder="/" + "long" * 30)

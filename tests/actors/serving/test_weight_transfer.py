@@ -194,11 +194,14 @@ def test_weights_of_another_node_are_refused_before_the_engine_is_touched(
 def test_a_dead_server_is_named_when_the_deadline_passes(
     policy_server: LiveServer, ray_cluster: Any, tmp_path: Path
 ) -> None:
+    from actors.serving.policy_engine import PolicyServerLaunch
     from actors.serving.policy_server import PolicyServer
     from actors.serving.weight_transfer import WeightUpdate
+    from actors.settings import ModelSettings, PolicyServerSettings
     from learner.publish import sync_servers
 
-    dead = ray_cluster.remote(PolicyServer).options(num_cpus=0).remote(policy_server.options, "policy server 3")
+    launch = PolicyServerLaunch(index=3, run_seed=0, temp_folder=policy_server.temp_folder)
+    dead = ray_cluster.remote(PolicyServer).options(num_cpus=0).remote(ModelSettings(), PolicyServerSettings(), launch)
     ray_cluster.kill(dead)
     update = WeightUpdate(version=1, transport="shared_memory", path=str(tmp_path / "weights.safetensors"))
     with pytest.raises(TimeoutError, match="policy server 3"):
@@ -224,6 +227,8 @@ def test_a_server_whose_engine_is_killed_comes_back_with_current_weights(
     publisher = SharedMemoryPublisher(f"test-{tmp_path.name}", tmp_path)
     policy_server.sync(publisher.publish(policy_server.next_version(), reference.weights()))
     before = policy_server.ask("status")
+    batch = [request(seed, temperature=1.0) for seed in range(4)]
+    sampled = policy_server.ask("generate_batch", batch)
     pending = policy_server.actor.generate.remote(request(1, temperature=1.0, max_new_tokens=400))
     os.kill(before["engine_pids"][0], signal.SIGKILL)
     with pytest.raises(ray_cluster.exceptions.RayActorError):
@@ -237,6 +242,10 @@ def test_a_server_whose_engine_is_killed_comes_back_with_current_weights(
             time.sleep(0.5)
     assert after["pid"] != before["pid"] and after["version"] == policy_server.last_version
     assert_serves(policy_server, reference)
+    # Its engine has another seed now (`engine_seed`). Answers of a batch come from the seeds of the requests alone.
+    assert after["incarnation"] == before["incarnation"] + 1
+    for one, other in zip(sampled, policy_server.ask("generate_batch", batch), strict=True):
+        assert one.response_ids.tobytes() == other.response_ids.tobytes()
     publisher.close()
 
 

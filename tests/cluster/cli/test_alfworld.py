@@ -11,6 +11,8 @@ from cluster.cli.main import app
 from cluster.errors import CosoError
 from envs.alfworld.games import DATA_FOLDER, GAME_FILE, list_games
 
+pytestmark = pytest.mark.integration
+
 MAKE = ["alfworld", "make", "--floor-plan", "305", "--floor-plan", "308", "--task", "pick_and_place_simple",
         "--workers", "1", "--train", "2", "--unseen", "1"]  # fmt: skip
 
@@ -47,9 +49,9 @@ def test_a_folder_that_exists_is_kept(made: tuple[Path, dict]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task", "cook"], "is none of"),
-        (["--floor-plan", "119"], "there is none"),
-        (["--floor-plan", "401", "--task", "look_at_obj_in_light"], "no game to make"),
+        (["--task", "cook"], "is unknown; choose one of"),
+        (["--floor-plan", "119"], "does not exist"),
+        (["--floor-plan", "401", "--task", "look_at_obj_in_light"], "no game can be made"),
     ],
 )
 def test_a_wrong_scope_is_told(tmp_path: Path, words: list[str], message: str) -> None:

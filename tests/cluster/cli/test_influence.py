@@ -19,8 +19,9 @@ from cluster.config.files import to_yaml, validate
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from envs.action_parser import action_parser
-from scoring.scm.model import ScmSettings
-from scoring.scm.training import ScmTrainer, ScmTrainingSettings
+from scoring.scm.shape import ScmSizes
+from scoring.scm.training import ScmTrainer
+from scoring.settings import ScmSettings
 from tests.cluster.report.test_page import Page, step
 from tests.tiny_models import make_idefics3, picture
 
@@ -90,9 +91,7 @@ def test_the_parser_scores_anew_without_any_scm(run: Path):
 
 def test_the_checkpoints_scm_scores_anew(run: Path, model: Path):
     size = len(ChatProcessor(str(model)).tokenizer)
-    trainer = ScmTrainer(
-        ScmSettings(vocab_size=size, head_sizes=(2,), hidden=8, layers=1, heads=1), ScmTrainingSettings()
-    )
+    trainer = ScmTrainer(ScmSettings(hidden=8, layers=1, heads=1), ScmSizes(vocab_size=size, head_sizes=(2,)))
     tensors, facts = trainer.state_dict()
     folder = run / "checkpoints" / "step_2"
     folder.mkdir(parents=True)

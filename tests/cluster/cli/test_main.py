@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import signal
@@ -67,9 +68,10 @@ def told(ended: Ended, *parts: str) -> None:
 @pytest.fixture(scope="module")
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from learner.supervised.default_model import make_default_vlm
+    from tests.tiny_models import TINY as SIZES
 
     folder = tmp_path_factory.mktemp("tiny_vlm")
-    make_default_vlm(folder, ["what is it", "it is this"], [np.zeros((8, 8, 3), np.uint8)], seed=0)
+    make_default_vlm(folder, ["what is it", "it is this"], [np.zeros((8, 8, 3), np.uint8)], SIZES, seed=0)
     return folder
 
 
@@ -107,6 +109,25 @@ def test_help_and_mistakes_answer_at_once_because_nothing_heavy_is_imported() ->
     assert done.returncode == 0 and done.stderr.strip() == "[]"
 
 
+def test_version_is_that_of_the_installed_package(coso: Coso) -> None:
+    shown = coso("--version")
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out == f"coso-rl {importlib.metadata.version('coso-rl')}\n"
+
+
+def test_without_the_training_packages_a_command_says_which_one_it_needs(tmp_path: Path) -> None:
+    program = (
+        "import sys\nsys.modules['pyarrow'] = None\nfrom cluster.cli.main import main\n"
+        "sys.argv = ['coso', 'demos', 'coso/NumberLine-v0', '1', 'demos']\nmain()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "needs pyarrow" in done.stderr and "requirements/cpu.txt" in done.stderr
+
+
 # ---------------------------------------------------------------- demos
 
 
@@ -130,7 +151,7 @@ def test_a_dry_run_prints_config_and_resources_and_leaves_no_trace(coso: Coso, c
     (tmp_path / "shown.yaml").write_text(shown.out)  # the resources are comments, so it is a config file
     config = load_config([tmp_path / "shown.yaml"])
     assert (config.seed, config.rollout.workers, config.learner.ranks) == (5, 2, 2)
-    for line in ("learner ranks         2 CPU", "6 environment processes", "this machine would offer"):
+    for line in ("learner ranks         2 CPU", "6 environment processes", "this machine offers"):
         assert line in shown.out
 
 
@@ -280,6 +301,21 @@ def test_play_lets_the_expert_play_and_saves_every_frame(coso: Coso, tmp_path: P
 
 def test_play_names_the_nearest_environment(coso: Coso) -> None:
     told(coso("play", "coso/NumberLin-v0", "--expert"), "coso/NumberLin-v0", "did you mean coso/NumberLine-v0?")
+
+
+@pytest.mark.parametrize("command", ["play", "demos", "train", "train --dry-run", "eval", "warmstart"])
+def test_an_environment_whose_module_fails_on_import_is_told_in_one_line_and_leaves_no_trace(
+    coso: Coso, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lamp_module.py").write_text("import os\nimport not_installed_anywhere\n", encoding="utf-8")
+    env_id = "lamp_module:coso-lamp/Lamp-v0"
+    words = {"play": [env_id, "--expert"], "demos": [env_id, 5, "demos"]}.get(command, [f"environment.id={env_id}"])
+    ended = coso(*command.split(), *words)
+    told(ended, f"environment {env_id}", "module lamp_module cannot be imported", f"{tmp_path}/lamp_module.py:2")
+    told(ended, "ModuleNotFoundError: No module named 'not_installed_anywhere'")
+    assert len(ended.err.splitlines()) == 1 and ended.out == ""
+    assert {path.name for path in tmp_path.iterdir()} <= {"lamp_module.py", "__pycache__"}
 
 
 @pytest.mark.parametrize("argument", ["max_position", "max_position=[", "max_position=1", "maximum=3"])

@@ -16,6 +16,8 @@ from envs.android.evaluators import Moment
 from envs.android.evaluators.judge import JudgeEvaluator
 from envs.android.tasks import Task
 
+pytestmark = pytest.mark.end_to_end
+
 TASK = Task("t", "Turn on Wi-Fi")
 ANSWERS = {240: "The switch is on.\nStatus: success", 15: "The switch is off.\nStatus: failure"}
 
@@ -31,10 +33,11 @@ def taught_judge(folder: Path, screens: int) -> None:
 
     from actors.chat import ChatProcessor
     from learner.supervised.default_model import make_default_vlm
+    from tests.tiny_models import SMALL
 
     messages = JudgeEvaluator("http://127.0.0.1/v1", "m")._request(TASK.instruction, [])["messages"]
     texts = [part if isinstance(part := message["content"], str) else part[0]["text"] for message in messages]
-    make_default_vlm(folder, [*texts, *ANSWERS.values()], [screen(value) for value in ANSWERS], seed=0)
+    make_default_vlm(folder, [*texts, *ANSWERS.values()], [screen(value) for value in ANSWERS], SMALL, seed=0)
     chat = ChatProcessor(str(folder))
     messages[-1]["content"] += [{"type": "image"}] * screens
     prompt = chat.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

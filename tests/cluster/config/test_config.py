@@ -77,6 +77,8 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
     [
         ("training.updates=soon", ("'training.updates'", "integer", "'soon'")),
         ("training.updates=0", ("greater than 0", "got 0")),
+        ("seed=-1", ("'seed'", "greater than or equal to 0")),
+        (f"seed={2**64}", ("'seed'", "less than 18446744073709551616")),
         ("training.updates=2.5", ("integer", "2.5")),
         ("training.updates=true", ("'training.updates'", "true or false")),
         ("learner.value_learning_rate=yes", ("'learner.value_learning_rate'", "true or false")),
@@ -89,6 +91,10 @@ def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
         ("name=../up", ("'name'", "../up")),
         ("warm_start.habit=-", ("'warm_start.habit'", "quote")),
         ("logging.console=3", ("'logging.console'", "boolean")),
+        ("environment.restart_backoff_s=-1", ("'environment.restart_backoff_s'", "greater than or equal to 0")),
+        ("environment.restart_backoff_max_s=-1", ("greater than or equal to 0",)),
+        ("environment.quarantine_after=0", ("'environment.quarantine_after'", "greater than 0")),
+        ("environment.quarantine_s=-0.1", ("'environment.quarantine_s'", "greater than or equal to 0")),
         ("learner.zero_stage=4", ("'learner.zero_stage'", "less than or equal to 3")),
     ],
 )
@@ -99,11 +105,29 @@ def test_a_value_of_the_wrong_kind_names_key_override_and_value(override: str, p
         assert part in message
 
 
-def test_a_minibatch_must_accumulate_a_whole_number_of_times(tmp_path: Path) -> None:
-    assert load_config([], ["learner.minibatch=12", "learner.micro_batch=2", "learner.ranks=3"]).learner.ranks == 3
-    path = written(tmp_path, "learner: {minibatch: 10, micro_batch: 2, ranks: 3}")
-    message = complaint([path])
-    assert str(path) in message and "learner.minibatch (10)" in message and "2 × 3" in message
+def test_the_algorithm_section_is_that_of_the_algorithm_it_names() -> None:
+    assert type(load_config([]).algorithm).__name__ == "PpoSettings"
+    own = load_config([], ["algorithm.name=examples.own_algorithm.reinforce:Reinforce", "algorithm.discount=0.5"])
+    assert own.algorithm.discount == 0.5  # type: ignore[attr-defined]
+    assert validate(own.model_dump()) == own
+    assert "discount: 0.5" in to_yaml(own)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["algorithm.name=pp"], ("no algorithm 'pp'", "did you mean ppo?", "module:Class")),
+        (["algorithm.name=3"], ("algorithm.name should be text",)),
+        (["algorithm.name=nowhere.to.find:X"], ("module nowhere.to.find cannot be imported", "ModuleNotFoundError")),
+        (["algorithm.name=json:JSONDecoder"], ("json has no class JSONDecoder that is an Algorithm",)),
+        (["algorithm.clipp=0.2"], ("'algorithm.clipp'", "nearest valid key is 'algorithm.clip'")),
+        (["algorithm.clip=-1"], ("'algorithm.clip'", "greater than 0")),
+    ],
+)
+def test_a_wrong_algorithm_section_is_explained(overrides: list[str], parts: tuple[str, ...]) -> None:
+    message = complaint([], *overrides)
+    for part in parts:
+        assert part in message
 
 
 @pytest.mark.parametrize(

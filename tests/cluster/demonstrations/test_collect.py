@@ -100,7 +100,7 @@ def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ({"environment": "coso/EZPoint-v0"}, "did you mean coso/EZPoints-v0"),
         ({"kwargs": {"target": 3}}, "cannot be made with"),
-        ({"habit": "-"}, "habit '-' is no action of coso/EZPoints-v0: 1, 2"),
+        ({"habit": "-"}, "habit '-' is not an action of coso/EZPoints-v0: 1, 2"),
         ({"environment": "CartPole-v1"}, "CartPole-v1 has no expert"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_folder_that_is_no_whole_demonstration_is_refused_in_words(tmp_path: P
     write_demonstrations(a_play(), 10, folder, shard_steps=5)
     with pytest.raises(CosoError, match="shows coso/EZPoints-v0, but environment.id is coso/Points24-v0"):
         load_demonstrations(folder, "coso/Points24-v0")
-    with pytest.raises(CosoError, match="no folder of demonstrations.*`coso demos` makes one"):
+    with pytest.raises(CosoError, match="not a folder of demonstrations.*make one with `coso demos`"):
         load_demonstrations(tmp_path, EZPOINTS)
 
     def spoilt(name: str) -> Path:

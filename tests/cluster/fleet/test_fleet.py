@@ -16,7 +16,6 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from actors.rollouts.environment_restarts import RestartPolicy
 from cluster.cli.main import app
 from cluster.errors import CosoError
 from cluster.fleet.agent import AgentOptions, read_options
@@ -25,6 +24,8 @@ from cluster.fleet.emulator import EmulatorError, EmulatorOptions, lease_port
 from envs.android.device import DeviceError, Start
 from envs.android.fleet_client import FleetConnection, FleetPhone
 from tests.envs.android.conftest import adb_port  # noqa: F401  (a fixture)
+
+pytestmark = pytest.mark.integration
 
 DEADLINE_S = 40.0
 FAKE = Path(__file__).with_name("fake_emulator.py")
@@ -82,8 +83,9 @@ def start_agent(fake: Path, adb_port: int, tmp_path: Path) -> Iterator[StartAgen
 
     def start(count: int, **options: Any) -> RunningAgent:
         emulator = EmulatorOptions("fake-phone", str(fake), adb_port=adb_port)
-        restart = RestartPolicy(initial_s=0.1, quarantine_after=3, quarantine_s=600)
-        values = {"boot_deadline_s": 20.0, "health_s": 0.3, "probe_deadline_s": 5.0, "restart": restart, **options}
+        deadlines = {"boot_deadline_s": 20.0, "health_s": 0.3, "probe_deadline_s": 5.0}
+        restarts = {"restart_backoff_s": 0.1, "quarantine_after": 3}
+        values = {**deadlines, **restarts, **options}
         fleet = f"test-{os.getpid()}-{len(agents)}"
         agents.append(RunningAgent(AgentOptions(emulator, count, str(tmp_path), fleet, **values), tmp_path))
         return agents[-1]
@@ -146,7 +148,7 @@ def test_an_emulator_that_dies_is_started_again_and_its_borrower_told(start_agen
     assert after["restarts"] == 1 and after["pid"] != pid
     # The one whose emulator died holds nothing any more, also when another has it.
     other = phone(agent)
-    with pytest.raises(DeviceError, match="gone; borrow another"):
+    with pytest.raises(DeviceError, match="restarted; request another lease"):
         borrowed.reset(Start())
     other.tap((0.5, 0.5))
     borrowed.close()
@@ -213,7 +215,7 @@ def test_how_many_fit() -> None:
 
 
 def test_options_travel_as_json(tmp_path: Path) -> None:
-    options = AgentOptions(EmulatorOptions("a"), 2, str(tmp_path), restart=RestartPolicy(initial_s=1.0))
+    options = AgentOptions(EmulatorOptions("a"), 2, str(tmp_path), restart_backoff_s=1.0)
     assert read_options(json.dumps(asdict(options))) == options
 
 
@@ -230,11 +232,11 @@ def test_the_command_line(fake: Path, adb_port: int, tmp_path: Path, monkeypatch
 
     assert "coso fleet start" in coso("status", "--fleet", name)
     start = ("start", "--avd", "fake-phone", "--adb-port", str(adb_port), "--fleet", name)
-    assert "no emulator 'nowhere'" in coso(*start, "--emulator", "nowhere")
+    assert "emulator program 'nowhere' not found" in coso(*start, "--emulator", "nowhere")
     assert "adb start-server" in coso(*start[:4], "1", *start[5:], "--emulator", str(fake))
     try:
         shown = coso(*start, "--emulator", str(fake), "--count", "2")
-        assert "ray start" in shown and "runs already" in coso(*start, "--emulator", str(fake), "--count", "1")
+        assert "ray start" in shown and "is already running" in coso(*start, "--emulator", str(fake), "--count", "1")
         report = json.loads(coso("status", "--fleet", name, "--json"))
         assert [each["state"] for each in report["emulators"]] == ["ready", "ready"]
         agent = psutil.Process(report["pid"])

@@ -76,6 +76,7 @@ def test_a_port_that_is_taken_is_named(page: PlayPage) -> None:
         pass
 
 
+@pytest.mark.integration
 def test_a_person_drives_a_phone_from_the_page(page: PlayPage, tmp_path: Path) -> None:
     if reason := missing_for_browser():
         pytest.skip(reason)

@@ -61,7 +61,7 @@ def test_a_bare_action_word_a_whole_utterance_and_nonsense_are_told_apart(
     text = shown(screen)
     assert "step 1: +   reward +0" in text
     assert "step 2: -   reward -1" in text
-    assert "step 3: not understood, done instead: nothing" in text
+    assert "step 3: not understood, executed instead: nothing" in text
 
 
 def test_by_hand_to_the_target_then_the_end_of_the_input_quits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_noise_repeats_with_the_seed_and_max_steps_ends_an_episode() -> None:
         ("no_such_module:coso/X-v0", {}, "no_such_module"),
         (ENV_ID, {"max_pos": 3}, "max_pos"),
         (ENV_ID, {"max_position": 1}, "at least 2"),
-        ("CartPole-v1", {}, "takes no utterances"),
+        ("CartPole-v1", {}, "does not take utterances"),
     ],
 )
 def test_what_cannot_be_played_is_said_in_one_message(env_id: str, kwargs: dict[str, Any], words: str) -> None:

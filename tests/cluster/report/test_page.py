@@ -183,7 +183,7 @@ def test_every_token_is_shaded_by_its_influence(run_folder: Path, chat: ChatProc
     titles = [value for name, value in page.attributes if name == "title" and str(value).startswith("influence")]
     assert titles == [f"influence {value:.3f}" for value in influence]
     assert TEXTS[1] in page.text
-    assert "how much a token decided" in page.text
+    assert "influence of a token on the executed action" in page.text
 
 
 def test_profiles_are_of_the_first_and_the_last_update_that_measured_influence(run_folder: Path) -> None:
@@ -196,7 +196,7 @@ def test_profiles_are_of_the_first_and_the_last_update_that_measured_influence(r
     expected, _ = position_profile(TrajectoryLog(folder).read(1).ragged("influence", np.float32))
     assert list(profiles) == [1]
     np.testing.assert_allclose(profiles[1], expected)
-    assert "Where influence lies" in Page(write_report(run_folder).read_text(encoding="utf-8")).text
+    assert "Influence by position in the answer" in Page(write_report(run_folder).read_text(encoding="utf-8")).text
     pq.write_table(pa.table({"other": [1]}), folder / "batch_000001.parquet")
     assert influence_profiles(folder) == {}
 

@@ -71,7 +71,7 @@ def test_overwrite_deletes_no_folder_that_is_no_run(tmp_path: Path) -> None:
     precious = tmp_path / "run" / "thesis.txt"
     precious.parent.mkdir()
     precious.write_text("years of work")
-    with pytest.raises(CosoError, match="no run folder"):
+    with pytest.raises(CosoError, match="not a run folder"):
         create(tmp_path, overwrite=True)
     assert precious.read_text() == "years of work"
 

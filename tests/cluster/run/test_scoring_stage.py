@@ -1,23 +1,25 @@
-"""The scoring stage learns and scores in the order its mode asks for, and holds the scores against the parser."""
+"""The scoring stage trains and scores in the order of its mode, compares scores with the parser, and saves its SCM."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-import ray
 
 from actors.chat import ChatProcessor
 from actors.trajectory import TrajectoryBatch
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
-from cluster.run.scoring_stage import ScoringStage
+from cluster.errors import CosoError
+from cluster.run.scoring_stage import ScoringStage, load_scm, save_scm
 from envs.action_parser import action_parser
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts, token_facts
 from scoring.pool.scorers import ScoringError
-from scoring.pool.scoring_pool import PoolSettings, ScoringPool
-from scoring.scm.model import ScmSettings
-from scoring.scm.training import ScmTrainingSettings
+from scoring.pool.scoring_pool import ScoringContext, ScoringPool
+from scoring.settings import ScmSettings, ScoringSettings
 from tests.cluster.report.test_page import step
 from tests.tiny_models import make_idefics3
 
@@ -28,11 +30,7 @@ ANSWERS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +45,18 @@ def tokens(chat: ChatProcessor) -> TokenFacts:
 
 def make_pool(chat: ChatProcessor, tokens: TokenFacts, parses: bool = True, estimator: str = "scm") -> ScoringPool:
     source = ParserSource(tokenizer=chat.tokenizer, parser=action_parser("coso/NumberLine-v0", {}))
-    pool = ScoringPool(
-        ScmSettings(vocab_size=tokens.vocab_size, head_sizes=(2,), hidden=16, layers=1, heads=2, feedforward=32),
-        ScmTrainingSettings(learning_rate=1e-2, rounds=4, round_utterances=64, minibatch=8),
-        PoolSettings(workers=1, worker_cpus=0.1, trainer_cpus=0.1, window=1, estimator=estimator),
-        tokens,
-        source if parses else None,
+    scm = ScmSettings(
+        hidden=16, layers=1, heads=2, feedforward=32, learning_rate=1e-2, rounds=4, round_utterances=64, minibatch=8
     )
+    context = ScoringContext(
+        tokens=tokens,
+        head_sizes=(2,),
+        parser=source if parses else None,
+        seed=0,
+        actor_cpus=0.1,
+        max_failures=3,
+    )
+    pool = ScoringPool(ScoringSettings(window=1, estimator=estimator, scm=scm), context)
     pool.start()
     return pool
 
@@ -84,15 +87,15 @@ def config_of(**scoring_and_mode) -> RunConfig:
     return validate({"mode": mode, "scoring": scoring_and_mode})
 
 
-def test_each_mode_learns_and_scores_in_its_own_order(chat: ChatProcessor, tokens: TokenFacts):
+def test_each_mode_trains_and_scores_in_its_own_order(chat: ChatProcessor, tokens: TokenFacts):
     pool = make_pool(chat, tokens)
     try:
         batch = make_batch(chat)
         scored, row = ScoringStage(config_of(mode="async"), pool, chat).score(batch)
-        assert row["scm/version"] == row["scoring/version"] == 1  # there was nothing to score by before
+        assert row["scm/version"] == row["scoring/version"] == 1  # there was no SCM before
         _, row = ScoringStage(config_of(mode="async"), pool, chat).score(batch)
         assert (row["scoring/version"], row["scm/version"], pool.version) == (1, 2, 2)
-        assert row["cache/hit_rate"] == 1  # the batch and the SCM are those of before
+        assert row["cache/hit_rate"] == 1  # the batch and the SCM are the same as before
         scored, row = ScoringStage(config_of(mode="sync"), pool, chat).score(batch)
         assert row["scoring/version"] == row["scm/version"] == 3
 
@@ -129,7 +132,7 @@ def test_without_a_parser_the_run_goes_on_unless_its_estimator_parses(chat: Chat
         make_pool(chat, tokens, parses=False, estimator="scm+parser")
 
 
-def test_an_estimator_that_asks_no_scm_trains_none_for_itself(chat: ChatProcessor, tokens: TokenFacts):
+def test_an_estimator_without_an_scm_trains_none(chat: ChatProcessor, tokens: TokenFacts):
     pool = make_pool(chat, tokens, estimator="parser")
     try:
         scored, row = ScoringStage(config_of(estimator="parser", fidelity_utterances=0), pool, chat).score(
@@ -139,5 +142,29 @@ def test_an_estimator_that_asks_no_scm_trains_none_for_itself(chat: ChatProcesso
         assert set(np.concatenate(scored.ragged("influence", np.float32)).tolist()) == {0.0, 1.0}
         _, row = ScoringStage(config_of(estimator="parser"), pool, chat).score(make_batch(chat))
         assert pool.version == 1 and "fidelity/spearman" in row
+    finally:
+        pool.close()
+
+
+def test_a_saved_scm_is_restored_and_one_of_another_shape_is_refused_in_one_line(
+    chat: ChatProcessor, tokens: TokenFacts, tmp_path: Path
+):
+    pool = make_pool(chat, tokens)
+    try:
+        ScoringStage(config_of(), pool, chat).score(make_batch(chat))
+        save_scm(pool, tmp_path)
+        saved, _ = pool.state()
+        ScoringStage(config_of(), pool, chat).score(make_batch(chat))
+        assert pool.version == 2
+        load_scm(pool, tmp_path)
+        restored, facts = pool.state()
+        assert pool.version == facts["version"] == 1
+        assert all(restored[name].equal(value) for name, value in saved.items())
+
+        facts["settings"]["hidden"] = 32
+        (tmp_path / "scm.json").write_text(json.dumps(facts))
+        with pytest.raises(CosoError, match="the saved SCM has hidden = 32, this run has 16") as error:
+            load_scm(pool, tmp_path)
+        assert len(str(error.value).splitlines()) == 1 and pool.version == 1
     finally:
         pool.close()

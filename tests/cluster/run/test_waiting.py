@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from ray.exceptions import RayActorError
 
 from cluster.errors import DeadlineExceeded
 from cluster.run.waiting import answer, answer_of_restarted
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 class DiesOnce:
@@ -32,13 +33,6 @@ class DiesOnce:
         import time
 
         time.sleep(60)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def actor(died: Path, restarts: int) -> Any:

@@ -106,5 +106,5 @@ def test_the_labels_of_a_command() -> None:
     assert command_labels("go to desk 99")["receptacle_number"] == 31  # all above 32 are one
     assert command_labels("take gadget 1 from desk 1")["object"] == "other"
     assert unparsed().labels.tolist() == [-1] * 5 and not unparsed().valid
-    with pytest.raises(ValueError, match="no command"):
+    with pytest.raises(ValueError, match="not an ALFWorld command"):
         command_labels("fly")

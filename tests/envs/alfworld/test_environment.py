@@ -23,6 +23,7 @@ from envs.alfworld.environment import ALFWorld
 from envs.alfworld.games import DATA_FOLDER, GAME_FILE, TRAJECTORY_FILE, NoGames
 from envs.alfworld.names import TASKS
 from envs.alfworld.picture import blank_picture
+from envs.settings import EnvironmentSettings
 
 ENV_ID = "coso/ALFWorld-v0"
 
@@ -268,7 +269,7 @@ def test_bad_games_are_named_skipped_and_counted(troubled_folder: Path, caplog: 
         played = [env.reset(seed=seed)[1] for seed in range(25)]
     assert len({info["state"]["game"] for info in played}) == 2
     assert played[-1]["skipped_games"] == 4
-    named = [record.getMessage() for record in caplog.records if "is skipped" in record.getMessage()]
+    named = [record.getMessage() for record in caplog.records if "skipping ALFWorld game" in record.getMessage()]
     assert len(named) == 4  # each once
     for reason in ("not JSON", "No such file", "unsolvable", "cannot be read"):
         assert any(reason in message for message in named), reason
@@ -285,7 +286,7 @@ def test_nothing_but_bad_games_is_an_error(troubled_folder: Path) -> None:
 
 def test_it_runs_in_a_process_behind_a_deadline(games_folder: Path) -> None:
     async def play() -> tuple[dict[str, Any], dict[str, Any]]:
-        host = EnvironmentHost(ENV_ID, {"games": str(games_folder)}, deadline_s=60.0)
+        host = EnvironmentHost(EnvironmentSettings(id=ENV_ID, kwargs={"games": str(games_folder)}, deadline_s=60.0))
         await host.start()
         try:
             observation, _ = await host.reset(seed=4)

@@ -123,7 +123,7 @@ def troubled(serve: Serve, adb_port: int) -> Any:
 def test_half_a_picture_is_an_error_that_says_so(troubled: Any) -> None:
     shell, _, phone = troubled
     shell.cut = True
-    with pytest.raises(DeviceError, match="no whole picture"):
+    with pytest.raises(DeviceError, match="not a complete picture"):
         phone.screenshot()
     shell.cut = False
     assert phone.screenshot().shape == TINY.shape

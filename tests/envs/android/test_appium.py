@@ -25,9 +25,9 @@ def stand_in(browser_phone: BrowserPhone) -> Iterator[AppiumStandIn]:
         ((500, b'{"value": {"message": "the device fell\\nat line 3"}}'), "refuses .*: the device fell$"),
         ((502, b"<html>"), "refuses .*<html>"),
         ((200, b"not json"), "answered .*not json"),
-        ((200, b'{"value": "%%%"}'), "no base64"),
-        ((200, b'{"value": "iVBORw0KGgo="}'), "no whole picture"),
-        ((200, b'{"value": null}'), "no base64"),
+        ((200, b'{"value": "%%%"}'), "not base64"),
+        ((200, b'{"value": "iVBORw0KGgo="}'), "not a complete picture"),
+        ((200, b'{"value": null}'), "not base64"),
     ],
 )
 def test_a_bad_answer_is_an_error_that_says_so(

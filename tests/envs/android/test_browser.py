@@ -16,6 +16,7 @@ from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
 from envs.android.browser import BrowserPhone, find_browser, socket_name
 from envs.android.device import DeviceError, DeviceTimeout, Start
 from envs.android.phone.content import initial_state
+from envs.settings import EnvironmentSettings
 
 pytestmark = pytest.mark.usefixtures("needs_browser")
 DEADLINE_S = 30.0
@@ -166,7 +167,8 @@ def test_the_browser_ends_with_a_killed_owner() -> None:
 
 def test_environments_of_a_worker_share_a_browser_and_outlive_one_another() -> None:
     async def scenario() -> None:
-        hosts = [EnvironmentHost("coso/Android-v0", {"only": ["open_app"]}) for _ in range(3)]
+        settings = EnvironmentSettings(id="coso/Android-v0", kwargs={"only": ["open_app"]})
+        hosts = [EnvironmentHost(settings) for _ in range(3)]
         try:
             await asyncio.gather(*(host.start() for host in hosts))
             await asyncio.gather(*(host.reset(seed=seed) for seed, host in enumerate(hosts)))

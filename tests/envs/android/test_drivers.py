@@ -14,6 +14,8 @@ from envs.android.device import Device, Start
 from envs.android.phone.content import initial_state
 from tests.envs.android.appium_stand_in import AppiumStandIn
 
+pytestmark = pytest.mark.integration
+
 #: Quotes, shell syntax, `input text`'s own escape, every plane of Unicode, right-to-left, combining characters.
 TEXTS = [
     "plain words",

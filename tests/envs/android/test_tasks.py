@@ -143,12 +143,12 @@ def test_checks_are_read_from_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
-        ("a.txt", "# nothing\n", "holds no instruction"),
-        ("a.yaml", "{", "is no YAML"),
+        ("a.txt", "# nothing\n", "has no instructions"),
+        ("a.yaml", "{", "is not valid YAML"),
         ("a.yaml", "x: 1", "must be a list"),
-        ("a.yaml", "- instruction: 3", "task 1: takes an instruction"),
+        ("a.yaml", "- instruction: 3", "task 1: a task has an instruction"),
         ("a.yaml", "- {instruction: go, checks: [now]}", "task 1: checks must be a list"),
-        ("a.yaml", "- {instruction: go, sure: yes}", "task 1: takes an instruction"),
+        ("a.yaml", "- {instruction: go, sure: yes}", "task 1: a task has an instruction"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_place(tmp_path: Path, name: str, text: str, complaint: str) -> None:

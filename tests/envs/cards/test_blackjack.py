@@ -295,12 +295,12 @@ def test_state_labels_fit_their_sizes_up_to_the_worst_bust() -> None:
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"player": ["H5", "D2"]}, "'player', 'dealer' and maybe 'draws'"),
-        ({"player": ["H5", "D2"], "dealer": ["SJ", "DJ"], "deck": []}, "'player', 'dealer' and maybe 'draws'"),
+        ({"player": ["H5", "D2"]}, "'player', 'dealer' and optionally 'draws'"),
+        ({"player": ["H5", "D2"], "dealer": ["SJ", "DJ"], "deck": []}, "'player', 'dealer' and optionally 'draws'"),
         ({"player": ["H5"], "dealer": ["SJ", "DJ"]}, "two cards or more"),
         ({"player": ["HT", "DT", "C5"], "dealer": ["SJ", "DJ"]}, "at most 21 points"),
         ({"player": ["H5", "D2"], "dealer": []}, "the card shown and the hidden one"),
-        ({"player": ["H5", "D2"], "dealer": ["S1", "DJ"]}, "'S1', which is no card"),
+        ({"player": ["H5", "D2"], "dealer": ["S1", "DJ"]}, "'S1', which is not a card"),
         ({"player": ["H5", "D2"], "dealer": ["SJ", "DJ"], "draws": "S2"}, "'draws' must be a list"),
     ],
 )

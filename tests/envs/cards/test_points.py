@@ -317,8 +317,8 @@ def test_state_labels_are_the_ranks() -> None:
     [
         (EZPoints, {"cards": ["D3"]}, "must be 2 cards, not 1"),
         (Points24, {"cards": ["D3", "D4"]}, "must be 4 cards, not 2"),
-        (EZPoints, {"cards": ["D3", "D1"]}, "'D1', which is no card"),
-        (EZPoints, {"cards": ["D3", 4]}, "4, which is no card"),
+        (EZPoints, {"cards": ["D3", "D1"]}, "'D1', which is not a card"),
+        (EZPoints, {"cards": ["D3", 4]}, "4, which is not a card"),
         (EZPoints, {"cards": "D3"}, "must be a list"),
         (EZPoints, {"card": ["D3", "D4"]}, "has 'cards'"),
         (EZPoints, {"cards": ["D3", "D4"], "formula": "3"}, "must be a list of entries"),

@@ -1,5 +1,7 @@
 """The default model: any text and picture goes in, answers end, and the same arguments write the same model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from actors.chat import ChatProcessor
-from learner.supervised.default_model import DefaultModelOptions, make_default_vlm
+from learner.supervised.default_model import make_default_vlm
 from tests.tiny_models import PROMPT, TEXTS, TINY, picture
 
 
@@ -88,11 +90,11 @@ def test_the_same_arguments_write_the_same_bytes(folder, tmp_path):
 
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="image_size \\(60\\)"):
-        DefaultModelOptions(image_size=60)
+        replace(TINY, image_size=60)
     with pytest.raises(ValueError, match="heads \\(3\\)"):
-        DefaultModelOptions(heads=3)
+        replace(TINY, heads=3)
 
 
 def test_it_needs_texts_and_pictures(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
-        make_default_vlm(tmp_path, TEXTS, [])
+        make_default_vlm(tmp_path, TEXTS, [], TINY)

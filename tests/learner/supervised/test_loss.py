@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.batch import TokenBatch
-from learner.model import PolicyOutput
+from learner.policy.batch import TokenBatch
+from learner.policy.model import PolicyOutput
 from learner.supervised.loss import Sft, informative_token_weights
 
 
@@ -33,10 +33,12 @@ def test_the_loss_is_each_demonstrations_weighted_mean_summed():
     batch = _batch([2, 3, 1], [1.0, 1.0, 0.0])
     logprobs = torch.tensor([[-1.0, -3.0, -99.0], [-0.5, -0.25, -2.0], [-7.0, 0.0, 0.0]], requires_grad=True)
     weights = torch.tensor([[1.0, 3.0, 5.0], [2.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
-    loss, metrics = Sft().loss(PolicyOutput(logprobs, logprobs, logprobs[:, 0]), batch, weights)
+    parts, metrics = Sft().loss(PolicyOutput(logprobs, logprobs, logprobs[:, 0]), batch, weights)
+    loss = (parts["imitation"] * batch.sample_weight).sum()
     expected = (1 * 1 + 3 * 3) / 4 + (2 * 0.5 + 0.25 + 2) / 4
     assert float(loss) == pytest.approx(expected)
-    assert metrics == pytest.approx({"loss": expected, "nll": 2 + 2.75 / 3, "samples": 2.0})
+    means = {name: float((values * batch.sample_weight).sum()) for name, values in metrics.items()}
+    assert means == pytest.approx({"loss": expected, "nll": 2 + 2.75 / 3})
     gradient = torch.autograd.grad(loss, logprobs)[0]
     torch.testing.assert_close(gradient, torch.tensor([[-0.25, -0.75, 0], [-0.5, -0.25, -0.25], [0, 0, 0]]))
 

@@ -1,4 +1,4 @@
-"""What influence is made of: relative effects in [0, 1], at the positions where nulling changes something."""
+"""Influence is a relative effect in [0, 1], at the positions where nulling changes a token."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_a_position_is_left_out_only_where_it_cannot_count_or_nulling_changes_no
     assert positions_that_change(ids, countable, window, 0).tolist() == expected
 
 
-def test_effects_go_to_their_positions_and_nothing_evaluated_is_no_influence():
+def test_effects_go_to_their_positions_and_without_any_there_is_no_influence():
     values = influence_of(5, np.array([1, 3]), np.array([0.25, 1.0]))
     np.testing.assert_allclose(values, [0, 0.5, 0, 1, 0], atol=1e-6)
     assert values.dtype == np.float32

@@ -8,7 +8,9 @@ import torch
 
 from scoring.effects.estimators import ESTIMATORS, make_estimator
 from scoring.effects.tokens import TokenFacts
-from scoring.scm.model import ScmSettings, StructuralCausalModel
+from scoring.scm.model import StructuralCausalModel
+from scoring.scm.shape import ScmSizes
+from scoring.settings import ScmEncoderSettings, ScoringSettings
 
 VOCABULARY, NULL = 29, 0
 BARE = np.array([i % 5 == 0 for i in range(VOCABULARY)])  # the null token among them
@@ -17,11 +19,9 @@ HEADS = (3, 5, 1)
 
 def make_scm(seed: int, head_sizes=HEADS, dtype=torch.float64, layers=2) -> StructuralCausalModel:
     torch.manual_seed(seed)
-    shape = ScmSettings(
-        vocab_size=VOCABULARY, head_sizes=head_sizes, hidden=16, layers=layers, heads=2, feedforward=32, max_tokens=12
-    )
-    scm = StructuralCausalModel(shape).to(dtype).eval()
-    with torch.no_grad():  # An untrained head says almost the same of everything; make it opinionated.
+    settings = ScmEncoderSettings(hidden=16, layers=layers, heads=2, feedforward=32, max_tokens=12)
+    scm = StructuralCausalModel(settings, ScmSizes(vocab_size=VOCABULARY, head_sizes=head_sizes)).to(dtype).eval()
+    with torch.no_grad():  # An untrained head says almost the same of everything; larger weights make it confident.
         for output in scm.outputs:
             output.weight.mul_(6.0)
     return scm
@@ -36,15 +36,8 @@ def make_batch(seed: int, count: int, longest: int = 20, heads=HEADS):
 
 def estimator(name, scm, *, window=4, batch_tokens=256, longest=1000, interventions=None):
     tokens = TokenFacts(vocab_size=VOCABULARY, countable_by_id=~BARE, null_id=NULL)
-    return make_estimator(
-        name,
-        tokens,
-        window=window,
-        batch_tokens=batch_tokens,
-        longest=longest,
-        scm=scm,
-        interventions=interventions,
-    )
+    settings = ScoringSettings(window=window, batch_tokens=batch_tokens, longest_exact=longest)
+    return make_estimator(name, tokens, settings, scm=scm, interventions=interventions)
 
 
 def score(scm, utterances, labels, *, name="scm", **how):
@@ -182,6 +175,6 @@ def test_the_gradient_is_the_change_of_log_probability_to_first_order():
     ("name", "missing"),
     [("scm", "causal model"), ("parser", "parser"), ("scm+parser", "parser"), ("oracle", "choose one")],
 )
-def test_an_estimator_that_lacks_what_it_asks_says_so(name, missing):
+def test_an_estimator_says_what_is_missing(name, missing):
     with pytest.raises(ValueError, match=missing):
         estimator(name, None if name == "scm" else make_scm(0))

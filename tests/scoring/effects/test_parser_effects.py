@@ -1,4 +1,4 @@
-"""The parser's word on a token is exact: what the environment would have read without the window."""
+"""The parser estimator is exact: it says what the environment would read without the window."""
 
 import pickle
 from functools import partial
@@ -14,11 +14,15 @@ from envs.action_parser import NoParser, action_parser
 from scoring.effects.estimators import make_estimator
 from scoring.effects.parser_effects import Outcome, ParserInterventions, ParserSource
 from scoring.effects.tokens import token_facts
-from scoring.scm.model import ScmSettings, StructuralCausalModel
+from scoring.scm.model import StructuralCausalModel
+from scoring.scm.shape import ScmSizes
+from scoring.settings import ScmEncoderSettings, ScoringSettings
 from tests.scoring.languages import Language, word_tokenizer
 
 TEXT = '{ "thoughts": "the target is - 3 so I add", "action": "+" }'
 WORDS = sorted({*TEXT.split(), '"subtract', "-"})
+ENCODER = ScmEncoderSettings(hidden=8, layers=1, heads=1)
+SETTINGS = ScoringSettings(window=1, batch_tokens=256)
 
 
 def number_line(window, null_id=0):
@@ -29,7 +33,7 @@ def number_line(window, null_id=0):
 
 @given(st.lists(st.sampled_from(WORDS), max_size=14), st.integers(1, 5))
 @settings(max_examples=150, deadline=None)
-def test_outcomes_are_those_of_leaving_the_words_out(words, window):
+def test_outcomes_equal_those_of_the_text_without_the_window(words, window):
     parse = action_parser("coso/NumberLine-v0", {}).parse
     tokenizer, interventions = number_line(window)
     labels = parse(" ".join(words)).labels
@@ -41,10 +45,10 @@ def test_outcomes_are_those_of_leaving_the_words_out(words, window):
         assert found[i] == (Outcome.SAME if (parsed.labels == labels).all() else changed)
 
 
-def test_a_null_token_with_a_text_of_its_own_leaves_none_behind():
+def test_a_null_token_that_is_not_special_adds_no_text():
     words = TEXT.split()
     ids = np.array([1 + WORDS.index(word) for word in words], np.int32)
-    shown = WORDS.index("-") + 1  # nulling by it would put a `-` beside the `+`
+    shown = WORDS.index("-") + 1  # as a null token it would add a `-` beside the `+`
     _, interventions = number_line(1, null_id=shown)
     _, by_padding = number_line(1)
     where = np.arange(len(ids))
@@ -56,12 +60,8 @@ def test_the_parser_is_exact_on_a_language_whose_rule_is_known(name):
     language = Language(slots=6, causal=(1, 4))
     tokenizer = language.tokenizer()
     interventions = ParserInterventions(ParserSource(tokenizer=tokenizer, parser=language), window=1, null_id=0)
-    scm = StructuralCausalModel(
-        ScmSettings(vocab_size=len(tokenizer), head_sizes=language.head_sizes, hidden=8, layers=1, heads=1)
-    ).eval()
-    estimator = make_estimator(
-        name, token_facts(tokenizer), window=1, batch_tokens=256, longest=99, scm=scm, interventions=interventions
-    )
+    scm = StructuralCausalModel(ENCODER, ScmSizes(vocab_size=len(tokenizer), head_sizes=language.head_sizes)).eval()
+    estimator = make_estimator(name, token_facts(tokenizer), SETTINGS, scm=scm, interventions=interventions)
     utterances, labels = language.sample(20, seed=0)
     for ids, row in zip(utterances, labels, strict=True):
         scored = estimator.score(ids, row)
@@ -69,18 +69,14 @@ def test_the_parser_is_exact_on_a_language_whose_rule_is_known(name):
         assert scored.values[[2, 3, 8, 9]].tolist() == pytest.approx([1.0] * 4) and scored.counterfactuals == 12
 
 
-def test_the_scm_speaks_where_nothing_parses_any_more():
+def test_the_scm_gives_the_effect_where_nothing_parses():
     """One slot is read: without its key or value there is no action, so the SCM's effects of the two remain."""
     language = Language(slots=3, causal=(1,))
     tokenizer = language.tokenizer()
     facts = token_facts(tokenizer)
     interventions = ParserInterventions(ParserSource(tokenizer=tokenizer, parser=language), window=1, null_id=0)
-    scm = (
-        StructuralCausalModel(ScmSettings(vocab_size=len(tokenizer), head_sizes=(6,), hidden=8, layers=1, heads=1))
-        .double()
-        .eval()
-    )
-    make = partial(make_estimator, window=1, batch_tokens=256, longest=99, scm=scm, interventions=interventions)
+    scm = StructuralCausalModel(ENCODER, ScmSizes(vocab_size=len(tokenizer), head_sizes=(6,))).double().eval()
+    make = partial(make_estimator, settings=SETTINGS, scm=scm, interventions=interventions)
     (ids,), (labels,) = language.sample(1, seed=3)
     effects, _ = make("scm", facts).effects(ids, np.array([2, 3]), labels)
     both = make("scm+parser", facts).score(ids, labels).values
@@ -89,13 +85,13 @@ def test_the_scm_speaks_where_nothing_parses_any_more():
     assert make("parser", facts).score(ids, labels).values.tolist() == pytest.approx([0, 0, 1, 1, 0, 0])
 
 
-def test_what_the_parser_does_not_read_as_an_action_changes_nothing():
+def test_tokens_of_a_text_without_an_action_change_nothing():
     ids = np.array([1 + WORDS.index(word) for word in ("target", "so")], np.int32)
     assert number_line(1)[1].outcomes(ids, np.arange(2)).tolist() == [Outcome.SAME] * 2
 
 
 @pytest.mark.parametrize("name", ["coso/NumberLine-v0", "coso/Points24-v0", "coso/Blackjack-v0"])
-def test_an_environments_parser_reads_as_it_does_and_can_be_sent_elsewhere(name):
+def test_a_pickled_parser_reads_as_its_environment_does(name):
     env = gymnasium.make(name).unwrapped
     parser = pickle.loads(pickle.dumps(action_parser(name, {})))
     for text in ['{"action": "+"}', '{"action": "10"}', '{"action": "hit"}', "", '"action": "+" or "-"']:
@@ -104,7 +100,7 @@ def test_an_environments_parser_reads_as_it_does_and_can_be_sent_elsewhere(name)
         np.testing.assert_array_equal(here.labels, there.labels)
 
 
-def test_an_environment_without_a_parser_is_named():
+def test_an_environment_without_a_parser_is_an_error_that_names_it():
     class Mute(gymnasium.Env):
         observation_space = action_space = gymnasium.spaces.Discrete(2)
 

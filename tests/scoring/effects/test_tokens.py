@@ -1,4 +1,4 @@
-"""Which tokens count is asked of the tokenizer in use: action signs count, the frame around them does not."""
+"""The tokenizer in use decides which tokens count: action signs do, the punctuation around them does not."""
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -7,12 +7,12 @@ from transformers import PreTrainedTokenizerFast
 from scoring.effects.tokens import countable_token_mask, token_facts
 
 WORDS = ["add", "Ġ+", "-", "*", "/", "=", "<", 'Ġ"+"}', "7", "_", "é"]
-FRAME = ['"', '{"', '"}', "Ġ", "Ċ", ":", 'Ġ"', '",', "'", "`", "!", "?", "()", "[]", ".", ";"]
+PUNCTUATION = ['"', '{"', '"}', "Ġ", "Ċ", ":", 'Ġ"', '",', "'", "`", "!", "?", "()", "[]", ".", ";"]
 SPECIAL = ["<pad>", "<end>", "<image>"]
 
 
 def make_tokenizer(**special):
-    pieces = SPECIAL + WORDS + FRAME
+    pieces = SPECIAL + WORDS + PUNCTUATION
     letters = pre_tokenizers.ByteLevel.alphabet()
     pieces += sorted(set(letters) - set(pieces))
     tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
@@ -21,12 +21,12 @@ def make_tokenizer(**special):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special), pieces
 
 
-def test_signs_and_words_count_and_frames_and_special_tokens_do_not():
+def test_signs_and_words_count_and_punctuation_and_special_tokens_do_not():
     tokenizer, pieces = make_tokenizer(pad_token="<pad>", eos_token="<end>")
     mask = countable_token_mask(tokenizer, range(len(pieces)))
     counted = {piece for piece, counts in zip(pieces, mask, strict=True) if counts}
     assert counted >= set(WORDS) - {"é"}
-    assert not counted & set(FRAME)
+    assert not counted & set(PUNCTUATION)
     assert not counted & set(SPECIAL)
 
 

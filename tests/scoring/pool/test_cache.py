@@ -1,4 +1,4 @@
-"""The cache of scores is bounded, forgets what was not asked for longest, and never mixes two keys up."""
+"""The cache of scores is bounded, drops the least recently used entry, and never confuses two keys."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -20,7 +20,7 @@ def values(number):
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=60), st.integers(0, 4))
 @settings(max_examples=200, deadline=None)
-def test_holds_the_latest_used_within_its_limit(operations, room):
+def test_keeps_the_most_recently_used_within_its_limit(operations, room):
     cache = ScoreCache(room * ENTRY)
     latest: list[int] = []  # the slow version: most recently used last
     for put, number in operations:
@@ -37,7 +37,7 @@ def test_holds_the_latest_used_within_its_limit(operations, room):
     assert cache.entries == len(latest) and cache.nbytes == len(latest) * ENTRY
 
 
-def test_estimator_weights_action_and_ids_all_make_a_key():
+def test_a_key_consists_of_estimator_weights_action_and_ids():
     ids, labels = np.arange(3), np.array([1, -1])
     keys = {
         score_key("scm", "1", ids, labels),
@@ -50,7 +50,7 @@ def test_estimator_weights_action_and_ids_all_make_a_key():
     assert score_key("scm", "1", ids.astype(np.int64), labels.astype(np.int16)) in keys  # whatever the integer type
 
 
-def test_what_is_kept_is_a_copy_that_nobody_can_write_to():
+def test_entries_are_read_only_copies():
     cache = ScoreCache(1 << 20)
     mine = values(1)
     cache.put(key(1), mine)

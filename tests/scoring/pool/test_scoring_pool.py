@@ -1,9 +1,10 @@
-"""The pool scores everything once and loses no training, whichever of its processes is killed or stops answering."""
+"""The pool scores everything once and loses no training, whichever of its processes dies or does not answer."""
 
 import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,40 +16,47 @@ from scoring.effects.estimators import make_estimator
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts
 from scoring.pool.scorers import ScorerPool, ScoringError
-from scoring.pool.scoring_pool import PoolSettings, ScoringPool
-from scoring.pool.workers import yield_to_others
-from scoring.scm.model import ScmSettings
-from scoring.scm.training import ScmTrainer, ScmTrainingSettings
+from scoring.pool.scoring_pool import ScoringContext, ScoringPool
+from scoring.pool.workers import run_where_cores_are_idle
+from scoring.scm.shape import ScmSizes
+from scoring.scm.training import ScmTrainer
+from scoring.settings import ScmSettings, ScoringSettings
 from tests.scoring.languages import FiveBeforeSix, word_tokenizer
 
-SHAPE = ScmSettings(vocab_size=30, head_sizes=(3, 2), hidden=16, layers=1, heads=2, feedforward=32, max_tokens=32)
-TRAINING = ScmTrainingSettings(learning_rate=3e-3, rounds=2, round_utterances=40, minibatch=16, seed=1)
+SIZES = ScmSizes(vocab_size=30, head_sizes=(3, 2))
 COUNTABLE = np.array([i % 4 != 0 for i in range(30)])
 TOKENS = TokenFacts(vocab_size=30, countable_by_id=COUNTABLE, null_id=0)
 PARSER = ParserSource(tokenizer=word_tokenizer([f"w{i}" for i in range(1, 30)]), parser=FiveBeforeSix())
-SETTINGS = PoolSettings(
+CONTEXT = ScoringContext(
+    tokens=TOKENS, head_sizes=SIZES.head_sizes, parser=PARSER, seed=1, actor_cpus=0.1, max_failures=3
+)
+SETTINGS = ScoringSettings(
     workers=2,
-    worker_cpus=0.1,
-    trainer_cpus=0.1,
     window=2,
     batch_tokens=300,
-    task_utterances=4,
+    batch_utterances=4,
     start_deadline_s=90,
-    score_deadline_s=60,
-    train_deadline_s=60,
+    deadline_s=60,
+    scm=ScmSettings(
+        hidden=16,
+        layers=1,
+        heads=2,
+        feedforward=32,
+        max_tokens=32,
+        learning_rate=3e-3,
+        rounds=2,
+        round_utterances=40,
+        minibatch=16,
+    ),
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 * 2**20)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture(scope="module")
-def pool(cluster):
-    pool = ScoringPool(SHAPE, TRAINING, SETTINGS, TOKENS, PARSER)
+def pool(ray_cluster):
+    pool = ScoringPool(SETTINGS, CONTEXT)
     pool.start()
     yield pool
     pool.close()
@@ -64,22 +72,19 @@ def make_batch(seed, count=40):
     return utterances, labels
 
 
+def new_trainer() -> ScmTrainer:
+    return ScmTrainer(SETTINGS.scm, SIZES, seed=CONTEXT.seed)
+
+
 def twin_of(pool) -> ScmTrainer:
     """Build, in this process, the trainer that the pool's trainer should be."""
-    twin = ScmTrainer(SHAPE, TRAINING)
+    twin = new_trainer()
     twin.load_state_dict(*pool.state())
     return twin
 
 
 def assert_scores_are_those_of(twin, utterances, labels, values):
-    scorer = make_estimator(
-        "scm",
-        TOKENS,
-        window=SETTINGS.window,
-        batch_tokens=SETTINGS.batch_tokens,
-        longest=SETTINGS.longest,
-        scm=twin.scm.double().eval(),
-    )
+    scorer = make_estimator("scm", TOKENS, SETTINGS, scm=twin.scm.double().eval())
     expected = [scorer.score(ids, row) for ids, row in zip(utterances, labels, strict=True)]
     assert len(values) == len(utterances)
     for value, wanted in zip(values, expected, strict=True):
@@ -105,10 +110,10 @@ def wait_until_gone(pid, seconds=20):
 
 
 def test_scores_and_training_are_those_of_one_process(pool):
-    twin = ScmTrainer(SHAPE, TRAINING)
+    twin = new_trainer()
     utterances, labels = make_batch(0)
     before, _ = pool.score(utterances, labels)
-    assert_scores_are_those_of(ScmTrainer(SHAPE, TRAINING), utterances, labels, before)
+    assert_scores_are_those_of(new_trainer(), utterances, labels, before)
 
     assert pool.train(utterances, labels) == twin.train(utterances, labels)
     assert pool.version == 1
@@ -125,7 +130,7 @@ def test_scores_and_training_are_those_of_one_process(pool):
     assert sum(worker["utterances"] for worker in workers) == 2 * 39
 
 
-def test_workers_leave_the_cores_they_share_to_the_learner(pool):
+def test_actors_run_only_where_cores_are_idle(pool):
     for pid in (pool.trainer_pid(), *(int(answer["pid"]) for answer in pool.check())):
         assert os.sched_getscheduler(pid) == os.SCHED_IDLE
 
@@ -148,7 +153,7 @@ def test_a_scorer_killed_in_the_middle_of_its_task_loses_nothing(pool):
     utterances, labels = make_batch(2)
     victim, other = pool.check()
     recovered = pool.recoveries["scorer"]
-    os.kill(victim["pid"], signal.SIGSTOP)  # its task will certainly be under way when it dies
+    os.kill(victim["pid"], signal.SIGSTOP)  # its task is certainly in progress when it dies
     results = []
     thread = threading.Thread(target=lambda: results.append(pool.score(utterances, labels)))
     thread.start()
@@ -177,7 +182,7 @@ def test_an_idle_scorer_that_was_killed_is_replaced_by_a_check(pool):
     assert pool.recoveries["scorer"] == recovered + 1
 
 
-def test_a_trainer_killed_between_or_during_its_work_goes_on_from_its_state(pool):
+def test_a_trainer_killed_between_or_during_calls_continues_from_its_state(pool):
     twin = twin_of(pool)
     recovered = pool.recoveries["scm_trainer"]
     victim = pool.trainer_pid()
@@ -195,7 +200,7 @@ def test_a_trainer_killed_between_or_during_its_work_goes_on_from_its_state(pool
     assert_states_equal(pool, twin)
 
 
-def test_a_checkpoint_brings_weights_and_version_back(pool):
+def test_a_checkpoint_restores_weights_and_version(pool):
     utterances, labels = make_batch(5)
     state = pool.state()
     version, before = pool.version, pool.score(utterances, labels)[0]
@@ -207,7 +212,7 @@ def test_a_checkpoint_brings_weights_and_version_back(pool):
     assert pool.train(utterances, labels) == first
 
 
-def test_identical_answers_are_scored_once_a_version_and_what_asks_no_scm_once_for_all(pool):
+def test_identical_answers_are_scored_once_per_version_and_once_in_all_without_an_scm(pool):
     utterances, labels = make_batch(6)
     first, _ = pool.score(utterances, labels)
     busy = sum(worker["utterances"] for worker in pool.check())
@@ -225,12 +230,12 @@ def test_identical_answers_are_scored_once_a_version_and_what_asks_no_scm_once_f
     assert pool.score(utterances, labels, "parser")[1]["cache_hits"] == 39
 
 
-def test_scoring_goes_on_under_its_own_weights_while_new_ones_arrive(pool):
+def test_scoring_keeps_its_weights_while_new_ones_arrive(pool):
     utterances, labels = make_batch(7)
     before, weights = twin_of(pool), pool.weights
     pids = [worker["pid"] for worker in pool.check()]
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)  # so that the tasks are certainly under way when the next version comes
+        os.kill(pid, signal.SIGSTOP)  # so that the tasks are certainly in progress when the next version comes
     results = []
     thread = threading.Thread(target=lambda: results.append(pool.score(utterances, labels)))
     thread.start()
@@ -251,7 +256,7 @@ def test_scoring_goes_on_under_its_own_weights_while_new_ones_arrive(pool):
     assert [worker["pid"] for worker in pool.check()] == pids
 
 
-def test_the_pool_parses_in_its_workers(pool):
+def test_scorers_parse(pool):
     ids = np.array([8, 9, 5, 10, 6, 11], np.int32)  # the parser below wants 5 before 6
     values, statistics = pool.score([ids], np.array([[1, -1]]), "parser")
     assert values[0].tolist() == [0, 1, 1, 1, 1, 0]  # windows of two tokens, of which 8 does not count
@@ -259,7 +264,7 @@ def test_the_pool_parses_in_its_workers(pool):
 
 
 class Sleeper:
-    """A scorer that falls silent on some tasks, for good or in its first process only."""
+    """A scorer that does not answer on some tasks, always or in its first process only."""
 
     def ping(self):
         return {"pid": os.getpid()}
@@ -272,7 +277,7 @@ class Sleeper:
         return value
 
 
-def test_a_silent_scorer_is_ended_and_a_task_that_silences_all_is_an_error():
+def test_a_scorer_that_does_not_answer_is_replaced_and_a_task_that_none_finishes_is_an_error():
     scorers = ScorerPool(
         lambda: ray.remote(num_cpus=0.1)(Sleeper).remote(),
         count=2,
@@ -295,32 +300,30 @@ def test_a_silent_scorer_is_ended_and_a_task_that_silences_all_is_an_error():
         scorers.close()
 
 
-def test_workers_that_cannot_be_placed_are_an_error_that_says_so_and_leave_nothing():
-    settings = PoolSettings(**{**SETTINGS.__dict__, "worker_cpus": 64.0, "start_deadline_s": 1.0})
-    pool = ScoringPool(SHAPE, TRAINING, settings, TOKENS)
+def test_actors_that_cannot_be_placed_are_an_error_and_none_is_left():
+    settings = SETTINGS.model_copy(update={"start_deadline_s": 1.0})
+    pool = ScoringPool(settings, replace(CONTEXT, actor_cpus=64.0))
     with pytest.raises(ScoringError, match="did not start within 1 s"):
         pool.start()
     with pytest.raises(ScoringError, match="not running"):
         pool.score([np.array([1])], np.array([[0, 0]]))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"workers": 0}, "workers is 0"), ({"precision": "int8"}, "float64"), ({"device": "cuda"}, "worker_gpus")],
-)
-def test_impossible_settings_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        PoolSettings(**change)
+def test_a_context_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="scoring.device is cuda, but actor_gpus is 0"):
+        ScoringPool(ScoringSettings(device="cuda"), CONTEXT)
+    with pytest.raises(ValueError, match="max_failures is 0"):
+        replace(CONTEXT, max_failures=0)
 
 
-def test_a_sandbox_that_refuses_the_idle_policy_gets_the_highest_niceness(monkeypatch):
+def test_where_the_idle_policy_is_refused_the_highest_niceness_is_set(monkeypatch):
     def refused(*_):
         raise PermissionError("not here")
 
     asked = []
     monkeypatch.setattr(os, "sched_setscheduler", refused)
     monkeypatch.setattr(os, "nice", asked.append)
-    yield_to_others("cuda")
+    run_where_cores_are_idle("cuda")
     assert asked == []
-    yield_to_others("cpu")
+    run_where_cores_are_idle("cpu")
     assert asked == [19]

@@ -1,4 +1,4 @@
-"""The scorers' attention against the formula, written out for one sequence and one head at a time."""
+"""The scorers' attention equals the formula, computed for one sequence and one head at a time."""
 
 import math
 
@@ -26,7 +26,7 @@ def one_by_one(projected, sequences, heads):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-14), (torch.bfloat16, 3e-2)]
 )
-def test_is_the_formula_at_every_length(length, dtype, tolerance):
+def test_equals_the_formula_at_every_length(length, dtype, tolerance):
     torch.manual_seed(length)
     projected = torch.randn(3 * length, 3 * 8, dtype=dtype)
     found = self_attention(projected, sequences=3, heads=2)
@@ -34,7 +34,7 @@ def test_is_the_formula_at_every_length(length, dtype, tolerance):
     torch.testing.assert_close(found.double(), one_by_one(projected, 3, 2), rtol=0, atol=tolerance)
 
 
-def test_a_sequence_does_not_see_its_neighbours():
+def test_a_sequence_does_not_depend_on_its_neighbours():
     projected = torch.randn(2 * 38, 3 * 8)
     both = self_attention(projected, sequences=2, heads=2)
     projected[38:] = torch.nan

@@ -1,4 +1,4 @@
-"""The fast path gives what the SCM says of each counterfactual by itself, in every precision and however it is cut."""
+"""The fast path equals the SCM evaluated on each counterfactual alone, in every precision and chunk size."""
 
 import numpy as np
 import pytest
@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from scoring.effects.effects import nulled
 from scoring.scm.encoder import PRECISIONS, CounterfactualEncoder, in_precision
-from scoring.scm.model import ScmSettings, StructuralCausalModel
+from scoring.scm.model import StructuralCausalModel
+from scoring.scm.shape import ScmSizes
+from scoring.settings import ScmEncoderSettings
 
 VOCABULARY = 30
 
 
 def make_scm(precision="float64", layers=2):
     torch.manual_seed(0)
-    shape = ScmSettings(
-        vocab_size=VOCABULARY, head_sizes=(3, 4), hidden=16, layers=layers, heads=2, feedforward=32, max_tokens=10
-    )
-    scm = StructuralCausalModel(shape)
+    settings = ScmEncoderSettings(hidden=16, layers=layers, heads=2, feedforward=32, max_tokens=10)
+    scm = StructuralCausalModel(settings, ScmSizes(vocab_size=VOCABULARY, head_sizes=(3, 4)))
     with torch.no_grad():
         for output in scm.outputs:
             output.weight.mul_(5.0)
@@ -51,21 +51,21 @@ SCMS = {layers: make_scm(layers=layers) for layers in (1, 2)}
     st.data(),
 )
 @settings(max_examples=30, deadline=None)
-def test_equals_the_scm_asked_one_counterfactual_at_a_time(tokens, window, batch_tokens, labels, layers, data):
+def test_equals_the_scm_on_one_counterfactual_at_a_time(tokens, window, batch_tokens, labels, layers, data):
     ids, labels = np.array(tokens, np.int32), np.array(labels, np.int32)
     positions = np.array(data.draw(st.lists(st.integers(0, len(ids) - 1), unique=True).map(sorted)), np.intp)
     fast = encoder(SCMS[layers], window=window, batch_tokens=batch_tokens)
-    found = fast.probabilities_less_one(ids, positions, labels)
+    found = fast.probabilities_minus_one(ids, positions, labels)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, one_by_one(SCMS[layers], ids, positions, labels, window), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("bfloat16", 3e-2)])
-def test_other_precisions_are_as_near_as_they_can_be(precision, tolerance):
+def test_other_precisions_differ_by_their_rounding_alone(precision, tolerance):
     ids = np.random.default_rng(1).integers(0, VOCABULARY, 40).astype(np.int32)
     where, labels = np.arange(40), np.array([1, 2], np.int32)
-    exact = encoder(make_scm()).probabilities_less_one(ids, where, labels)
-    near = encoder(make_scm(precision)).probabilities_less_one(ids, where, labels)
+    exact = encoder(make_scm()).probabilities_minus_one(ids, where, labels)
+    near = encoder(make_scm(precision)).probabilities_minus_one(ids, where, labels)
     assert near.std() > 0
     np.testing.assert_allclose(near, exact, rtol=0, atol=tolerance)
 
@@ -74,9 +74,9 @@ def test_new_weights_are_used_once_they_are_loaded():
     scm = make_scm()
     fast = encoder(scm)
     ids, labels = np.arange(1, 9, dtype=np.int32), np.array([0, 0], np.int32)
-    before = fast.probabilities_less_one(ids, np.arange(8), labels)
+    before = fast.probabilities_minus_one(ids, np.arange(8), labels)
     scm.load_state_dict({name: value * 1.1 for name, value in scm.state_dict().items()})
-    after = fast.probabilities_less_one(ids, np.arange(8), labels)
+    after = fast.probabilities_minus_one(ids, np.arange(8), labels)
     assert np.abs(before - after).max() > 1e-3
     np.testing.assert_allclose(after, one_by_one(scm, ids, np.arange(8), labels, 2), atol=1e-12)
 

@@ -1,19 +1,21 @@
-"""The SCM's scores do not change with padding or company, and an action's probability is that of its labels."""
+"""The SCM's output depends on neither padding nor batch, and an action's probability is the product of its labels'."""
 
 import numpy as np
 import pytest
 import torch
 
-from scoring.scm.model import ScmSettings, StructuralCausalModel, label_log_probability, labels_loss
+from scoring.scm.model import StructuralCausalModel, label_log_probability, labels_loss
+from scoring.scm.shape import ScmSizes
+from scoring.settings import ScmEncoderSettings
 from scoring.utterances import padded
 
-SETTINGS = ScmSettings(vocab_size=40, head_sizes=(4, 7), hidden=32, layers=2, heads=4, feedforward=64, max_tokens=16)
+SETTINGS = ScmEncoderSettings(hidden=32, layers=2, heads=4, feedforward=64, max_tokens=16)
 
 
 @pytest.fixture
 def scm() -> StructuralCausalModel:
     torch.manual_seed(0)
-    return StructuralCausalModel(SETTINGS)
+    return StructuralCausalModel(SETTINGS, ScmSizes(vocab_size=40, head_sizes=(4, 7)))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -26,7 +28,7 @@ def test_scores_are_batch_invariant_in_float32(scm, training):
         for i, row in enumerate(rows):
             ids, lengths = padded([row], "cpu")
             alone = scm.log_probabilities(ids, lengths)
-            # Padding of any token and of any width is padding.
+            # Neither the padding's token nor its width matters.
             wide = torch.cat([ids, torch.full((1, 9), 33)], dim=1)
             for one, many, other in zip(alone, together, scm.log_probabilities(wide, lengths), strict=True):
                 assert one.dtype == torch.float32
@@ -68,12 +70,3 @@ def test_lengths_outside_the_batch_are_refused(scm):
     for length in (0, 4):
         with pytest.raises(ValueError, match="lengths"):
             scm.log_probabilities(torch.ones(1, 3, dtype=torch.int64), torch.tensor([length]))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"head_sizes": ()}, "head_sizes is empty"), ({"layers": 0}, "layers is 0"), ({"heads": 5}, "multiple")],
-)
-def test_impossible_shapes_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        ScmSettings(**{"vocab_size": 10, "head_sizes": (2,), **change})

@@ -1,0 +1,72 @@
+"""Admission of requests to an engine, and the time that it was busy."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+
+class Gate:
+    """A lock that many holders may share, or that one may hold alone."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self._alone = False
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._alone)
+            self.inside += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self.inside -= 1
+                self._changed.notify_all()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._alone)
+            self._alone = True  # from here on, nobody else enters
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self.inside == 0)
+                self.inside = 1
+            try:
+                yield
+            finally:
+                self.inside = 0
+        finally:
+            async with self._changed:
+                self._alone = False
+                self._changed.notify_all()
+
+
+class BusyMeter:
+    """Counts the seconds during which at least one request was running."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._since = 0.0
+        self._total = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self._total + (time.monotonic() - self._since if self._running else 0.0)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        if self._running == 0:
+            self._since = time.monotonic()
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if self._running == 0:
+                self._total += time.monotonic() - self._since

@@ -1,0 +1,137 @@
+"""Passes of the model over a batch: without gradients for what is known before an update, with them for one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actors.chat import ChatProcessor
+from actors.trajectory import TrajectoryBatch
+from learner.algorithms.base import Evaluation
+from learner.division import MicroBatch, divide
+from learner.engine import DeepSpeedEngine, StepReport
+from learner.metric_sums import MetricSums
+from learner.policy.batch import BatchBuilder, TokenBatch
+from learner.policy.model import PolicyOutput
+from learner.setup import LearnerSetup
+
+#: Passes without gradients keep no activations, so they take this many times as many steps at once.
+FORWARD_ONLY_FACTOR = 4
+
+#: (what the model says, the micro-batch, its row numbers) -> (parts of the loss, metrics), float32 (B,) each.
+LossOf = Callable[[PolicyOutput, TokenBatch, np.ndarray], tuple[dict[str, Tensor], dict[str, Tensor]]]
+
+
+@dataclass
+class StepResult:
+    """One optimizer step."""
+
+    report: StepReport
+    sums: MetricSums
+    rows_not_finite: list[int] = field(default_factory=list)  # of this rank's steps, whose loss is NaN or infinite
+    part_norms: dict[str, float] = field(default_factory=dict)  # gradient norm of each part of the loss
+
+
+class Passes:
+    """All ranks call every method at once, with the same arguments; each does its share."""
+
+    def __init__(self, setup: LearnerSetup, engine: DeepSpeedEngine, chat: ChatProcessor) -> None:
+        self._setup = setup
+        self._engine = engine
+        self._chat = chat
+        self._builder = BatchBuilder(chat)
+
+    def evaluate(self, trajectories: TrajectoryBatch, trained: np.ndarray) -> Evaluation:
+        """What the present model says of every step, float32, without dropout. trained: see `Evaluation`."""
+        self._engine.train(False)
+        response_lengths = [len(ids) for ids in trajectories.ragged("response_ids", np.int32)]
+        offsets = np.concatenate([[0], np.cumsum(response_lengths)]).astype(np.int64)
+        count = len(trajectories)
+        tokens, values, final_values = np.zeros(offsets[-1]), np.zeros(count), np.zeros(count)
+        with torch.no_grad():
+            for part in self._share(np.arange(count), lengths(trajectories), FORWARD_ONLY_FACTOR):
+                batch = self._builder.build(trajectories, part.indices).to(self._engine.device)
+                output = self._forward(batch, with_entropy=False)
+                if part.filler:
+                    continue
+                values[part.indices] = output.values.float().cpu().numpy()
+                for index, row in zip(part.indices.tolist(), output.logprobs.cpu().numpy(), strict=True):
+                    tokens[offsets[index] : offsets[index + 1]] = row[: response_lengths[index]]
+            final_lengths = np.array([len(ids) for ids in trajectories.ragged("final_prompt_ids", np.int32)])
+            final = np.flatnonzero([image is not None for image in trajectories.column("final_image")])
+            for part in self._share(final, final_lengths, FORWARD_ONLY_FACTOR):
+                batch = self._builder.build_final(trajectories, part.indices).to(self._engine.device)
+                output = self._forward(batch, with_entropy=False)
+                if not part.filler:
+                    final_values[part.indices] = output.values.float().cpu().numpy()
+        # Every entry was filled in by one rank and is zero on the others, so the sum is that rank's number exactly.
+        everything = self._engine.sum_over_ranks(np.concatenate([tokens, values, final_values])).astype(np.float32)
+        all_tokens, all_values, all_finals = np.split(everything, [len(tokens), len(tokens) + count])
+        has_final = np.zeros(count, bool)
+        has_final[final] = True
+        return Evaluation(
+            logprobs=np.split(all_tokens, offsets[1:-1]),
+            values=all_values,
+            final_values=np.where(has_final, all_finals, np.float32(np.nan)),
+            trained=trained,
+        )
+
+    def step(
+        self,
+        trajectories: TrajectoryBatch,
+        rows: np.ndarray,
+        loss_of: LossOf,
+        *,
+        with_entropy: bool,
+        with_part_norms: bool = False,
+    ) -> StepResult:
+        """One step of the optimizer, whose gradient is that of the mean loss over `rows` however they are divided.
+
+        with_part_norms: measure the gradient norms of the loss's parts, on this rank's share, before the step.
+        """
+        sums = MetricSums()
+        seen: list[tuple[np.ndarray, Tensor]] = []  # row numbers and their loss, looked at when the step goes wrong
+        squares: dict[str, float] = {}
+        scale = self._engine.place.world_size / len(rows)
+        for part in self._share(rows, lengths(trajectories)):
+            batch = self._builder.build(trajectories, part.indices)
+            if part.filler:
+                batch.sample_weight.zero_()
+            batch = batch.to(self._engine.device)
+            parts, metrics = loss_of(self._forward(batch, with_entropy), batch, part.indices)
+            totals = {name: (values * batch.sample_weight).sum() * scale for name, values in parts.items()}
+            loss = torch.stack(list(totals.values())).sum()
+            seen.append((part.indices, loss.detach()))
+            if with_part_norms:
+                for name, norm in self._engine.part_norms(totals).items():
+                    squares[name] = squares.get(name, 0.0) + norm**2
+            self._engine.backward(loss)
+            sums.add(metrics, batch.sample_weight)
+        report = self._engine.step()
+        broken = [] if report.applied else [indices for indices, loss in seen if not bool(loss.isfinite())]
+        rows_not_finite = [row for indices in broken for row in indices.tolist()]
+        return StepResult(report, sums, rows_not_finite, {name: square**0.5 for name, square in squares.items()})
+
+    def _share(self, rows: np.ndarray, of_all: np.ndarray, factor: int = 1) -> list[MicroBatch]:
+        place = self._engine.place
+        return divide(rows, of_all, self._setup.learner.micro_batch * factor, place.rank, place.world_size)
+
+    def _forward(self, batch: TokenBatch, with_entropy: bool) -> Any:
+        return self._engine.forward(
+            batch,
+            temperature=self._setup.temperature,
+            banned_token_ids=self._chat.banned_token_ids,
+            token_chunk=self._setup.learner.token_chunk,
+            with_entropy=with_entropy,
+        )
+
+
+def lengths(trajectories: TrajectoryBatch) -> np.ndarray:
+    """int64 (N,), tokens of prompt and response."""
+    parts = [trajectories.ragged(column, np.int32) for column in ("prompt_ids", "response_ids")]
+    return np.array([len(prompt) + len(response) for prompt, response in zip(*parts, strict=True)], np.int64)

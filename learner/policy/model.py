@@ -1,0 +1,182 @@
+"""The policy and its value head as one module, for any Hugging Face vision-language model.
+
+`forward` answers what an algorithm asks of a batch: the log-probability and entropy of every response token and the
+value of every state. Everything goes through `forward`, so that DeepSpeed's ZeRO 0 to 3 all work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actors.chat import NotAVisionLanguageModel
+from learner.policy.batch import TokenBatch
+from learner.policy.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
+from learner.policy.weight_export import Materialize, checkpoint_weights
+from learner.settings import LoraSettings
+
+
+@dataclass
+class PolicyOutput:
+    """Of B steps with at most R response tokens; zeros where padded."""
+
+    logprobs: Tensor  # float32 (B, R), nats, of the response tokens
+    entropy: Tensor  # float32 (B, R), nats, over the whole vocabulary, of the distribution sampled from
+    values: Tensor  # float32 (B,), of the state before the response
+
+
+class PolicyModel(nn.Module):
+    """A vision-language model and a value head on the hidden state of the last prompt token.
+
+    The value head is no submodule: whatever changes the module's precision or spreads it over ranks leaves the head as
+    it is, float32 and whole. `learner.engine` trains it beside the module.
+    """
+
+    def __init__(self, vlm: nn.Module, value_head: nn.Module, value_gradient: bool) -> None:
+        """vlm: a Hugging Face model whose head is a `TokenHead`, or a peft model around one; value_head: float32
+        (…, width) -> (…, 1); value_gradient: whether the value loss trains the vlm too."""
+        super().__init__()
+        self.vlm = vlm
+        self._outside = (value_head,)  # in a tuple, so that torch does not register it
+        self.value_gradient = value_gradient
+
+    @property
+    def value_head(self) -> nn.Module:
+        return self._outside[0]
+
+    @property
+    def hf_model(self) -> Any:
+        """The Hugging Face model, also where peft is wrapped around it."""
+        vlm: Any = self.vlm
+        return vlm.get_base_model() if hasattr(vlm, "get_base_model") else vlm
+
+    def forward(
+        self,
+        batch: TokenBatch,
+        *,
+        temperature: float,
+        banned_token_ids: Sequence[int],
+        token_chunk: int,
+        with_entropy: bool = True,
+    ) -> PolicyOutput:
+        """temperature and banned_token_ids as when sampling; token_chunk: tokens whose logits exist at once."""
+        head = self.hf_model.get_output_embeddings()
+        inputs = {
+            name: tensor.to(head.weight.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in batch.model_inputs.items()
+        }
+        hidden = self.hf_model.base_model(**inputs, use_cache=False).last_hidden_state  # (B, L, width)
+
+        rows = torch.arange(len(batch), device=hidden.device)
+        state = hidden[rows, batch.prompt_lengths - 1]
+        if not self.value_gradient:
+            state = state.detach()
+        values = self.value_head(state.float())[:, 0]
+
+        mask = batch.response_mask
+        logprobs = torch.zeros(mask.shape, device=hidden.device)
+        entropy = torch.zeros(mask.shape, device=hidden.device)
+        if mask.shape[1] > 0:
+            # Response token j is predicted at the position before it; prompt positions never meet the head.
+            row, token = mask.nonzero(as_tuple=True)
+            predicting = hidden[row, batch.prompt_lengths[row] - 1 + token]
+            distribution = SamplingDistribution(temperature, banned_token_ids, token_chunk, with_entropy)
+            token_logprobs, token_entropy = head(predicting, batch.response_ids[mask], distribution)
+            logprobs = logprobs.masked_scatter(mask, token_logprobs)
+            entropy = entropy.masked_scatter(mask, token_entropy)
+        return PolicyOutput(logprobs, entropy, values)
+
+    def checkpoint_weights(self, materialize: Materialize) -> Iterator[tuple[str, Tensor]]:
+        """The vlm's weights as `save_pretrained` would write them: (checkpoint name, tensor), adapters merged, tied
+        weights once; the model stays as it is. See `learner.policy.weight_export.checkpoint_weights`."""
+        return checkpoint_weights(self.hf_model, materialize)
+
+
+def load_policy(
+    path: str,
+    *,
+    dtype: torch.dtype,
+    lora: LoraSettings | None,
+    value_hidden: tuple[int, ...],
+    gradient_checkpointing: bool,
+    value_gradient: bool,
+    seed: int,
+) -> PolicyModel:
+    """Load a Hugging Face VLM from a folder or the hub and give it a value head (and adapters).
+
+    The value head and the adapters are drawn from `seed` alone, so every rank starts alike. Load first, hand over to
+    DeepSpeed then (not under `zero.Init`). Raises `NotAVisionLanguageModel`, `UnsupportedHead`.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        vlm = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise NotAVisionLanguageModel(
+            f"model.path {path!r} cannot be loaded as a vision-language model: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return build_policy(
+        vlm,
+        lora=lora,
+        value_hidden=value_hidden,
+        gradient_checkpointing=gradient_checkpointing,
+        value_gradient=value_gradient,
+        seed=seed,
+    )
+
+
+def build_policy(
+    vlm: Any,
+    *,
+    lora: LoraSettings | None,
+    value_hidden: tuple[int, ...],
+    gradient_checkpointing: bool,
+    value_gradient: bool,
+    seed: int,
+) -> PolicyModel:
+    """As `load_policy`, of a Hugging Face model in memory, which becomes part of the policy (its head is adopted)."""
+    head = vlm.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or vlm.base_model is vlm:
+        raise UnsupportedHead(f"{type(vlm).__name__} has no linear output head on a base model")
+    TokenHead.adopt(head, measured_transform(vlm, vlm.base_model, head))
+    if gradient_checkpointing:
+        vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        value_head = _value_head(vlm.config.get_text_config().hidden_size, value_hidden)
+        policy = vlm if lora is None else _with_adapters(vlm, lora)
+    return PolicyModel(policy, value_head.to(head.weight.device), value_gradient)
+
+
+def _value_head(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
+    """An MLP with ReLU, float32; the last layer starts at zero, so that values start at zero, not at noise."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        width = size
+    last = nn.Linear(width, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, last)
+
+
+def _with_adapters(vlm: Any, settings: LoraSettings) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    targets: str | list[str] = "all-linear"
+    if settings.target == "language_model":
+        decoder = vlm.get_decoder()
+        head = vlm.get_output_embeddings()
+        inside = {id(module) for module in decoder.modules() if isinstance(module, nn.Linear) and module is not head}
+        targets = [name for name, module in vlm.named_modules() if id(module) in inside]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number works
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+    )
+    return get_peft_model(vlm, config)

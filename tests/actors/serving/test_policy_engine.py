@@ -1,0 +1,30 @@
+"""The engine's seed: another one for every server and after every restart, and never too large for vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from actors.serving.policy_engine import PolicyServerLaunch, engine_arguments
+from actors.settings import ModelSettings, PolicyServerSettings
+
+LAUNCH = PolicyServerLaunch(index=0, run_seed=1, temp_folder="/tmp")
+
+
+def seed_of(launch: PolicyServerLaunch, incarnation: int = 0) -> int:
+    return engine_arguments(ModelSettings(), PolicyServerSettings(), launch, incarnation)["seed"]
+
+
+def test_servers_of_a_run_and_starts_of_a_server_have_seeds_of_their_own_that_a_run_repeats() -> None:
+    cases = [(server, incarnation) for server in range(8) for incarnation in range(4)]
+    seeds = [seed_of(replace(LAUNCH, index=server), incarnation) for server, incarnation in cases]
+    assert len(set(seeds)) == len(cases)
+    assert seeds == [seed_of(replace(LAUNCH, index=server), incarnation) for server, incarnation in cases]
+
+
+@pytest.mark.parametrize("run_seed", [0, 2**32 - 1, 2**32, 2**32 + 1, 2**64 - 1])
+def test_a_large_seed_of_a_run_gives_one_that_vllm_takes_and_is_no_smaller_one_in_disguise(run_seed: int) -> None:
+    seed = seed_of(replace(LAUNCH, run_seed=run_seed))
+    assert 0 <= seed < 2**32
+    assert run_seed < 2**32 or seed != seed_of(replace(LAUNCH, run_seed=run_seed % 2**32))
