@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -45,9 +46,9 @@ def test_every_cell_runs_and_shows_what_it_says(run: Path, monkeypatch: pytest.M
     (table,) = [output.text for output in outputs if output.get("text", "").startswith("estimator")]
     rows = {line.split()[0]: [float(figure) for figure in line.split()[1:]] for line in table.splitlines()[1:]}
     assert tuple(rows) == ESTIMATORS
-    spearman, overlap, _, _ = rows["parser"]
-    assert (spearman, overlap) == (1.0, 1.0), "the parser agrees with itself"
-    assert 0.0 < rows["scm"][1] <= 1.0 and rows["uniform"][0] != rows["uniform"][0]  # nothing to rank: not a number
+    assert rows["parser"] == [1.0, 1.0, 1.0], "the parser agrees with itself, and looks at the action part only"
+    assert 0.0 < rows["scm"][1] <= 1.0 and 0.0 < rows["scm"][2] < 1.0, "the SCM looks at the thought too"
+    assert math.isnan(rows["uniform"][0]), "there is nothing to rank"
 
 
 def test_the_notebook_is_saved_with_its_outputs() -> None:
