@@ -287,8 +287,8 @@ def set_up(profile: str, wanted_extras: "tuple[str, ...]" = (), for_image: bool 
     print(f"setup: done in {time.monotonic() - started:.0f} s ({profile} profile)", flush=True)
 
 
-def make_environment(afresh: bool) -> None:
-    """Create a virtual environment with a working pip; keep a working one unless `afresh`."""
+def make_environment(clear: bool) -> None:
+    """Create a virtual environment with a working pip; keep a working one unless `clear`."""
     works = PYTHON.exists() and run_quietly([str(PYTHON), "-m", "pip", "--version"]).returncode == 0
     same_python = works and (
         run_quietly([str(PYTHON), "-c", "import sys; print(*sys.version_info[:2])"]).stdout.split()

@@ -182,14 +182,14 @@ def test_a_killed_rank_is_named_and_a_restart_goes_on_as_if_nothing_had_happened
 
 def test_a_rank_that_hangs_is_named_within_the_deadline(group, checkpoint, trajectories):
     pid = group.ping()[1]["pid"]
-    patient = group.resources
-    group.resources = replace(patient, update_deadline_s=3.0)
+    patient = group.setup
+    group.setup = replace(patient, learner=patient.learner.model_copy(update={"update_deadline_s": 3.0}))
     os.kill(pid, signal.SIGSTOP)
     try:
         with pytest.raises(LearnerFailed, match=r"update: learner rank .*1 did not finish within 3 s"):
             group.update(trajectories, 1)
     finally:
-        group.resources = patient
+        group.setup = patient
         os.kill(pid, signal.SIGCONT)
 
 

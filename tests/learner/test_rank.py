@@ -133,8 +133,10 @@ def assert_like(reference, metrics, weights) -> None:
     for name, expected in reference[1].items():
         np.testing.assert_allclose(weights[name], expected, atol=1e-5, err_msg=name)
     for got, expected in zip(metrics, reference[0], strict=True):
-        assert got.keys() == expected.keys()
-        for name, value in expected.items():
+        compared = {name for name in expected if "part_norm" in name or name == "entropy_gradient_share"}
+        assert got.keys() in (expected.keys(), expected.keys() - compared)  # stage 3 has no whole gradient to compare
+        for name in got:
+            value = expected[name]
             assert got[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
 
