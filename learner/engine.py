@@ -76,21 +76,20 @@ class DeepSpeedEngine:
         import deepspeed
         import torch
 
-        def adamw(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.AdamW:
-            return torch.optim.AdamW(
-                [parameter for parameter in parameters if parameter.requires_grad],
-                lr=0.0,
-                betas=self.settings.betas,
-                eps=self.settings.epsilon,
-                weight_decay=self.settings.weight_decay,
-                fused=self.settings.device == "cuda",
-            )
-
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in module.parameters() if parameter.requires_grad],
+            lr=0.0,
+            betas=self.settings.betas,
+            eps=self.settings.epsilon,
+            weight_decay=self.settings.weight_decay,
+            fused=self.settings.device == "cuda",
+        )
         self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=adamw(module.parameters()), config=_deepspeed_config(self.settings, self.dtype)
+            model=module, optimizer=optimizer, config=_deepspeed_config(self.settings, self.dtype)
         )
         self._head = list(head.to(self.device).parameters())
-        self._head_optimizer = adamw(self._head)
+        # The settings' betas and epsilon are for the small, careful steps of a policy; a regression needs neither.
+        self._head_optimizer = torch.optim.AdamW(self._head, lr=0.0, weight_decay=0.0)
         self._engine.checkpoint_engine = _restricted_checkpoint_engine()
         if self.settings.zero_stage == 0 and self.dtype == "float32":
             # The one case in which DeepSpeed clips without keeping the norm.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,6 @@ class LearnerRank:
 
         Raises `ValueError` where a column that the algorithm needs is null, `NotFinite`.
         """
-        from learner.division import minibatches
         from learner.finite import require_finite_steps
         from learner.mismatch import mismatch_metrics, token_versions
 
@@ -133,20 +132,15 @@ class LearnerRank:
 
         every = setup.entropy.gradient_every
         measuring = bool(every) and update_index % every == 0 and setup.learner.zero_stage < 3
-        rows = np.flatnonzero(trained)
         results: list[StepResult] = []
-        for epoch in range(setup.algorithm.epochs):
-            for chosen in minibatches(len(rows), setup.learner.minibatch, (setup.seed, _ORDER, update_index, epoch)):
-                result = self.passes.step(
-                    trajectories,
-                    rows[chosen],
-                    loss_of,
-                    with_entropy=True,
-                    with_part_norms=measuring and not results,
-                )
-                self._check_step(result, trajectories)
-                self._adapt_entropy(result, update_index)
-                results.append(result)
+        for rows in self._minibatches(np.flatnonzero(trained), update_index):
+            measure = measuring and not results
+            result = self.passes.step(trajectories, rows, loss_of, with_entropy=True, with_part_norms=measure)
+            self._check_step(result, trajectories)
+            self._adapt_entropy(result, update_index)
+            results.append(result)
+            if self.algorithm.may_end_early and self.algorithm.enough(result.sums.means(self.engine)):
+                break
         self.updates = update_index + 1
         metrics["learning_rate"] = self.engine.learning_rate
         metrics["too_old"] = float(1 - trained.mean())
@@ -271,6 +265,15 @@ class LearnerRank:
         oldest = np.array([of_step.min() if len(of_step) else version for of_step in versions])
         fresh = np.ones(len(versions), bool) if limit is None else version - oldest <= limit
         return fresh if fresh.any() else np.ones(len(versions), bool)
+
+    def _minibatches(self, rows: np.ndarray, update_index: int) -> Iterator[np.ndarray]:
+        """The row numbers of one optimizer step after the other, epoch by epoch."""
+        from learner.division import minibatches
+
+        setup = self.setup
+        for epoch in range(setup.algorithm.epochs):
+            seed = (setup.seed, _ORDER, update_index, epoch)
+            yield from (rows[chosen] for chosen in minibatches(len(rows), setup.learner.minibatch, seed))
 
     def _set_learning_rates(self, update_index: int) -> None:
         from learner.schedules import learning_rate

@@ -63,6 +63,8 @@ _LEARNER = (
            "Gradient norm of one part of the loss (policy, entropy) at that step."),
     Metric("learner/approx_kl", "KL to the sampling policy", "number",
            "KL(sampling ‖ current) of an answer during the update, k3 estimator, nats."),
+    Metric("learner/update_kl", "KL to the update's start", "number",
+           "KL(policy as the update began ‖ current) of an answer during the update, k3 estimator, nats."),
     Metric("learner/clip_fraction", "clip fraction", "share", "Share of steps whose ratio left the clip range."),
     Metric("learner/importance_weight", "importance weight", "number",
            "Mean weight of a step: proximal over behaviour policy, truncated (`algorithm.importance`)."),

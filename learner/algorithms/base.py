@@ -86,6 +86,15 @@ class Algorithm(ABC):
         largest.
         """
 
+    @property
+    def may_end_early(self) -> bool:
+        """Whether `enough` has to be asked."""
+        return False
+
+    def enough(self, step_metrics: dict[str, float]) -> bool:
+        """Whether an update's remaining passes are left out. step_metrics: means of an optimizer step's metrics."""
+        return False
+
     def state(self) -> dict[str, float]:
         """What a checkpoint must remember of the algorithm besides the model."""
         return self.entropy.state()

@@ -59,6 +59,11 @@ class PpoSettings(AlgorithmSettings):
         10.0, description="Where a ratio in the minibatch exceeds this, only the clipped surrogate is used."
     )
     thought_weight: NonNegative = Field(0.5, description="λ on thought tokens (cards 0.5, ALFWorld 0.2).")
+    kl_limit: PositiveFloat | None = Field(
+        None,
+        description="End an update's passes once the mean KL of an answer from the policy as the update began exceeds "
+        "this, nats (measured over one minibatch, before its step); null: make all passes.",
+    )
     normalize_advantages: bool = Field(True, description="Zero mean, unit deviation over the batch.")
     value_coefficient: NonNegative = Field(0.5, description="Weight of the value loss.")
     value_gradient: bool = Field(True, description="Let the value loss train the trunk too.")
@@ -140,13 +145,21 @@ class Ppo(Algorithm):
             "value": self.settings.value_coefficient * 0.5 * value_error,
             "entropy": -bonus,
         }
-        drift = (output.logprobs - batch.behaviour_logprobs).detach().masked_fill(~batch.response_mask, 0.0)
         metrics |= of_entropy | {
             "policy_loss": -surrogate.detach(),
             "value_loss": 0.5 * value_error.detach(),
-            "approx_kl": (drift.clamp(max=LARGEST_LOG_RATIO).exp() - 1 - drift).sum(-1),
+            "approx_kl": _kl(output.logprobs, batch.behaviour_logprobs, batch.response_mask),
+            "update_kl": _kl(output.logprobs, batch.targets["proximal_logprobs"], batch.response_mask),
         }
         return parts, metrics
+
+    def enough(self, step_metrics: dict[str, float]) -> bool:
+        limit = self.settings.kl_limit
+        return limit is not None and step_metrics["update_kl"] > limit
+
+    @property
+    def may_end_early(self) -> bool:
+        return self.settings.kl_limit is not None
 
     def token_factors(self, batch: TokenBatch) -> Tensor:
         """λ on thought tokens, 1 on action tokens, 0 where padded: float32 (B, R)."""
@@ -206,6 +219,12 @@ class Ppo(Algorithm):
     def load(self, state: dict[str, float]) -> None:
         super().load(state)
         self.scale.load(state)
+
+
+def _kl(current: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """KL(other ‖ current) of each answer by the k3 estimator e^Δ − 1 − Δ, float32 (B,), nats, without gradient."""
+    drift = (current - other).detach().masked_fill(~mask, 0.0)
+    return (drift.clamp(max=LARGEST_LOG_RATIO).exp() - 1 - drift).sum(-1)
 
 
 def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
