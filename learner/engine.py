@@ -23,13 +23,13 @@ from learner.settings import LearnerSettings
 if TYPE_CHECKING:
     import torch
 
-#: What ranks tell each other of a failure, at most.
+#: Longest message about a failure that ranks exchange.
 MESSAGE_BYTES = 400
 
 
 @dataclass(frozen=True)
 class RankPlace:
-    """Where one rank stands among the others, and where they meet."""
+    """The place of one rank among the others, and the address at which they connect."""
 
     rank: int
     world_size: int

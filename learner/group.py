@@ -40,8 +40,8 @@ class LearnerGroup:
     """R ranks. Methods block until all ranks have answered; trajectories are put into the object store once. Calls may
     come from several threads.
 
-    Failures of ranks are raised as `LearnerFailed`; what a rank has to say about its input (`CheckpointMismatch`,
-    `CheckpointWriteFailed`, `NotFinite`, `NotAVisionLanguageModel`, other `ValueError`s) is raised as it is.
+    Failures of ranks are raised as `LearnerFailed`; errors about the input (`CheckpointMismatch`,
+    `CheckpointWriteFailed`, `NotFinite`, `NotAVisionLanguageModel`, other `ValueError`s) are raised as they are.
     """
 
     def __init__(self, setup: LearnerSetup, resources: RankResources) -> None:
@@ -50,7 +50,7 @@ class LearnerGroup:
         self.ranks = setup.learner.ranks
         self.resources = resources
         self._actors: list[Any] = []
-        # Ranks meet inside a call, so calls of two threads must reach all of them in the same order.
+        # A call is a collective of all ranks, so the calls of two threads must reach every rank in the same order.
         self._calling = threading.Lock()
         self._start()
 

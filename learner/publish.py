@@ -123,7 +123,7 @@ class ObjectStorePublisher:
 class CollectivePublisher:
     """Broadcasts from this process into the engines: gloo between CPUs, vLLM's own NCCL between GPUs.
 
-    A group of fixed membership: after a server restarts, `open` a new one and let all meet again. NCCL needs GPUs and
+    A group of fixed membership: after a server restarts, `open` a new one and connect all again. NCCL needs GPUs and
     has not been run on the CPU machines where the rest is tested.
     """
 
@@ -142,7 +142,7 @@ class CollectivePublisher:
         return self._rendezvous
 
     def connect(self) -> None:
-        """Meet the engines, all of which must be joining meanwhile. Raises `WeightTransferError` past the deadline."""
+        """Connect to the engines, which must join at the same time. Raises `WeightTransferError` past the deadline."""
         group = self._rendezvous
         if group is None:
             raise WeightTransferError("open the weight sync group before connecting to it")

@@ -209,7 +209,7 @@ class LearnerRank:
         return self._publisher().open(engines, workers_per_engine, address, deadline_s)
 
     def connect_sync(self) -> None:
-        """Rank 0: meet the servers, which have to be joining meanwhile."""
+        """Rank 0: connect to the servers, which must be joining at the same time."""
         self._publisher().connect()
 
     def send(self) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.errors import CosoError
+from cluster.fleet.emulator import EmulatorOptions
 
 fleet_app = typer.Typer(help="Start, watch and stop the Android emulators of this node.", no_args_is_help=True)
 
@@ -31,11 +32,13 @@ def start(
     ] = None,
     snapshot: Annotated[
         str, typer.Option(help="Snapshot of the template; emulators boot from it and reset to it.")
-    ] = "default_boot",
-    emulator: Annotated[str, typer.Option(help="Path of the emulator program.")] = "emulator",
-    memory: Annotated[int, typer.Option(min=256, help="Memory of each emulator, MB.")] = 2048,
-    cores: Annotated[int, typer.Option(min=1, help="Virtual cores of each emulator.")] = 2,
-    adb_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the node's adb server.")] = 5037,
+    ] = EmulatorOptions.snapshot,
+    emulator: Annotated[str, typer.Option(help="Path of the emulator program.")] = EmulatorOptions.program,
+    memory: Annotated[int, typer.Option(min=256, help="Memory of each emulator, MB.")] = EmulatorOptions.memory_mb,
+    cores: Annotated[int, typer.Option(min=1, help="Virtual cores of each emulator.")] = EmulatorOptions.cores,
+    adb_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Port of the node's adb server.")
+    ] = EmulatorOptions.adb_port,
     boot_deadline: Annotated[float, typer.Option(min=1.0, help="Deadline for an emulator to boot, seconds.")] = 300.0,
     fleet: Fleet = "default",
     wait: Annotated[bool, typer.Option(help="Wait until every emulator has booted or failed.")] = True,
@@ -43,7 +46,6 @@ def start(
     """Start this node's emulators; an agent keeps them running in the background."""
     from cluster.fleet.agent import AgentOptions
     from cluster.fleet.capacity import emulator_count, measure
-    from cluster.fleet.emulator import EmulatorOptions
     from cluster.fleet.node import CALL_DEADLINE_S, running_emulators, start_agent, wait_for_boot
     from cluster.fleet.node import status as fleet_status
     from envs.android.adb_server import AdbServer

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from actors.settings import RolloutSettings
 from cluster.config.files import keyword_arguments
 from cluster.errors import CosoError
 
@@ -40,6 +41,6 @@ def play(
     if model is not None:
         from cluster.play.model_player import ModelPlayer
 
-        player = ModelPlayer(model, temperature, seed=seed)
+        player = ModelPlayer(model, temperature, seed, RolloutSettings().max_new_tokens)
     with opened_page(page, by_hand=not expert and player is None) as shown:
         run_play(environment, arguments, seed, expert, noise, episodes, frames, max_steps, player=player, page=shown)

@@ -12,7 +12,7 @@ from cluster.errors import CosoError
 class ModelPlayer:
     """Answers observations with a model; greedy if the temperature is 0."""
 
-    def __init__(self, path: str, temperature: float, seed: int, max_new_tokens: int = 256) -> None:
+    def __init__(self, path: str, temperature: float, seed: int, max_new_tokens: int) -> None:
         """path: a model folder or hub name. Raises CosoError if there is no such model."""
         import torch
         from transformers import AutoModelForImageTextToText

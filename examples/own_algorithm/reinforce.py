@@ -1,4 +1,4 @@
-"""REINFORCE with a running baseline (Williams 1992), as an algorithm of one's own.
+"""REINFORCE with a running baseline (Williams 1992), as an algorithm of your own.
 
     coso train configs/numberline.yaml algorithm.name=examples.own_algorithm.reinforce:Reinforce
 
@@ -35,21 +35,29 @@ class Reinforce(Algorithm):
     name = "reinforce"
     Settings = ReinforceSettings
     settings: ReinforceSettings
+    baseline: float | None = None  # running mean of the returns
 
     def targets(self, trajectories: TrajectoryBatch, evaluation: Evaluation) -> Targets:
-        """Per step `advantages`: G_t = r_t + γ G_{t+1}, less the mean of the batch."""
+        """Per step `advantages`: G_t = r_t + γ G_{t+1}, less the running mean of G."""
         rewards = trajectories.column("reward")
         returns = np.zeros(len(rewards), np.float32)
         for episode in trajectories.episode_slices():
             following = 0.0
             for step in reversed(range(episode.start, episode.stop)):
                 returns[step] = following = rewards[step] + self.settings.discount * following
-        baseline = returns.mean()
-        return Targets(per_step={"advantages": returns - baseline}, metrics={"return_mean": float(baseline)})
+        mean = float(returns.mean())
+        self.baseline = mean if self.baseline is None else 0.9 * self.baseline + 0.1 * mean
+        return Targets(per_step={"advantages": returns - np.float32(self.baseline)}, metrics={"return_mean": mean})
 
-    def loss(self, output: PolicyOutput, batch: TokenBatch) -> tuple[Tensor, dict[str, float]]:
-        """−A · log π(utterance | state) − the soft term, summed over the steps."""
-        weight = batch.sample_weight
-        policy_loss = -batch.targets["advantages"] * output.logprobs.sum(-1)
-        loss = ((policy_loss - self.entropy(output.entropy, batch)) * weight).sum()
-        return loss, {"policy_loss": float((policy_loss.detach() * weight).sum()), "samples": float(weight.sum())}
+    def loss(self, output: PolicyOutput, batch: TokenBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """−A · log π(utterance | state) − the soft term, of each step."""
+        policy = -batch.targets["advantages"] * output.logprobs.sum(-1)
+        bonus, metrics = self.entropy(output.entropy, batch)
+        return {"policy": policy, "entropy": -bonus}, metrics | {"policy_loss": policy.detach()}
+
+    def state(self) -> dict[str, float]:
+        return super().state() | ({} if self.baseline is None else {"baseline": self.baseline})
+
+    def load(self, state: dict[str, float]) -> None:
+        super().load(state)
+        self.baseline = state.get("baseline")

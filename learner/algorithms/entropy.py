@@ -75,7 +75,7 @@ class EntropyBonus:
         return {"entropy_coefficient": self.coefficient, "entropy_integral": self._integral}
 
     def load(self, state: dict[str, float]) -> None:
-        """Go on from `state`. A fixed α is that of the settings, whatever it was before."""
+        """Continue from `state`. A fixed α is always that of the settings."""
         if self.tuned:
             self.coefficient = state["entropy_coefficient"]
             self._integral = state["entropy_integral"]

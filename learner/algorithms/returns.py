@@ -1,4 +1,4 @@
-"""The running mean and deviation of returns, so that a value head learns numbers of about 1 whatever the reward is."""
+"""The running mean and deviation of returns, so that a value head learns numbers of about 1 for any reward."""
 
 from __future__ import annotations
 

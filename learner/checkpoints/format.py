@@ -99,7 +99,7 @@ def check_signature(folder: Path, stored: Signature, expected: Signature) -> Non
     if differences:
         raise CheckpointMismatch(
             f"the checkpoint in {folder} is of another learner: {'; '.join(differences)}. Use the settings and the "
-            "model it was made with, or start anew from its model/ folder (model.path)."
+            "model it was made with, or start a new run from its model/ folder (model.path)."
         )
 
 
@@ -137,7 +137,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def save_weights(folder: Path | None, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Write (name, tensor) pairs as Hugging Face does: model.safetensors, or several files and their index.
 
-    folder: None on ranks that only take part in the gathering. The pairs are exhausted whatever happens, since other
+    folder: None on ranks that only take part in the gathering. The pairs are always exhausted, since other
     ranks are exhausting theirs; an `OSError` is raised after that.
     """
     failure: OSError | None = None

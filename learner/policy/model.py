@@ -32,8 +32,8 @@ class PolicyOutput:
 class PolicyModel(nn.Module):
     """A vision-language model and a value head on the hidden state of the last prompt token.
 
-    The value head is no submodule: whatever changes the module's precision or spreads it over ranks leaves the head as
-    it is, float32 and whole. `learner.engine` trains it beside the module.
+    The value head is no submodule. So it stays float32 and whole when the module changes its precision or is spread
+    over ranks. `learner.engine` trains it beside the module.
     """
 
     def __init__(self, vlm: nn.Module, value_head: nn.Module, value_gradient: bool) -> None:
@@ -81,7 +81,7 @@ class PolicyModel(nn.Module):
         logprobs = torch.zeros(mask.shape, device=hidden.device)
         entropy = torch.zeros(mask.shape, device=hidden.device)
         if mask.shape[1] > 0:
-            # Response token j is predicted at the position before it; prompt positions never meet the head.
+            # Response token j is predicted at the position before it; prompt positions never reach the head.
             row, token = mask.nonzero(as_tuple=True)
             predicting = hidden[row, batch.prompt_lengths[row] - 1 + token]
             distribution = SamplingDistribution(temperature, banned_token_ids, token_chunk, with_entropy)

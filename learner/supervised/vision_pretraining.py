@@ -1,7 +1,7 @@
 """Pre-training of a vision tower: read the state off a picture with one linear layer.
 
-A vision tower made at random learns to see slowly from the words of an answer alone. Here its image features, and a
-linear read-out that is thrown away, learn to tell the environment's own state labels. Used by the warm start only.
+A vision tower made at random learns slowly from the words of an answer alone. Here its image features learn to predict
+the environment's own state labels through a linear read-out, which is then thrown away. Only the warm start uses it.
 """
 
 from __future__ import annotations

@@ -20,4 +20,4 @@ def test_a_model_plays(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(CosoError, match=str(tmp_path)):
-        ModelPlayer(str(tmp_path), 0.0, 1)
+        ModelPlayer(str(tmp_path), 0.0, 1, max_new_tokens=8)
