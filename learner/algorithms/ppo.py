@@ -64,7 +64,11 @@ class PpoSettings(AlgorithmSettings):
         description="End an update's passes once the mean KL of an answer from the policy as the update began exceeds "
         "this, nats (measured over one minibatch, before its step); null: make all passes.",
     )
-    normalize_advantages: bool = Field(True, description="Zero mean, unit deviation over the batch.")
+    normalize_advantages: bool = Field(
+        True,
+        description="Zero mean over the batch, and divided by the batch's deviation or, where that is larger and "
+        "`normalize_returns` is on, the running deviation of returns.",
+    )
     value_coefficient: NonNegative = Field(0.5, description="Weight of the value loss.")
     value_gradient: bool = Field(True, description="Let the value loss train the trunk too.")
     value_clip: PositiveFloat | None = Field(
@@ -126,7 +130,10 @@ class Ppo(Algorithm):
         if settings.normalize_returns and known.any():
             scale.update(returns[known])
         if settings.normalize_advantages and known.any():
-            spread = advantages[known].std()
+            # Where nearly all episodes go alike, what is left of the advantages is the critic's error: it must not be
+            # blown up to the size of a real difference.
+            usual = scale.deviation if settings.normalize_returns else 0.0
+            spread = max(advantages[known].std(), usual)
             advantages = np.where(known, (advantages - advantages[known].mean()) / (spread + 1e-8), 0.0)
         columns = {"advantages": advantages, "returns": scale.normalised(returns), "old_values": evaluation.values}
         return Targets(

@@ -325,3 +325,19 @@ def test_the_return_scale_is_the_weighted_mean_of_what_it_saw(seed, updates, mea
     again = ReturnScale()
     again.load(scale.state())
     assert (again.mean, again.deviation) == (scale.mean, scale.deviation)
+
+
+def test_what_is_left_when_all_succeed_is_not_blown_up():
+    """After batches of mixed outcomes, one where every episode goes alike: small differences stay small."""
+    random = np.random.default_rng(3)
+    mixed = _episodes(*[([float(random.integers(2))], "terminated") for _ in range(64)])
+    alike = _episodes(*[([1.0 + 0.01 * random.normal()], "terminated") for _ in range(64)])
+    says_nothing, nothing = np.zeros(64, np.float32), np.full(64, np.nan)
+    algorithm = ppo(PLAIN.model_copy(update={"normalize_returns": True, "normalize_advantages": True}))
+    first = algorithm.targets(mixed, _evaluation(says_nothing, nothing)).per_step["advantages"]
+    assert first.std() == pytest.approx(1.0, abs=0.01)
+    assert algorithm.targets(alike, _evaluation(says_nothing, nothing)).per_step["advantages"].std() < 0.1
+    batch_only = ppo(PLAIN.model_copy(update={"normalize_advantages": True}))
+    batch_only.targets(mixed, _evaluation(says_nothing, nothing))
+    blown_up = batch_only.targets(alike, _evaluation(says_nothing, nothing)).per_step["advantages"]
+    assert blown_up.std() == pytest.approx(1.0, abs=0.01)
