@@ -22,6 +22,14 @@ def action_part_start(utterance: str) -> int:
     return utterance.translate(_ASCII_LOWER).rfind(ACTION_MARKER)
 
 
+def without_surrogates(text: str) -> str:
+    """The text with surrogate pairs joined, and each half without its other half replaced by U+FFFD.
+
+    JSON can spell such a half ("\\ud83d"). No encoder, file or table takes it.
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class Parser(Protocol):
     """Maps an utterance to an action and labels, deterministically."""
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from envs.android.actions import LABEL_SPACE, ActionType, PhoneAction, Point, gesture, labels, tap
 from envs.labels import ParsedAction
+from envs.parsing import without_surrogates
 
 AnswerFormat = Literal["json", "autoui", "cogagent"]
 JsonCoordinates = Literal["thousandths", "pixels"]
@@ -163,7 +164,8 @@ def _from_arguments(arguments: dict[str, Any], screen: Screen, scale: tuple[int,
         return _gesture(touch, lift, screen) if touch and lift else None
     if name == "type":
         text = arguments.get("text")
-        return PhoneAction("type", text=text) if isinstance(text, str) else None
+        # JSON can spell half a character, which no device takes.
+        return PhoneAction("type", text=without_surrogates(text)) if isinstance(text, str) else None
     if name == "system_button":
         button = arguments.get("button")
         return PhoneAction(_BUTTONS[button.lower()]) if isinstance(button, str) and button.lower() in _BUTTONS else None
