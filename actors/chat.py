@@ -112,8 +112,8 @@ class ChatProcessor:
         if max(largest, *self.eos_token_ids) >= embeddings:
             raise NotAVisionLanguageModel(
                 f"model.path {self.path!r} has {embeddings} embeddings (vocab_size in config.json), too few for its "
-                f"tokens: {token!r} has id {largest}, and its answers end with {self.eos_token_ids}. After adding tokens "
-                "call model.resize_token_embeddings(len(tokenizer)), and save both."
+                f"tokens: {token!r} has id {largest}, and its answers end with {self.eos_token_ids}. After adding "
+                "tokens call model.resize_token_embeddings(len(tokenizer)), and save both."
             )
 
     def _add_mark(self) -> None:
@@ -168,8 +168,8 @@ class ChatProcessor:
         return int(self._marked_processor.tokenizer.convert_tokens_to_ids(TEXT_MARK))
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of one user turn, the image first, then the environment's prompt, then the start of an answer. The image's
-        tokens are not expanded, as vLLM takes a prompt."""
+        """Ids of one user turn, as vLLM takes them: the image (its tokens not expanded), the environment's prompt, and
+        the start of an answer."""
         before, after = self._parts
         return [*before, *self.text_ids(prompt), *after]
 
@@ -207,7 +207,9 @@ class ChatProcessor:
                 continue
             # The vocabulary has a special token as a word too. Cut it, and no token reaches over the cut.
             if special[1] - special[0] < 2:
-                raise ValueError(f"the tokenizer of {self.path!r} knows {piece[slice(*special)]!r} only as special token")
+                raise ValueError(
+                    f"the tokenizer of {self.path!r} knows {piece[slice(*special)]!r} only as special token"
+                )
             rest += [piece[special[0] + 1 :], piece[: special[0] + 1]]
         return ids
 

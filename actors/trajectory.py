@@ -15,12 +15,14 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from actors.generation import RefusalReason
 
 SCHEMA_VERSION = 1
 
@@ -31,6 +33,10 @@ END_ENVIRONMENT_DIED = "environment_died"
 END_ENVIRONMENT_TIMEOUT = "environment_timeout"
 END_ENVIRONMENT_ERROR = "environment_error"
 INFRASTRUCTURE_END_REASONS = frozenset({END_ENVIRONMENT_DIED, END_ENVIRONMENT_TIMEOUT, END_ENVIRONMENT_ERROR})
+#: The engine or the model's processor did not take what the environment showed; see `actors.generation.Refusal`.
+REFUSAL_END_REASONS = frozenset(get_args(RefusalReason))
+#: Ends that say nothing about how well the policy played.
+FAILED_END_REASONS = INFRASTRUCTURE_END_REASONS | REFUSAL_END_REASONS
 
 VERSION_SPAN = pa.struct([("version", pa.int32()), ("start", pa.int32())])
 
@@ -63,7 +69,8 @@ STEP_SCHEMA = pa.schema(
         ("success", pa.bool_()),  # of the task, as of this step
         ("end_reason", pa.string()),
         # The observation after the last step of a truncated episode, to estimate the value of what would have followed.
-        # If the environment failed: its last observation. Null on every other step and where the episode terminated.
+        # If the environment failed: its last observation. If a request was refused: the last one that was not.
+        # Null on every other step and where the episode terminated.
         ("final_prompt", pa.string()),
         ("final_prompt_ids", pa.list_(pa.int32())),
         ("final_image", pa.string()),
