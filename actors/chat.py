@@ -237,7 +237,7 @@ class ChatProcessor:
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """Text of a response, special tokens left out."""
-        return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
+        return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def token_texts(self, ids: np.ndarray | list[int]) -> list[str]:
         """The text that each token adds; joined, they are the response's text with its special tokens.
@@ -252,15 +252,20 @@ class ChatProcessor:
         ends.append(len(text))
         return [text[start:end] for start, end in pairwise(ends)] if len(ids) else []
 
-    def action_start(self, ids: np.ndarray | list[int]) -> int:
-        """Index of the token in which the last `"action":` begins, found by character offsets; len(ids) if none.
+    def action_start(self, ids: np.ndarray | list[int], character: int | None = None) -> int:
+        """Index of the token in which an answer's action part begins; len(ids) if it has none.
 
-        Tokens before it are thoughts, the rest is the action part (RL4VLM, arXiv 2405.10292).
+        Tokens before it are thoughts, the rest is the action part (RL4VLM, arXiv 2405.10292). character: where it
+        begins in the answer's text, as the environment's parser says (the column `action_start` of a trajectory). None:
+        the parser does not say, and the part begins at the last `"action":`.
         """
-        matches = list(ACTION_KEY.finditer(self._decode_raw(ids)))
-        if not matches:
+        if character is None:
+            matches = list(ACTION_KEY.finditer(self._decode_raw(ids)))
+            if not matches:
+                return len(ids)
+            character = matches[-1].start()
+        elif character >= len(self.decode(ids)):
             return len(ids)
-        character = matches[-1].start()
         # The first prefix whose text reaches past that character ends with the token that holds it. Texts of prefixes
         # grow monotonically (U+FFFD of an unfinished character left out), so bisect instead of decoding all of them.
         low, high = 0, len(ids)

@@ -24,7 +24,9 @@ from PIL import Image
 
 from actors.generation import RefusalReason
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: Versions whose files can be read. Version 1 has no `action_start`, which is then null.
+READABLE_SCHEMA_VERSIONS = frozenset({"1", str(SCHEMA_VERSION)})
 
 #: Why an episode ended, in the `end_reason` of its last step ("" on every other step).
 END_TERMINATED = "terminated"
@@ -63,6 +65,8 @@ STEP_SCHEMA = pa.schema(
         ("action", pa.string()),  # canonical text, "" if the utterance did not parse
         ("action_labels", pa.list_(pa.int32())),  # (K,), -1 where a head does not apply
         ("valid", pa.bool_()),
+        # Position in the utterance of the first character of the action part; null where the environment does not say.
+        ("action_start", pa.int32()),
         ("reward", pa.float32()),
         ("terminated", pa.bool_()),
         ("truncated", pa.bool_()),
@@ -91,6 +95,7 @@ def outcome_columns(reward: float, terminated: bool, truncated: bool, info: dict
     ended = END_TERMINATED if terminated else END_TRUNCATED if truncated else ""
     return {
         **{name: info[name] for name in ("action", "action_labels", "valid", "success")},
+        "action_start": info.get("action_start"),
         "reward": reward,
         "terminated": terminated,
         "truncated": truncated,
@@ -263,11 +268,14 @@ class TrajectoryLog:
         # partitioning=None: a folder named key=value above the run must not become a column.
         steps = pq.read_table(path, partitioning=None)
         version = (steps.schema.metadata or {}).get(b"coso.schema_version", b"none").decode()
-        if version != str(SCHEMA_VERSION):
+        if version not in READABLE_SCHEMA_VERSIONS:
             raise SchemaMismatch(
                 f"{path} has trajectory schema {version}; this program reads {SCHEMA_VERSION}. "
                 "Read it with the version of coso-rl that wrote it."
             )
+        if version != str(SCHEMA_VERSION):
+            steps = steps.append_column("action_start", pa.nulls(len(steps), pa.int32()))
+            steps = steps.select(STEP_SCHEMA.names).cast(STEP_SCHEMA)
         wanted = set(steps["image"].to_pylist()) | set(steps["final_image"].to_pylist())
         return TrajectoryBatch(steps, self.read_images(wanted - {None}))
 

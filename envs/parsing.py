@@ -61,7 +61,7 @@ class KeywordParser:
         lowered = utterance.translate(_ASCII_LOWER)
         start = lowered.rfind(ACTION_MARKER)
         if start < 0:
-            return ParsedAction("", self.label_space.none(), False)
+            return ParsedAction("", self.label_space.none(), False, len(utterance))
         tail = lowered[start + len(ACTION_MARKER) :]
         found = []
         for word in self._longest_first:
@@ -69,5 +69,5 @@ class KeywordParser:
                 found.append(word)
                 tail = tail.replace(word, _GAP)
         if len(found) != 1:
-            return ParsedAction("", self.label_space.none(), False)
-        return ParsedAction(found[0], self.label_space.encode({"action": found[0]}), True)
+            return ParsedAction("", self.label_space.none(), False, start)
+        return ParsedAction(found[0], self.label_space.encode({"action": found[0]}), True, start)

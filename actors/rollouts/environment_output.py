@@ -100,7 +100,11 @@ class EnvironmentOutput:
         )
         if not isinstance(action, str):
             raise self._wrong("step", 'info["action"]', action, "text")
+        start = info.get("action_start")
+        if start is not None and not (isinstance(start := _only_item(start), int) and start >= 0):
+            raise self._wrong("step", 'info["action_start"]', start, "a character's position in the utterance, or None")
         return info | {
+            "action_start": start,
             "action": without_surrogates(str(action)),
             "action_labels": self._labels(labels),
             "valid": self._flag('info["valid"]', valid),

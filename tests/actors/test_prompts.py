@@ -13,7 +13,9 @@ from PIL import Image
 
 from actors import chat as chat_module
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
-from envs.parsing import without_surrogates
+from envs.alfworld.commands import AnyCommandParser
+from envs.android.formats import PhoneParser
+from envs.parsing import KeywordParser, Parser, without_surrogates
 from tests.tiny_models import FAMILIES, PROMPT, make_idefics3, picture
 
 IMAGE = Image.fromarray(picture())
@@ -162,6 +164,43 @@ def test_a_template_without_image_or_text_is_refused(tmp_path: Path, template: s
     make_idefics3(tmp_path)
     with pytest.raises(NotAVisionLanguageModel, match=words):
         ChatProcessor(with_template(tmp_path, template))
+
+
+# ---------------------------------------------------------------- the action part
+
+JSON = '{"action": "type", "text": "a"}'
+AUTOUI = '"action_plan": ["DUAL_POINT"], "action_decision": "action_type": "TYPE", "typed_text": "hello"'
+COGAGENT = "Plan: 1. Open it. Next Action: Tap it. Grounded Operation: tap the icon [[500,300]]"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("parser", "utterance", "part"),
+    [
+        (KeywordParser(("+", "-")), '{"thoughts": "ümläut 🙂", "Action": "+"}', '"Action": "+"}'),
+        (KeywordParser(("+", "-")), '{"thoughts": "say", "action" : "+"}', ""),
+        (KeywordParser(("+", "-")), '{"action": "+", "action": "10"}', '"action": "10"}'),
+        (PhoneParser((100, 200)), AUTOUI, AUTOUI[AUTOUI.index('"action_type"') :]),
+        (PhoneParser((100, 200)), COGAGENT, COGAGENT[COGAGENT.index("Grounded") :]),
+        (PhoneParser((100, 200)), 'So: {"thoughts": "x", "action": "wait"} ' + JSON, JSON[1:]),
+        (AnyCommandParser(), '{"thoughts": "go", "action": "go to shelf 1"}', '"action": "go to shelf 1"}'),
+        (AnyCommandParser(), "I think that I should now open drawer 2", "hat I should now open drawer 2"),
+    ],
+)
+def test_the_learner_takes_for_the_action_part_what_the_environment_does(
+    chats: dict[str, ChatProcessor], family: str, parser: Parser, utterance: str, part: str
+) -> None:
+    chat = chats[family]
+    ids = [*chat.tokenizer(utterance, add_special_tokens=False)["input_ids"], chat.eos_token_ids[0]]
+    assert chat.decode(ids) == utterance
+    character = parser.parse(utterance).start
+    assert character is not None
+    assert utterance[character:] == part
+    start = chat.action_start(ids, character)
+    if not part:
+        assert start == len(ids)
+    else:  # the first token that reaches into the part
+        assert len(chat.decode(ids[:start])) <= character < len(chat.decode(ids[: start + 1]))
 
 
 # ---------------------------------------------------------------- tokens

@@ -57,7 +57,7 @@ def test_a_run_whose_config_has_a_key_that_is_gone_says_which(run: RunFolder) ->
 
 def test_a_learner_checkpoint_of_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "learner.json").write_text(json.dumps({"schema_version": 0, "signature": {}, "update": 1}))
-    with pytest.raises(CheckpointMismatch, match="schema 0; this program reads 1. Load it with the version") as error:
+    with pytest.raises(CheckpointMismatch, match="schema 0; this program reads 2. Load it with the version") as error:
         read_record(tmp_path)
     one_line(error.value)
 
@@ -67,6 +67,6 @@ def test_trajectories_and_demonstrations_of_another_schema_are_refused(tmp_path:
     log.write(0, TrajectoryBatch.from_rows([], {}))
     path = log.batch_path(0)
     pq.write_table(pq.read_table(path).replace_schema_metadata({"coso.schema_version": "0"}), path)
-    with pytest.raises(SchemaMismatch, match="trajectory schema 0; this program reads 1. Read it with") as error:
+    with pytest.raises(SchemaMismatch, match="trajectory schema 0; this program reads 2. Read it with") as error:
         read_demonstrations(str(tmp_path))
     one_line(error.value)
