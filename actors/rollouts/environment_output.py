@@ -82,10 +82,13 @@ class EnvironmentOutput:
 
     def _reward(self, value: Any) -> float:
         number = _only_item(value)
-        # Runs store rewards as float32.
-        if not isinstance(number, Real) or not abs(number) <= float(np.finfo(np.float32).max):
+        try:
+            reward = float(number) if isinstance(number, Real) else np.nan
+        except OverflowError:  # an integer of more than 308 digits
+            reward = np.inf
+        if not abs(reward) <= np.finfo(np.float32).max:  # runs store rewards as float32
             raise self._wrong("step", "reward", value, "a finite real number")
-        return float(number)
+        return reward
 
     def _flag(self, field: str, value: Any) -> bool:
         item = _only_item(value)

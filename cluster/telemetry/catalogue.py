@@ -28,7 +28,9 @@ _RUN = (
     Metric("update", "update", "count", "Policy updates so far; row 0 is the evaluation before training."),
     Metric("environment_steps", "environment steps", "count", "Steps trained on so far."),
     Metric("recoveries", "recoveries", "count", "Restarts of processes so far, of all kinds."),
-)
+    Metric("failures/*", "failed episodes", "count",
+           "Episodes that failed for this reason since their rollout worker started, also those without a whole step."),
+)  # fmt: skip
 
 _EPISODES = (
     ("success", "success", "share", "Share of episodes with a return above 0 (the published measure)."),

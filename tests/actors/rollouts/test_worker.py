@@ -401,7 +401,7 @@ def test_what_says_the_same_in_another_form_changes_nothing() -> None:
     async def scenario(worker: RolloutWorker) -> Any:
         return await worker.collect(1, 6)
 
-    forms = {"reward": np.array([-1.0]), "terminated": np.False_, "image": np.zeros((8, 8, 1), np.int64)}
+    forms = {"reward": np.array([-1.0]), "truncated": np.array([1]), "image": np.zeros((8, 8, 1), np.int64)}
     batch = run(scenario, [Server(by_chance)], id=ODD, kwargs={"changes": forms})
     check_whole(batch)
     assert "environment_error" not in ends(batch) and set(batch.column("reward")) == {-1.0}
