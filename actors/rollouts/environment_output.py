@@ -86,7 +86,7 @@ class EnvironmentOutput:
             reward = float(number) if isinstance(number, Real) else np.nan
         except OverflowError:  # an integer of more than 308 digits
             reward = np.inf
-        if not abs(reward) <= np.finfo(np.float32).max:  # runs store rewards as float32
+        if not abs(reward) <= float(np.finfo(np.float32).max):  # runs store rewards as float32
             raise self._wrong("step", "reward", value, "a finite real number")
         return reward
 
