@@ -232,8 +232,16 @@ class ChatProcessor:
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
-        """Ids that no text may become. A token for unknown characters is none of them."""
-        return frozenset({*self.banned_token_ids, *self.eos_token_ids}) - {self.tokenizer.unk_token_id}
+        """Ids that no text may become. Not among them: a token for unknown characters, and an ordinary word that a
+        config names, for instance for padding."""
+        named = {*self.banned_token_ids, *self.eos_token_ids} & self.tokenizer.added_tokens_decoder.keys()
+        return frozenset(named | self._tokenizers_special_ids) - {self.tokenizer.unk_token_id}
+
+    @cached_property
+    def _tokenizers_special_ids(self) -> set[int]:
+        """What the tokenizer itself calls special."""
+        added = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return added | set(self.tokenizer.all_special_ids)
 
     def decode(self, ids: np.ndarray | list[int]) -> str:
         """Text of a response, special tokens left out."""
@@ -295,10 +303,7 @@ class ChatProcessor:
             for name, value in vars(self.config).items()
             if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
         }
-        special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special} | set(
-            self.tokenizer.all_special_ids
-        )
-        return sorted((special | named) - set(self.eos_token_ids))
+        return sorted((self._tokenizers_special_ids | named) - set(self.eos_token_ids))
 
 
 def _chat_template(path: str, processor: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,14 @@ def test_the_learner_gets_the_same_text_whatever_it_says(chats: dict[str, ChatPr
     assert all(inputs[name].shape == (1, len(ids)) for name in per_token)
     pixels = next(name for name in plain if name.startswith("pixel_values"))
     assert inputs[pixels].equal(plain[pixels])
+
+
+def test_an_ordinary_word_that_a_config_names_for_padding_stays_a_word(chats: dict[str, ChatProcessor]) -> None:
+    chat = chats["idefics3"]
+    config = copy.deepcopy(chat.config)
+    (config.pad_token_id,) = chat.text_ids("!")
+    named = ChatProcessor.from_parts(chat.path, config, chat.processor)
+    assert config.pad_token_id in named.banned_token_ids and named.text_ids("Go!") == chat.text_ids("Go!")
 
 
 def test_half_of_a_surrogate_pair_becomes_a_replacement_character(chats: dict[str, ChatProcessor]) -> None:
