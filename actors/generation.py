@@ -1,8 +1,9 @@
-"""The request that a rollout worker sends to a policy server, and the server's answer."""
+"""The request that a rollout worker sends to a policy server, and the server's answer or refusal."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -30,3 +31,15 @@ class Generation:
     finish_reason: str  # "stop" at an end token, "length" at `max_new_tokens` or the engine's longest sequence
     text: str  # `response_ids` decoded, special tokens left out
     seconds: float  # from the request's arrival at the server to its answer
+
+
+#: Why a request has no answer; also the `end_reason` of its episode.
+RefusalReason = Literal["prompt_too_long", "image_refused", "request_refused"]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What comes instead of an answer where a request cannot have one. Asking again would not change that."""
+
+    reason: RefusalReason
+    detail: str  # what was refused, and by what

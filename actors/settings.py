@@ -37,6 +37,12 @@ class RolloutSettings(Section):
     stall_deadline_s: PositiveFloat = Field(
         300.0, description="Longest wait for a batch of trajectories before the run stops with an error, seconds."
     )
+    max_failed_episodes: Probability = Field(
+        0.5,
+        description="The run stops with an error when more than this share of a worker's latest 50 episodes failed: "
+        "their environment failed, or a request was refused (a prompt too long, an image that the model does not "
+        "take). 1: never.",
+    )
 
 
 class PolicyServerSettings(Section):

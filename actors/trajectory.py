@@ -15,14 +15,18 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-SCHEMA_VERSION = 1
+from actors.generation import RefusalReason
+
+SCHEMA_VERSION = 2
+#: Versions whose files can be read. Version 1 has no `action_start`, which is then null.
+READABLE_SCHEMA_VERSIONS = frozenset({"1", str(SCHEMA_VERSION)})
 
 #: Why an episode ended, in the `end_reason` of its last step ("" on every other step).
 END_TERMINATED = "terminated"
@@ -31,6 +35,10 @@ END_ENVIRONMENT_DIED = "environment_died"
 END_ENVIRONMENT_TIMEOUT = "environment_timeout"
 END_ENVIRONMENT_ERROR = "environment_error"
 INFRASTRUCTURE_END_REASONS = frozenset({END_ENVIRONMENT_DIED, END_ENVIRONMENT_TIMEOUT, END_ENVIRONMENT_ERROR})
+#: The engine or the model's processor did not take what the environment showed; see `actors.generation.Refusal`.
+REFUSAL_END_REASONS = frozenset(get_args(RefusalReason))
+#: Ends that say nothing about how well the policy played.
+FAILED_END_REASONS = INFRASTRUCTURE_END_REASONS | REFUSAL_END_REASONS
 
 VERSION_SPAN = pa.struct([("version", pa.int32()), ("start", pa.int32())])
 
@@ -57,13 +65,16 @@ STEP_SCHEMA = pa.schema(
         ("action", pa.string()),  # canonical text, "" if the utterance did not parse
         ("action_labels", pa.list_(pa.int32())),  # (K,), -1 where a head does not apply
         ("valid", pa.bool_()),
+        # Position in the utterance of the first character of the action part; null where the environment does not say.
+        ("action_start", pa.int32()),
         ("reward", pa.float32()),
         ("terminated", pa.bool_()),
         ("truncated", pa.bool_()),
         ("success", pa.bool_()),  # of the task, as of this step
         ("end_reason", pa.string()),
         # The observation after the last step of a truncated episode, to estimate the value of what would have followed.
-        # If the environment failed: its last observation. Null on every other step and where the episode terminated.
+        # If the environment failed: its last observation. If a request was refused: the last one that was not.
+        # Null on every other step and where the episode terminated.
         ("final_prompt", pa.string()),
         ("final_prompt_ids", pa.list_(pa.int32())),
         ("final_image", pa.string()),
@@ -84,6 +95,7 @@ def outcome_columns(reward: float, terminated: bool, truncated: bool, info: dict
     ended = END_TERMINATED if terminated else END_TRUNCATED if truncated else ""
     return {
         **{name: info[name] for name in ("action", "action_labels", "valid", "success")},
+        "action_start": info.get("action_start"),
         "reward": reward,
         "terminated": terminated,
         "truncated": truncated,
@@ -256,11 +268,14 @@ class TrajectoryLog:
         # partitioning=None: a folder named key=value above the run must not become a column.
         steps = pq.read_table(path, partitioning=None)
         version = (steps.schema.metadata or {}).get(b"coso.schema_version", b"none").decode()
-        if version != str(SCHEMA_VERSION):
+        if version not in READABLE_SCHEMA_VERSIONS:
             raise SchemaMismatch(
                 f"{path} has trajectory schema {version}; this program reads {SCHEMA_VERSION}. "
                 "Read it with the version of coso-rl that wrote it."
             )
+        if version != str(SCHEMA_VERSION):
+            steps = steps.append_column("action_start", pa.nulls(len(steps), pa.int32()))
+            steps = steps.select(STEP_SCHEMA.names).cast(STEP_SCHEMA)
         wanted = set(steps["image"].to_pylist()) | set(steps["final_image"].to_pylist())
         return TrajectoryBatch(steps, self.read_images(wanted - {None}))
 

@@ -199,7 +199,7 @@ def bare_engine(model: str, steps: list[dict[str, Any]], concurrent: int, tempor
                     output_kind=RequestOutputKind.FINAL_ONLY,
                 )
                 prompt = {
-                    "prompt": chat.prompt_text(step["prompt"]),
+                    "prompt_token_ids": chat.prompt_ids(step["prompt"]),
                     "multi_modal_data": {"image": decode_png(step["png"])},
                 }
                 async for output in engine.generate(prompt, parameters, request_id=f"{number}-{turn}"):

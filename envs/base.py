@@ -24,10 +24,10 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
     Observation: `{"image": uint8 (H, W, 3) RGB, "prompt": str}`. Action: the raw utterance, any string.
 
     `step` returns in `info`: `action` (canonical text, "" when the utterance is invalid), `action_labels`
-    (int32 (K,), -1 where a head does not apply; all -1 when invalid), `valid`, `success` (this step
-    accomplished the task), `executed_action` (with `invalid_action="random"` the random action, else "" for an
-    invalid utterance), `state` (a copy of what a player may know, for `reset(options={"state": ...})` until the
-    episode is over) and the entries of `extra_info`.
+    (int32 (K,), -1 where a head does not apply; all -1 when invalid), `valid`, `action_start` (where the utterance's
+    action part begins, or None, see `ParsedAction`), `success` (this step accomplished the task), `executed_action`
+    (with `invalid_action="random"` the random action, else "" for an invalid utterance), `state` (a copy of what a
+    player may know, for `reset(options={"state": ...})` until the episode is over) and the entries of `extra_info`.
 
     Runs report two measures of success: `info["success"]` at the last step, and the published one, an episode
     return above 0.
@@ -197,6 +197,7 @@ class TextActionEnv(gymnasium.Env[Observation, str]):
             "action": parsed.action,
             "action_labels": parsed.labels,
             "valid": parsed.valid,
+            "action_start": parsed.start,
             "success": success,
             "executed_action": executed,
             "state": self.public_state,

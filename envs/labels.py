@@ -76,9 +76,12 @@ class ParsedAction:
     """The result of parsing an utterance.
 
     `action` is the canonical text ("" when invalid), `labels` int32 (K,) (all -1 when invalid), and `valid`
-    says whether the utterance names exactly one action.
+    says whether the utterance names exactly one action. `start`, in [0, len(utterance)], is the first character of the
+    part in which the parser looks for the action (len(utterance): there is none); what stands before is thought. None:
+    the parser does not say.
     """
 
     action: str
     labels: NDArray[np.int32]
     valid: bool
+    start: int | None = None

@@ -22,6 +22,14 @@ def action_part_start(utterance: str) -> int:
     return utterance.translate(_ASCII_LOWER).rfind(ACTION_MARKER)
 
 
+def without_surrogates(text: str) -> str:
+    """The text with surrogate pairs joined, and each half without its other half replaced by U+FFFD.
+
+    JSON can spell such a half ("\\ud83d"). No encoder, file or table takes it.
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class Parser(Protocol):
     """Maps an utterance to an action and labels, deterministically."""
 
@@ -53,7 +61,7 @@ class KeywordParser:
         lowered = utterance.translate(_ASCII_LOWER)
         start = lowered.rfind(ACTION_MARKER)
         if start < 0:
-            return ParsedAction("", self.label_space.none(), False)
+            return ParsedAction("", self.label_space.none(), False, len(utterance))
         tail = lowered[start + len(ACTION_MARKER) :]
         found = []
         for word in self._longest_first:
@@ -61,5 +69,5 @@ class KeywordParser:
                 found.append(word)
                 tail = tail.replace(word, _GAP)
         if len(found) != 1:
-            return ParsedAction("", self.label_space.none(), False)
-        return ParsedAction(found[0], self.label_space.encode({"action": found[0]}), True)
+            return ParsedAction("", self.label_space.none(), False, start)
+        return ParsedAction(found[0], self.label_space.encode({"action": found[0]}), True, start)

@@ -1,6 +1,6 @@
-"""An environment that misbehaves when asked to: for tests of what happens around a failing environment.
+"""Environments that misbehave when asked to: for tests of what happens around a failing environment.
 
-Make it with `tests.envs_for_tests:coso-test/Troubled-v0`, which imports this module wherever it is made.
+Make them with `tests.envs_for_tests:coso-test/Troubled-v0` (or Odd), which imports this module wherever it is made.
 """
 
 import os
@@ -15,6 +15,9 @@ from envs.cards.number_line import NumberLine
 
 TROUBLED_ID = "coso-test/Troubled-v0"
 TROUBLED = f"{__name__}:{TROUBLED_ID}"
+ODD_ID = "coso-test/Odd-v0"
+ODD = f"{__name__}:{ODD_ID}"
+MISSING = "missing"
 
 
 class Troubled(NumberLine):
@@ -55,5 +58,37 @@ class Troubled(NumberLine):
             time.sleep(3600)
 
 
+class Odd(NumberLine):
+    """NumberLine, but from step `after` on (0: from the reset on) some of what it returns is replaced.
+
+    changes: by field ("image", "prompt", "reward", "terminated", "truncated", "info" and the names of its entries), the
+    value that replaces it; `MISSING` leaves out an entry of the observation or the info.
+    """
+
+    def __init__(self, changes: dict[str, Any], after: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._changes = changes
+        self._left = after
+
+    def reset(self, **arguments: Any) -> Any:
+        observation, info = super().reset(**arguments)
+        return (self._changed(observation), info) if self._left <= 0 else (observation, info)
+
+    def step(self, action: str) -> Any:
+        outcome = super().step(action)
+        self._left -= 1
+        if self._left > 0:
+            return outcome
+        observation, reward, terminated, truncated, info = outcome
+        fields = {"reward": reward, "terminated": terminated, "truncated": truncated, "info": self._changed(info)}
+        fields |= {name: self._changes[name] for name in fields if name in self._changes}
+        return self._changed(observation), *fields.values()
+
+    def _changed(self, entries: dict[str, Any]) -> dict[str, Any]:
+        changed = {name: self._changes.get(name, value) for name, value in entries.items()}
+        return {name: value for name, value in changed.items() if not isinstance(value, str) or value != MISSING}
+
+
 if TROUBLED_ID not in gymnasium.registry:
     gymnasium.register(TROUBLED_ID, entry_point=Troubled)
+    gymnasium.register(ODD_ID, entry_point=Odd)

@@ -31,7 +31,8 @@ _FORK_SERVER_DEADLINE_S = 10.0
 
 
 class EnvironmentFailure(Exception):
-    """An environment's process ended, did not answer in time, or raised; `detail` says what and where."""
+    """An environment's process ended, did not answer in time, raised, or returned what the contract does not allow;
+    `detail` says what and where."""
 
     def __init__(self, reason: FailureReason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -179,7 +180,7 @@ class EnvironmentHost:
             status, value = "error", f"its answer cannot be unpickled in the driver: {error}"
         if status == "error":
             await self._kill()
-            raise self._failure("error", f"{who} raised in {method}: {value}")
+            raise self._failure("error", f"{who} failed in {method}: {value}")
         return value
 
     def _failure(self, reason: FailureReason, detail: str) -> EnvironmentFailure:

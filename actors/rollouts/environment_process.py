@@ -25,6 +25,9 @@ import sys
 import traceback
 from typing import Any
 
+from actors.rollouts.environment_output import EnvironmentOutput, EnvironmentOutputError
+from envs.labels import LabelSpace
+
 PID = struct.Struct("<q")
 LENGTH = struct.Struct("<Q")
 _PARENT_CHECK_MS = 1000
@@ -95,6 +98,7 @@ def serve_environment(channel: socket.socket) -> None:
     socket.send_fds(channel, [PID.pack(os.getpid())], [pidfd])
     os.close(pidfd)
     env: Any = None
+    output: Any = None
     try:
         while (request := _receive(channel)) is not None:
             method, arguments = request
@@ -103,13 +107,16 @@ def serve_environment(channel: socket.socket) -> None:
             try:
                 if method == "make":
                     env, result = _make(**arguments)
+                    output = EnvironmentOutput(arguments["env_id"], result)
                 elif method == "parser":
                     result = getattr(env.unwrapped, "parser", None)
                 elif method == "reset":
-                    result = env.reset(**arguments)
+                    result = output.reset(env.reset(**arguments))
                 else:
-                    result = env.step(**arguments)
+                    result = output.step(env.step(**arguments))
                 reply = frame(("ok", result))
+            except EnvironmentOutputError as error:
+                reply = frame(("error", str(error)))
             except Exception as error:
                 reply = frame(("error", _describe(error)))
             channel.sendall(reply)
@@ -124,9 +131,10 @@ def _make(env_id: str, kwargs: dict[str, Any], module_path: list[str]) -> tuple[
     sys.path[:] = module_path
     import gymnasium
 
-    env = gymnasium.make(env_id, **kwargs)
+    # Gymnasium's own checker looks at the first step only, and stumbles over some of what it should name.
+    env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     label_space = getattr(env.unwrapped, "label_space", None)
-    if label_space is None:
+    if not isinstance(label_space, LabelSpace):
         raise TypeError(f"{env_id} has no label_space; make it follow the contract of envs.base.TextActionEnv")
     return env, label_space
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.generation import Generation, GenerationRequest
+from actors.generation import Generation, GenerationRequest, RefusalReason
 from actors.trajectory import PngEncoder, TrajectoryBatch, outcome_columns
 
 #: Evaluation seeds start here and training seeds stay below, so no episode is used for both.
@@ -33,7 +33,7 @@ class EpisodeRecorder:
     """Builds the requests of one episode and collects its rows.
 
     Call order: `begin(observation)`, then `request()` and `record(...)` for each step. The episode is `over` when an
-    outcome ends it, or after `fail(reason)`, for an environment that died, hung or raised.
+    outcome ends it, after `fail(reason)` for an environment that died, hung or failed, or after `refuse(reason)`.
     """
 
     def __init__(
@@ -113,15 +113,23 @@ class EpisodeRecorder:
             self._note_final_observation()
 
     def fail(self, reason: str) -> None:
-        """The environment failed: the episode ends at its last complete step, with this reason and no reward for it."""
+        """The episode ends at its last complete step, with this reason and no reward for what failed."""
         self.over = True
         self.failed = True
         if self._rows:
             self._rows[-1].update(truncated=True, end_reason=reason)
             self._note_final_observation()
 
+    def refuse(self, reason: RefusalReason) -> None:
+        """There is no answer to the present observation. The learner could not take its value either, so the episode
+        ends with the step before, and that step's observation stands for what would have followed."""
+        if self._rows:
+            refused_after = self._rows.pop()
+            self._prompt, self._image = refused_after["prompt"], refused_after["image"]
+        self.fail(reason)
+
     def batch(self) -> TrajectoryBatch:
-        """The rows so far; empty when the environment failed during the first step."""
+        """The rows so far; empty when the episode failed before a step of it could be kept."""
         used = {row["image"] for row in self._rows} | {row.get("final_image") for row in self._rows}
         return TrajectoryBatch.from_rows(self._rows, {key: png for key, png in self._images.items() if key in used})
 

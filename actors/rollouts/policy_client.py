@@ -9,7 +9,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.generation import Generation, GenerationRequest
+from actors.generation import Generation, GenerationRequest, Refusal
 
 _RETRY_S = 0.2
 
@@ -26,11 +26,11 @@ class PolicyClient:
         self._deadline_s = deadline_s
         self._name = name
 
-    async def generate(self, preferred: int, request: GenerationRequest) -> Generation:
+    async def generate(self, preferred: int, request: GenerationRequest) -> Generation | Refusal:
         """One answer. Raises TimeoutError, and what a server that is alive raised."""
         return await self._call(preferred, lambda server: server.generate.remote(request))
 
-    async def generate_batch(self, preferred: int, requests: list[GenerationRequest]) -> list[Generation]:
+    async def generate_batch(self, preferred: int, requests: list[GenerationRequest]) -> list[Generation | Refusal]:
         """`PolicyServer.generate_batch`. Raises TimeoutError, and what a server that is alive raised."""
         return await self._call(preferred, lambda server: server.generate_batch.remote(requests))
 

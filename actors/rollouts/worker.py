@@ -20,9 +20,10 @@ from typing import Any
 import psutil
 import ray
 
-from actors.generation import Generation
+from actors.generation import Generation, Refusal
 from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
 from actors.rollouts.episode import EpisodeRecorder, EpisodeSpec, training_seed
+from actors.rollouts.failed_episodes import FailedEpisodes
 from actors.rollouts.policy_client import PolicyClient
 from actors.settings import RolloutSettings
 from actors.trajectory import PngEncoder, TrajectoryBatch
@@ -75,6 +76,7 @@ class RolloutWorker:
         self._failed_slots: set[int] = set()
         self._restarts = 0
         self._failures: Counter[str] = Counter()
+        self._failed_episodes = FailedEpisodes(environment.id, rollout.max_failed_episodes)
         self._evaluations: deque[tuple[EpisodeSpec, asyncio.Future[TrajectoryBatch | None]]] = deque()
         self._evaluation_requested = asyncio.Event()
         self._stream_calls: set[asyncio.Task[float]] = set()
@@ -301,7 +303,11 @@ class RolloutWorker:
         recorder.begin(observation)
         return True
 
-    async def _step(self, recorder: EpisodeRecorder, slot: int, answer: Generation) -> None:
+    async def _step(self, recorder: EpisodeRecorder, slot: int, answer: Generation | Refusal) -> None:
+        if isinstance(answer, Refusal):
+            recorder.refuse(answer.reason)
+            self._count_failure(recorder, slot, answer.reason, answer.detail)
+            return
         started = time.monotonic()
         try:
             outcome = await self._hosts[slot].step(answer.text)
@@ -313,12 +319,19 @@ class RolloutWorker:
         self._environment_seconds += seconds
         self._generate_seconds += answer.seconds
         recorder.record(answer, outcome, seconds)
+        if recorder.over:
+            self._failed_episodes.finished()
 
     def _note_failure(self, recorder: EpisodeRecorder, slot: int, failure: EnvironmentFailure) -> None:
-        logger.warning("slot %d: %s", slot, failure)
-        self._failures[failure.reason] += 1
         self._failed_slots.add(slot)
         recorder.fail(f"environment_{failure.reason}")
+        self._count_failure(recorder, slot, failure.reason, failure.detail)
+
+    def _count_failure(self, recorder: EpisodeRecorder, slot: int, reason: str, detail: str) -> None:
+        """Count an episode that failed. Raises `TooManyFailedEpisodes`."""
+        logger.warning("slot %d: %s: %s", slot, reason, detail)
+        self._failures[reason] += 1
+        self._failed_episodes.failed(recorder.spec.name, reason, detail)
 
     async def status(self) -> dict[str, Any]:
         """Process id, whether environments run freely (async mode), counts since the start, memory in bytes.

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from actors.generation import Generation, GenerationRequest
+from actors.generation import Generation, GenerationRequest, Refusal
 from actors.serving.admission import BusyMeter, Gate
-from actors.serving.policy_engine import ModelNotServable, PolicyServerLaunch, start_engine
+from actors.serving.policy_engine import PolicyServerLaunch, start_engine
+from actors.serving.prompt_renderer import PromptRenderer
 from actors.serving.weight_transfer import (
     COLLECTIVE_TRANSPORTS,
     CollectiveGroup,
@@ -31,7 +32,6 @@ from actors.serving.weight_transfer import (
     check_readable,
 )
 from actors.settings import ModelSettings, PolicyServerSettings
-from actors.trajectory import decode_png
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,6 @@ BAN_LOGIT_BIAS = -100.0
 #: Niceness of an engine on CPUs. Where it shares cores with the learner, the learner goes first: the training loop
 #: always waits for the learner, but for answers only when it needs them to train on.
 LOWEST_PRIORITY = 19
-
-#: Decoded images in the cache; the oldest is dropped first.
-CACHED_IMAGES = 64
 
 
 class PolicyServer:
@@ -74,8 +71,6 @@ class PolicyServer:
         self._pausing = asyncio.Lock()  # held while the engine's scheduler is paused
         self._gate = Gate()
         self._meter = BusyMeter()
-        self._verified_lengths: set[int] = set()
-        self._images: dict[str, Any] = {}
         self._request_ids = itertools.count()
         self._version = 0
         self._requests = 0
@@ -87,14 +82,14 @@ class PolicyServer:
         await self._started()
         return await self.status()
 
-    async def generate(self, request: GenerationRequest) -> Generation:
+    async def generate(self, request: GenerationRequest) -> Generation | Refusal:
         """One answer. Raises TimeoutError, naming this server, past the deadline."""
         async with self._answering(f"{self._name} did not finish an answer"), self._gate.shared():
             received = time.monotonic()
-            (engine_input,) = await self._render([request])
+            engine_input = await self._renderer.render(request)
             return await self._finish(await self._submit(request, engine_input), received)
 
-    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+    async def generate_batch(self, requests: Sequence[GenerationRequest]) -> list[Generation | Refusal]:
         """Answers in the order of the requests: a deterministic function of the requests, weights and settings.
 
         The batch has the engine to itself, and is queued as a whole before the engine's first step. So it never depends
@@ -106,7 +101,7 @@ class PolicyServer:
             return []
         async with self._answering(f"{self._name} did not finish a batch of {len(requests)}"), self._gate.alone():
             received = time.monotonic()
-            inputs = await self._render(requests)
+            inputs = [await self._renderer.render(request) for request in requests]
             async with self._paused():
                 submitted = [
                     await self._submit(request, engine_input)
@@ -181,6 +176,7 @@ class PolicyServer:
                 self._chat, self._engine = await asyncio.to_thread(
                     start_engine, self._model, self._settings, self._launch, self._incarnation
                 )
+                self._renderer = PromptRenderer(self._chat, self._engine, self._settings.max_model_len)
                 self._bias = dict.fromkeys(self._chat.banned_token_ids, BAN_LOGIT_BIAS)
                 loop = asyncio.get_running_loop()
                 for process in multiprocessing.active_children():
@@ -245,57 +241,12 @@ class PolicyServer:
             self._end_with_engine(error)
             raise
 
-    async def _render(self, requests: Sequence[GenerationRequest]) -> list[Any]:
-        """The requests as inputs of vLLM's engine: prompts tokenised, images processed."""
-        from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-        renderer = self._engine.renderer
-        images = [await self._decoded(request) for request in requests]
-        prompts = [
-            parse_model_prompt(
-                self._engine.model_config,
-                {
-                    "prompt": self._chat.prompt_text(request.prompt),
-                    "multi_modal_data": {"image": [image]},
-                    # vLLM caches processed images by this hash of their content.
-                    "multi_modal_uuids": {"image": [request.image]},
-                },
-            )
-            for request, image in zip(requests, images, strict=True)
-        ]
-        inputs = list(await renderer.render_cmpl_async(prompts))
-        for request, image, engine_input in zip(requests, images, inputs, strict=True):
-            self._verify_prompt(request, image, engine_input["prompt_token_ids"])
-        return inputs
-
-    async def _decoded(self, request: GenerationRequest) -> Any:
-        """The request's image, cached by its content hash: an unchanged screen is decoded once."""
-        image = self._images.get(request.image)
-        if image is None:
-            image = await asyncio.to_thread(decode_png, request.png)
-            self._images[request.image] = image
-            if len(self._images) > CACHED_IMAGES:
-                self._images.pop(next(iter(self._images)))
-        return image
-
-    def _verify_prompt(self, request: GenerationRequest, image: Any, engine_ids: list[int]) -> None:
-        """Check that the engine sees the same ids as the model's own processor makes, which the learner will run.
-
-        Once for each length of prompt: it differs with the text and with the number of image tokens.
-        """
-        if len(engine_ids) in self._verified_lengths:
-            return
-        expected = self._chat.encode_prompt(request.prompt, image)["input_ids"][0].tolist()
-        if list(engine_ids) != expected:
-            raise ModelNotServable(
-                f"vLLM and the processor of {self._model.path!r} turn a prompt into different tokens "
-                f"({len(engine_ids)} and {len(expected)} of them), so the learner cannot train on vLLM's answers. "
-                "Use a model for which vLLM's tokens equal those of the processor."
-            )
-        self._verified_lengths.add(len(engine_ids))
-
-    async def _submit(self, request: GenerationRequest, engine_input: Any) -> Any:
+    async def _submit(self, request: GenerationRequest, engine_input: Any | Refusal) -> Any | Refusal:
+        """Queue a rendered request; returns vLLM's collector of its output, or why the engine does not take it."""
+        if isinstance(engine_input, Refusal):
+            return engine_input
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
@@ -310,9 +261,14 @@ class PolicyServer:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        return await self._engine.add_request(str(next(self._request_ids)), engine_input, params)
+        try:
+            return await self._engine.add_request(str(next(self._request_ids)), engine_input, params)
+        except (VLLMClientError, ValueError) as error:
+            return Refusal("request_refused", f"vLLM refuses the request: {error}")
 
-    async def _finish(self, collector: Any, received: float) -> Generation:
+    async def _finish(self, collector: Any | Refusal, received: float) -> Generation | Refusal:
+        if isinstance(collector, Refusal):
+            return collector
         try:
             output = await collector.get()
         except asyncio.CancelledError:

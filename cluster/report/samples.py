@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from actors.trajectory import INFRASTRUCTURE_END_REASONS, SchemaMismatch, TrajectoryBatch, TrajectoryLog, decode_png
+from actors.trajectory import FAILED_END_REASONS, SchemaMismatch, TrajectoryBatch, TrajectoryLog, decode_png
 from scoring.pictures import shade_html
 from scoring.profiles import position_profile
 
@@ -100,7 +100,7 @@ def choose_episode(batch: TrajectoryBatch, success: bool) -> slice | None:
     fitting = [
         piece
         for piece in batch.episode_slices()
-        if ends[piece.stop - 1] not in INFRASTRUCTURE_END_REASONS and (float(rewards[piece].sum()) > 0) == success
+        if ends[piece.stop - 1] not in FAILED_END_REASONS and (float(rewards[piece].sum()) > 0) == success
     ]
     readable = [piece for piece in fitting if 2 <= piece.stop - piece.start <= STEPS_SHOWN]
     return readable[0] if readable else min(fitting, key=lambda piece: piece.stop - piece.start, default=None)

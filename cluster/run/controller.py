@@ -252,6 +252,8 @@ class Controller:
         for name, status in self._system.supervisor.status.items():
             if "rss_bytes" in status:
                 row[f"memory/{name.replace(' ', '_')}_mb"] = status["rss_bytes"] / 2**20
+            for reason, count in status.get("failures", {}).items():
+                row[f"failures/{reason}"] = row.get(f"failures/{reason}", 0.0) + count
         return row
 
     def _busy_shares(self, done: Metrics, seconds: float) -> Metrics:

@@ -55,7 +55,7 @@ class ScoringStage:
                 row |= training.result()
             weights = self._pool.weights
             influence, statistics = self._pool.score(utterances, labels, weights=weights)
-            row |= self._fidelity(utterances, labels, weights)
+            row |= self._fidelity(utterances, labels, batch.steps["action_start"].to_pylist(), weights)
             row |= training.result()
         row["time/scorers_busy"] = statistics.pop("scorer_seconds")
         row["cache/hits"] = statistics.pop("cache_hits")
@@ -72,7 +72,9 @@ class ScoringStage:
         report: ScmTrainingReport = self._pool.train(utterances, labels)
         return {f"scm/{name}": value for name, value in report.metrics.items()}
 
-    def _fidelity(self, utterances: Utterances, labels: np.ndarray, weights: ScmWeights) -> Metrics:
+    def _fidelity(
+        self, utterances: Utterances, labels: np.ndarray, action_starts: Sequence[int | None], weights: ScmWeights
+    ) -> Metrics:
         """Agreement of the SCM's influence with the parser's, and of the gradient's with the SCM's, on some answers."""
         chosen = self._first_distinct(utterances, labels)
         if not chosen:
@@ -81,7 +83,8 @@ class ScoringStage:
         countable = [self._pool.context.tokens.countable_by_id[ids] for ids in some]
         scm, _ = self._pool.score(some, actions, "scm", weights)
         gradient, _ = self._pool.score(some, actions, "gradient", weights)
-        spans = [span_mass(values, self._chat.action_start(ids)) for ids, values in zip(some, scm, strict=True)]
+        starts = [self._chat.action_start(utterances[row], action_starts[row]) for row in chosen]
+        spans = [span_mass(values, start) for values, start in zip(scm, starts, strict=True)]
         row = {
             "fidelity/utterances": len(chosen),
             **{f"fidelity/{name}": value for name, value in mean_of_defined({"action_mass": spans}).items()},

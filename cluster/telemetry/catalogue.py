@@ -28,7 +28,9 @@ _RUN = (
     Metric("update", "update", "count", "Policy updates so far; row 0 is the evaluation before training."),
     Metric("environment_steps", "environment steps", "count", "Steps trained on so far."),
     Metric("recoveries", "recoveries", "count", "Restarts of processes so far, of all kinds."),
-)
+    Metric("failures/*", "failed episodes", "count",
+           "Episodes that failed for this reason since their rollout worker started, also those without a whole step."),
+)  # fmt: skip
 
 _EPISODES = (
     ("success", "success", "share", "Share of episodes with a return above 0 (the published measure)."),
@@ -37,7 +39,13 @@ _EPISODES = (
     ("valid_rate", "valid answers", "share", "Share of answers that parse to an action."),
     ("episodes", "episodes", "count", "Episodes."),
     ("environment_failures", "environment failures", "count",
-     "Episodes cut off because their environment died, hung or raised; no rate includes them."),
+     "Episodes cut off because their environment died, hung, raised or returned nonsense; no rate includes them."),
+    ("prompt_too_long", "prompts too long", "count",
+     "Episodes cut off by a prompt longer than `policy_server.max_model_len`; no rate includes them."),
+    ("image_refused", "images refused", "count",
+     "Episodes cut off by an image that the model's processor refuses; no rate includes them."),
+    ("request_refused", "requests refused", "count",
+     "Episodes cut off by a request that the engine refuses for another reason; no rate includes them."),
     ("steps", "steps", "count", "Steps."),
     ("episode_length", "episode length", "number", "Mean steps of an episode."),
     ("response_tokens", "answer length", "number", "Mean tokens of an answer."),

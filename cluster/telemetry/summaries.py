@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from actors.trajectory import INFRASTRUCTURE_END_REASONS, TrajectoryBatch
+from actors.trajectory import FAILED_END_REASONS, INFRASTRUCTURE_END_REASONS, REFUSAL_END_REASONS, TrajectoryBatch
 
 
 def episode_returns(batch: TrajectoryBatch) -> np.ndarray:
@@ -17,11 +17,12 @@ def episode_metrics(batch: TrajectoryBatch, prefix: str) -> dict[str, float]:
     """Metrics of success, return, length and answer format, with keys `prefix/NAME`.
 
     `success` is the published measure, return > 0; `task_success` is what the environment itself calls success.
-    Episodes that a failed environment cut off count in none of the rates, since their outcome is unknown.
+    Episodes that a failed environment or a refused request cut off count in none of the rates, since their outcome is
+    unknown.
     """
     slices = batch.episode_slices()
-    ends = batch.column("end_reason")
-    judged = [i for i, piece in enumerate(slices) if ends[piece.stop - 1] not in INFRASTRUCTURE_END_REASONS]
+    ends = [batch.column("end_reason")[piece.stop - 1] for piece in slices]
+    judged = [i for i, end in enumerate(ends) if end not in FAILED_END_REASONS]
     returns = episode_returns(batch)[judged]
     success = batch.column("success")
     lengths = np.array([piece.stop - piece.start for piece in slices])
@@ -32,7 +33,8 @@ def episode_metrics(batch: TrajectoryBatch, prefix: str) -> dict[str, float]:
         f"{prefix}/task_success": _mean(np.array([bool(success[slices[i].stop - 1]) for i in judged])),
         f"{prefix}/return": _mean(returns),
         f"{prefix}/episodes": float(len(slices)),
-        f"{prefix}/environment_failures": float(len(slices) - len(judged)),
+        f"{prefix}/environment_failures": float(sum(end in INFRASTRUCTURE_END_REASONS for end in ends)),
+        **{f"{prefix}/{reason}": float(ends.count(reason)) for reason in sorted(REFUSAL_END_REASONS)},
         f"{prefix}/steps": float(len(batch)),
         f"{prefix}/episode_length": _mean(lengths),
         f"{prefix}/valid_rate": _mean(batch.column("valid").astype(bool)),

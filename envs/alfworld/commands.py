@@ -62,14 +62,14 @@ def command_labels(command: str) -> dict[str, str | int]:
     return labels
 
 
-def parsed(command: str) -> ParsedAction:
-    """A valid parsed action from a command."""
-    return ParsedAction(command, COMMAND_LABELS.encode(command_labels(command)), True)
+def parsed(command: str, start: int | None = None) -> ParsedAction:
+    """A valid parsed action from a command; start: see `ParsedAction`."""
+    return ParsedAction(command, COMMAND_LABELS.encode(command_labels(command)), True, start)
 
 
-def unparsed() -> ParsedAction:
-    """The parsed action of an utterance that names no command."""
-    return ParsedAction("", COMMAND_LABELS.none(), False)
+def unparsed(start: int | None = None) -> ParsedAction:
+    """The parsed action of an utterance that names no command; start: see `ParsedAction`."""
+    return ParsedAction("", COMMAND_LABELS.none(), False, start)
 
 
 def find_admissible(utterance: str, admissible: Sequence[str]) -> str:
@@ -96,7 +96,8 @@ class AnyCommandParser:
     def parse(self, utterance: str) -> ParsedAction:
         """The first well-formed command of the part that `find_admissible` searches."""
         command = find_any(utterance)
-        return parsed(command) if command else unparsed()
+        start = searched_from(utterance)
+        return parsed(command, start) if command else unparsed(start)
 
 
 def find_any(utterance: str) -> str:
@@ -109,3 +110,9 @@ def _searched_part(utterance: str) -> str:
     start = action_part_start(utterance)
     tail = utterance[start + len(ACTION_MARKER) :] if start >= 0 else utterance[-TAIL_CHARACTERS:]
     return tail.translate(_ASCII_LOWER)
+
+
+def searched_from(utterance: str) -> int:
+    """Where the part of an utterance begins that `find_admissible` searches, its `"action":` included."""
+    start = action_part_start(utterance)
+    return start if start >= 0 else max(0, len(utterance) - TAIL_CHARACTERS)

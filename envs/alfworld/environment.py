@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.alfworld.commands import COMMAND_LABELS, AnyCommandParser, find_admissible, parsed, unparsed
+from envs.alfworld.commands import COMMAND_LABELS, AnyCommandParser, find_admissible, parsed, searched_from, unparsed
 from envs.alfworld.engine import BadGame, Engine, EngineState
 from envs.alfworld.expert import Expert, thought
 from envs.alfworld.games import GameFile, GamePath, NoGames, games_folder, list_games, read_game
@@ -159,8 +159,8 @@ class ALFWorld(TextActionEnv):
         """The admissible command that an utterance names; before the first reset, any well-formed one."""
         if not self._begun:
             return self.parser.parse(utterance)
-        command = find_admissible(utterance, self._state.admissible)
-        return parsed(command) if command else unparsed()
+        command, start = find_admissible(utterance, self._state.admissible), searched_from(utterance)
+        return parsed(command, start) if command else unparsed(start)
 
     @property
     def parser(self) -> AnyCommandParser:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from envs.android.actions import LABEL_SPACE, ActionType, PhoneAction, Point, gesture, labels, tap
 from envs.labels import ParsedAction
+from envs.parsing import without_surrogates
 
 AnswerFormat = Literal["json", "autoui", "cogagent"]
 JsonCoordinates = Literal["thousandths", "pixels"]
@@ -51,6 +52,7 @@ _BUTTONS: dict[str, ActionType] = {"back": "press_back", "home": "press_home", "
 _STATUSES: dict[str, ActionType] = {"success": "status_complete", "failure": "status_impossible"}
 #: Most opening braces that are tried as the start of a JSON object, so that many braces do not take quadratic time.
 _JSON_ATTEMPTS = 16
+_JSON_ACTION = re.compile(r'"action"\s{0,8}:')
 _JSON = json.JSONDecoder(strict=False)
 
 
@@ -64,6 +66,10 @@ class PhoneParser:
 
     def action(self, utterance: str) -> PhoneAction | None:
         """The action in an utterance, or None."""
+        return self._find(utterance)[0]
+
+    def _find(self, utterance: str) -> tuple[PhoneAction | None, int | None]:
+        """The action in an utterance and the character where it begins, or (None, None)."""
         found: list[tuple[int, Callable[[str], PhoneAction | None]]] = []
         if (autoui := _AUTOUI_TYPE.search(utterance)) is not None:
             found.append((autoui.start(), lambda text: parse_autoui(text, self._screen)))
@@ -71,17 +77,22 @@ class PhoneParser:
             found.append((cogagent.start(), parse_cogagent))
         if (brace := utterance.find("{")) >= 0:
             found.append((brace, lambda text: parse_json(text, self._screen, self._json_scale)))
-        for _, parse in sorted(found, key=lambda item: item[0]):
+        for start, parse in sorted(found, key=lambda item: item[0]):
             if (action := parse(utterance)) is not None:
-                return action
-        return None
+                return action, _json_start(utterance, start) if utterance[start] == "{" else start
+        return None, None
 
     def parse(self, utterance: str) -> ParsedAction:
         """The action as canonical text and labels; an utterance without an action is invalid."""
-        action = self.action(utterance)
+        action, start = self._find(utterance)
         if action is None:
             return ParsedAction("", LABEL_SPACE.none(), False)
-        return ParsedAction(write_autoui(action), labels(action), True)
+        return ParsedAction(write_autoui(action), labels(action), True, start)
+
+
+def _json_start(utterance: str, brace: int) -> int:
+    """Where the action begins in a JSON answer: at the last `"action"` key, since thoughts may stand before it."""
+    return max((key.start() for key in _JSON_ACTION.finditer(utterance, brace)), default=brace)
 
 
 def parse_autoui(utterance: str, screen: Screen) -> PhoneAction | None:
@@ -163,7 +174,8 @@ def _from_arguments(arguments: dict[str, Any], screen: Screen, scale: tuple[int,
         return _gesture(touch, lift, screen) if touch and lift else None
     if name == "type":
         text = arguments.get("text")
-        return PhoneAction("type", text=text) if isinstance(text, str) else None
+        # JSON can spell half a character, which no device takes.
+        return PhoneAction("type", text=without_surrogates(text)) if isinstance(text, str) else None
     if name == "system_button":
         button = arguments.get("button")
         return PhoneAction(_BUTTONS[button.lower()]) if isinstance(button, str) and button.lower() in _BUTTONS else None

@@ -35,7 +35,7 @@ class TokenBatch:
     response_lengths: Tensor  # int64 (B,)
     response_ids: Tensor  # int64 (B, R), 0 where padded
     response_mask: Tensor  # bool (B, R), True on response tokens
-    action_mask: Tensor  # bool (B, R), True on the action part (`"action":` onwards)
+    action_mask: Tensor  # bool (B, R), True on the action part, see `ChatProcessor.action_start`
     behaviour_logprobs: Tensor  # float32 (B, R), nats, of the distribution sampled from; 0 where padded or none
     influence: Tensor  # float32 (B, R) in [0, 1]; 0 where padded or not scored
     sample_weight: Tensor  # float32 (B,), 0 for a sample that only fills up a micro-batch
@@ -70,14 +70,22 @@ class BatchBuilder:
     def build(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
         """The steps of the given row numbers. Raises `PromptMismatch`, and `KeyError` for an image that is missing."""
         steps = _rows(
-            trajectories, indices, "prompt", "image", "prompt_ids", "response_ids", "behaviour_logprobs", "influence"
+            trajectories,
+            indices,
+            "prompt",
+            "image",
+            "prompt_ids",
+            "response_ids",
+            "action_start",
+            "behaviour_logprobs",
+            "influence",
         )
         prompts = [self._encode(trajectories, row["prompt"], row["image"], row["prompt_ids"]) for row in steps]
         responses = [np.asarray(row["response_ids"], np.int64) for row in steps]
         action_masks = []
-        for ids in responses:
+        for row, ids in zip(steps, responses, strict=True):
             mask = np.zeros(len(ids), bool)
-            mask[self._chat.action_start(ids) :] = True
+            mask[self._chat.action_start(ids, row["action_start"]) :] = True
             action_masks.append(mask)
         return _assemble(
             prompts,

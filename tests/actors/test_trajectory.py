@@ -161,6 +161,19 @@ def test_a_file_of_another_schema_is_refused_by_its_versions(tmp_path):
         log.read(1)
 
 
+def test_a_file_of_schema_1_is_read_without_knowing_where_actions_begin(tmp_path):
+    log = TrajectoryLog(tmp_path)
+    batch = _batch(("a", 1, 0), ("a", 2, 1))
+    log.write(1, batch)
+    old = pq.read_table(log.batch_path(1)).drop_columns("action_start")
+    pq.write_table(old.replace_schema_metadata({"coso.schema_version": "1"}), log.batch_path(1))
+    steps = log.read(1).steps
+    assert steps.schema.equals(batch.steps.schema, check_metadata=True)
+    assert steps["action_start"].null_count == len(batch) and steps.drop_columns("action_start").equals(
+        batch.steps.drop_columns("action_start")
+    )
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     log = TrajectoryLog(tmp_path)
     batch = _batch(("a", 1, 0))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import envs  # noqa: F401  (registers coso/...)
 from actors.generation import Generation
 from actors.rollouts.episode import EVALUATION_SEED_BASE, EpisodeRecorder, EpisodeSpec, training_seed
-from actors.trajectory import PngEncoder, decode_png, image_hash
+from actors.trajectory import REFUSAL_END_REASONS, PngEncoder, decode_png, image_hash
 
 
 def recorder(seed: int = 7, run_seed: int = 1, name: str = "e", **changes: Any) -> EpisodeRecorder:
@@ -153,6 +153,24 @@ def test_a_failure_before_the_first_whole_step_leaves_no_rows() -> None:
         assert record.over and record.failed and len(record) == 0
         batch = record.batch()
         assert len(batch) == 0 and not batch.images
+
+
+@pytest.mark.parametrize("reason", sorted(REFUSAL_END_REASONS))
+def test_a_refused_request_ends_the_episode_before_the_step_that_led_to_it(reason: Any) -> None:
+    record = two_steps()
+    record.refuse(reason)  # of what was seen after the second step: the learner could take no value of it either
+    assert record.over and record.failed and len(record) == 1
+    (row,) = record.batch().steps.to_pylist()
+    assert (row["end_reason"], row["terminated"], row["truncated"]) == (reason, False, True)
+    assert (row["final_prompt"], row["final_image"]) == ("prompt 1", key(1))
+    assert set(record.batch().images) == {key(0), key(1)}
+
+
+def test_a_refusal_at_the_first_step_leaves_no_rows() -> None:
+    record = recorder()
+    record.begin(seen(0))
+    record.refuse("prompt_too_long")
+    assert record.over and record.failed and len(record) == 0 and not record.batch().images
 
 
 def test_a_request_asks_for_what_is_seen_now() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +77,52 @@ def test_a_batch_does_not_depend_on_what_happened_before(policy_server: LiveServ
 
 
 def test_sampling_in_a_batch_needs_a_seed(policy_server: LiveServer) -> None:
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="needs a seed"):
         policy_server.ask("generate_batch", [replace(request(1, temperature=1.0), seed=None)])
 
 
 def test_a_prompt_longer_than_the_engine_takes_is_refused_and_the_engine_lives(policy_server: LiveServer) -> None:
-    with pytest.raises(Exception, match="(?i)longer than|max"):
-        policy_server.ask("generate", request(1, prompt="number " * 600))
+    refusal = policy_server.ask("generate", request(1, prompt="number " * 600))
+    assert refusal.reason == "prompt_too_long"
+    assert re.search(r"has \d{3,} tokens.*policy_server.max_model_len is 512", refusal.detail)
     assert len(policy_server.ask("generate", request(1)).response_ids)
+
+
+def test_a_prompt_that_only_its_image_makes_too_long_is_refused_and_the_image_can_be_shown_again(
+    policy_server: LiveServer, reference: Reference
+) -> None:
+    text = "n" * (511 - len(reference.chat.prompt_ids("")))
+    while len(reference.chat.prompt_ids(text)) < 510:
+        text += "n"
+    assert len(reference.chat.prompt_ids(text)) < 512
+    assert policy_server.ask("generate", request(77, prompt=text)).reason == "prompt_too_long"
+    assert len(policy_server.ask("generate", request(77)).response_ids)
+
+
+def test_a_refused_request_costs_its_batch_nothing(policy_server: LiveServer) -> None:
+    good = [request(seed, temperature=1.0) for seed in (1, 2)]
+    broken = replace(request(3), image="no picture", png=b"no picture")
+    first, refusal, too_long, second = policy_server.ask(
+        "generate_batch", [good[0], broken, request(4, prompt="number " * 600), good[1]]
+    )
+    assert refusal.reason == "image_refused" and "cannot identify image" in refusal.detail
+    assert too_long.reason == "prompt_too_long"
+    for one, other in zip((first, second), policy_server.ask("generate_batch", good), strict=True):
+        assert one.response_ids.tobytes() == other.response_ids.tobytes()
+
+
+def test_special_tokens_in_a_prompt_are_text_to_engine_and_learner(
+    policy_server: LiveServer, reference: Reference
+) -> None:
+    from actors.trajectory import decode_png
+
+    special = reference.chat.tokenizer.added_tokens_decoder.values()
+    question = request(5, prompt=" ".join(["say", *map(str, special), "🙂", "twice", *map(str, special)]))
+    answer = policy_server.ask("generate", question)
+    expected = reference.chat.encode_prompt(question.prompt, decode_png(question.png))["input_ids"][0].numpy()
+    np.testing.assert_array_equal(answer.prompt_ids, expected)
+    assert (answer.prompt_ids == reference.chat.config.image_token_id).sum() == 4
+    np.testing.assert_allclose(answer.logprobs, reference.logprobs(question, answer.response_ids), atol=1e-4)
 
 
 def test_status_counts_work(policy_server: LiveServer) -> None:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.trajectory import INFRASTRUCTURE_END_REASONS, TrajectoryBatch
+from actors.trajectory import FAILED_END_REASONS, INFRASTRUCTURE_END_REASONS, REFUSAL_END_REASONS, TrajectoryBatch
 from cluster.telemetry.summaries import episode_metrics, episode_returns, lag_metrics
 from tests.actors.episodes import episode
 
-ENDS = ["terminated", "truncated", *sorted(INFRASTRUCTURE_END_REASONS)]
+ENDS = ["terminated", "truncated", *sorted(FAILED_END_REASONS)]
 
 
 def test_success_is_a_positive_return_and_task_success_is_what_the_environment_says() -> None:
@@ -37,6 +37,16 @@ def test_an_infrastructure_failure_is_neither_success_nor_failure(reason: str) -
     metrics = episode_metrics(batch, "evaluation")
     assert metrics["evaluation/success"] == metrics["evaluation/task_success"] == metrics["evaluation/return"] == 1.0
     assert metrics["evaluation/episodes"] == 2.0 and metrics["evaluation/environment_failures"] == 1.0
+
+
+@pytest.mark.parametrize("reason", sorted(REFUSAL_END_REASONS))
+def test_a_refused_request_is_neither_success_nor_failure_and_counted_by_its_reason(reason: str) -> None:
+    batch = TrajectoryBatch.concatenate(
+        [episode("good", [1.0], success=True), episode("lost", [-1.0, -1.0], end_reason=reason)]
+    )
+    metrics = episode_metrics(batch, "rollout")
+    assert metrics["rollout/success"] == metrics["rollout/task_success"] == metrics["rollout/return"] == 1.0
+    assert {name for name in (*REFUSAL_END_REASONS, "environment_failures") if metrics[f"rollout/{name}"]} == {reason}
 
 
 def test_nothing_but_failures_and_nothing_at_all_give_numbers_too() -> None:
@@ -74,7 +84,8 @@ def episodes(draw: st.DrawFn) -> list[TrajectoryBatch]:
 @given(batches=episodes())
 def test_the_rates_are_what_counting_row_by_row_gives(batches: list[TrajectoryBatch]) -> None:
     played = [batch.steps.to_pylist() for batch in batches]
-    judged = [rows for rows in played if rows[-1]["end_reason"] not in INFRASTRUCTURE_END_REASONS]
+    judged = [rows for rows in played if rows[-1]["end_reason"] not in FAILED_END_REASONS]
+    ends = [rows[-1]["end_reason"] for rows in played]
     rows = [row for episode_rows in played for row in episode_rows]
 
     def mean(values: list) -> float:
@@ -86,7 +97,8 @@ def test_the_rates_are_what_counting_row_by_row_gives(batches: list[TrajectoryBa
         "r/task_success": mean([episode_rows[-1]["success"] for episode_rows in judged]),
         "r/return": mean(returns),
         "r/episodes": len(played),
-        "r/environment_failures": len(played) - len(judged),
+        "r/environment_failures": sum(end.startswith("environment_") for end in ends),
+        **{f"r/{reason}": ends.count(reason) for reason in REFUSAL_END_REASONS},
         "r/steps": len(rows),
         "r/episode_length": len(rows) / len(played),
         "r/valid_rate": mean([row["valid"] for row in rows]),
