@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest
+from actors.images import decode_png
 from actors.serving.admission import BusyMeter, Gate
 from actors.serving.policy_engine import ModelNotServable, PolicyServerLaunch, start_engine
 from actors.serving.weight_transfer import (
@@ -31,7 +32,6 @@ from actors.serving.weight_transfer import (
     check_readable,
 )
 from actors.settings import ModelSettings, PolicyServerSettings
-from actors.trajectory import decode_png
 
 logger = logging.getLogger(__name__)
 

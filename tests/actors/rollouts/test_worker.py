@@ -21,11 +21,12 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 import envs  # noqa: F401  (registers coso/...)
 from actors.generation import Generation, GenerationRequest
+from actors.images import image_hash
 from actors.rollouts.episode import EVALUATION_SEED_BASE
 from actors.rollouts.stream import TrajectoryStream
 from actors.rollouts.worker import RolloutLaunch, RolloutWorker
 from actors.settings import RolloutSettings
-from actors.trajectory import TrajectoryBatch, image_hash
+from actors.trajectory import TrajectoryBatch
 from envs.settings import EnvironmentSettings
 from tests.envs_for_tests import TROUBLED
 
