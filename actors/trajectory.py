@@ -9,9 +9,6 @@ refer to images by hash, so an image that a thousand steps show is stored once.
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +17,6 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from actors.generation import RefusalReason
 
@@ -105,48 +101,6 @@ def outcome_columns(reward: float, terminated: bool, truncated: bool, info: dict
 
 class SchemaMismatch(ValueError):
     """A trajectory file has another schema version than this program reads."""
-
-
-def image_hash(image: np.ndarray) -> str:
-    """Content hash (32 hex digits) of an image, uint8 (H, W, 3); shape is part of the content."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(str(image.shape).encode())
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
-
-
-def decode_png(png: bytes) -> Image.Image:
-    """PNG bytes -> an RGB PIL image."""
-    return Image.open(io.BytesIO(png)).convert("RGB")
-
-
-class PngEncoder:
-    """Encodes images to PNG. It keeps recent results by content, so that an unchanged screen costs one hash.
-
-    `capacity_bytes` bounds the size of this cache; the least recently used result is dropped first.
-    """
-
-    def __init__(self, capacity_bytes: int = 32 << 20) -> None:
-        self._capacity = capacity_bytes
-        self._size = 0
-        self._encoded: OrderedDict[str, bytes] = OrderedDict()
-
-    def encode(self, image: np.ndarray) -> tuple[str, bytes]:
-        """image uint8 (H, W, 3) -> (content hash, PNG bytes)."""
-        key = image_hash(image)
-        png = self._encoded.get(key)
-        if png is not None:
-            self._encoded.move_to_end(key)
-            return key, png
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
-        png = buffer.getvalue()
-        self._encoded[key] = png
-        self._size += len(png)
-        while self._size > self._capacity and len(self._encoded) > 1:
-            _, dropped = self._encoded.popitem(last=False)
-            self._size -= len(dropped)
-        return key, png
 
 
 @dataclass

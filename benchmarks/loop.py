@@ -170,9 +170,9 @@ async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, An
 
 def bare_engine(model: str, steps: list[dict[str, Any]], concurrent: int, temporary: str, seconds: float) -> float:
     """Tokens/s of vLLM's AsyncLLM alone, in this process, on the same prompts with answers of the same lengths."""
+    from actors.images import decode_png
     from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment, start_engine
     from actors.settings import ModelSettings, PolicyServerSettings
-    from actors.trajectory import decode_png
 
     policy, settings = ModelSettings(path=model), PolicyServerSettings(max_model_len=256)
     launch = PolicyServerLaunch(index=0, run_seed=0, temp_folder=temporary)

@@ -56,7 +56,7 @@ def copy_seconds(size: int) -> float:
 async def measure(model: str, transport: str, run_folder: Path) -> dict[str, Any]:
     """Medians over `REPEATS` versions, seconds."""
     from actors.generation import GenerationRequest
-    from actors.trajectory import PngEncoder
+    from actors.images import PngEncoder
     from cluster.config.files import load_config
     from cluster.launch.ray_runtime import ray_session
     from cluster.run.run_folder import RunFolder

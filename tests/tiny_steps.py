@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from actors.chat import ChatProcessor
-from actors.trajectory import PngEncoder, TrajectoryBatch, decode_png
+from actors.images import PngEncoder, decode_png
+from actors.trajectory import TrajectoryBatch
 
 
 def step_rows(

@@ -13,10 +13,11 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from actors.rollouts.environment_process import LENGTH, PID, frame
+from actors.images import RecentImages
+from actors.rollouts.environment_process import LENGTH, PID, RECENT_IMAGE_BYTES, frame, with_image_bytes
 from actors.rollouts.environment_restarts import RestartSchedule
 from envs.labels import LabelSpace
 from envs.parsing import Parser
@@ -101,18 +102,18 @@ class EnvironmentHost:
     async def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`Env.reset`: (observation, info)."""
+        """`Env.reset`: (observation, info); the observation's image is an `EncodedImage`."""
         with self._only_call("reset"):
             # The episode before this one had no failure, so earlier failures no longer count.
             if self._steps_since_reset:
                 self._schedule.succeeded()
                 self._steps_since_reset = 0
-            return await self._call("reset", {"seed": seed, "options": options}, self.settings.deadline_s)
+            return await self._observe("reset", {"seed": seed, "options": options})
 
     async def step(self, utterance: str) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """`Env.step`: (observation, reward, terminated, truncated, info)."""
+        """`Env.step`: (observation, reward, terminated, truncated, info); the image is an `EncodedImage`."""
         with self._only_call("step"):
-            result = await self._call("step", {"action": utterance}, self.settings.deadline_s)
+            result = await self._observe("step", {"action": utterance})
             self._steps_since_reset += 1
             return result
 
@@ -151,6 +152,13 @@ class EnvironmentHost:
             yield
         finally:
             self._busy_with = None
+
+    async def _observe(self, method: str, arguments: dict[str, Any]) -> Any:
+        """Call `reset` or `step`; a picture that came without its bytes has them from when it came first."""
+        link = self._link
+        observation, *rest = await self._call(method, arguments, self.settings.deadline_s)
+        assert link is not None  # as `_call` has checked
+        return with_image_bytes(observation, link.images), *rest
 
     async def _call(self, method: str, arguments: dict[str, Any], deadline_s: float) -> Any:
         link = self._link
@@ -208,12 +216,13 @@ class EnvironmentHost:
 
 @dataclass
 class _Link:
-    """A running environment process: its pid, its pidfd and the socket to it."""
+    """A running environment process: its pid, its pidfd, the socket to it, and the pictures that it sent last."""
 
     pid: int
     pidfd: int
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    images: RecentImages[bytes] = field(default_factory=lambda: RecentImages(RECENT_IMAGE_BYTES))
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):

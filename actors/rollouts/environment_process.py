@@ -7,6 +7,9 @@ So a start costs a fork and not a new interpreter, the processes share memory, a
 
 A message is an 8-byte length and a pickle, over a private socket pair between processes of one user. The first message
 of a process is its pid with its pidfd, a handle that stays bound to this process even when the pid is used again.
+
+Pictures are hashed and encoded here, in the environment's process. The host receives (key, PNG bytes) in place of the
+array, or (key, None) for a picture that it still has.
 """
 
 from __future__ import annotations
@@ -25,11 +28,14 @@ import sys
 import traceback
 from typing import Any
 
+from actors.images import EncodedImage, RecentImages, encode_png, image_hash
 from actors.rollouts.environment_output import EnvironmentOutput, EnvironmentOutputError
 from envs.labels import LabelSpace
 
 PID = struct.Struct("<q")
 LENGTH = struct.Struct("<Q")
+#: PNG bytes that a host keeps of its environment's latest pictures, at least one picture.
+RECENT_IMAGE_BYTES = 4 << 20
 _PARENT_CHECK_MS = 1000
 _PR_SET_PDEATHSIG = 1
 
@@ -99,6 +105,7 @@ def serve_environment(channel: socket.socket) -> None:
     os.close(pidfd)
     env: Any = None
     output: Any = None
+    at_host: RecentImages[bool] = RecentImages(RECENT_IMAGE_BYTES)
     try:
         while (request := _receive(channel)) is not None:
             method, arguments = request
@@ -111,9 +118,11 @@ def serve_environment(channel: socket.socket) -> None:
                 elif method == "parser":
                     result = getattr(env.unwrapped, "parser", None)
                 elif method == "reset":
-                    result = output.reset(env.reset(**arguments))
+                    observation, *rest = output.reset(env.reset(**arguments))
+                    result = (with_encoded_image(observation, at_host), *rest)
                 else:
-                    result = output.step(env.step(**arguments))
+                    observation, *rest = output.step(env.step(**arguments))
+                    result = (with_encoded_image(observation, at_host), *rest)
                 reply = frame(("ok", result))
             except EnvironmentOutputError as error:
                 reply = frame(("error", str(error)))
@@ -125,6 +134,34 @@ def serve_environment(channel: socket.socket) -> None:
     finally:
         if env is not None:
             env.close()
+
+
+def with_encoded_image(observation: dict[str, Any], at_host: RecentImages[bool]) -> dict[str, Any]:
+    """The observation with its image, uint8 (H, W, 3), as (key, PNG bytes), or (key, None) if it is `at_host`.
+
+    It notes a new image in `at_host`. Raises ValueError for an image that is no such array.
+    """
+    image = observation["image"]
+    key = image_hash(image)
+    png = None
+    if not at_host.get(key):
+        png = encode_png(image)
+        at_host.put(key, True, len(png))
+    return {**observation, "image": (key, png)}
+
+
+def with_image_bytes(observation: dict[str, Any], held: RecentImages[bytes]) -> dict[str, Any]:
+    """At the host: the observation of `with_encoded_image` with its image as an `EncodedImage`.
+
+    held: the bytes received; its capacity is that of `at_host`, so it has those that the process did not send.
+    """
+    key, png = observation["image"]
+    if png is None:
+        png = held.get(key)
+        assert png is not None
+    else:
+        held.put(key, png, len(png))
+    return {**observation, "image": EncodedImage(key, png)}
 
 
 def _make(env_id: str, kwargs: dict[str, Any], module_path: list[str]) -> tuple[Any, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest, RefusalReason
-from actors.trajectory import PngEncoder, TrajectoryBatch, outcome_columns
+from actors.images import EncodedImage
+from actors.trajectory import TrajectoryBatch, outcome_columns
 
 #: Evaluation seeds start here and training seeds stay below, so no episode is used for both.
 EVALUATION_SEED_BASE = 2**30
@@ -46,7 +47,6 @@ class EpisodeRecorder:
         worker: int,
         slot: int,
         max_new_tokens: int,
-        encoder: PngEncoder,
     ) -> None:
         self.spec = spec
         self._identity = {
@@ -59,14 +59,13 @@ class EpisodeRecorder:
         }
         self._run_seed = run_seed
         self._max_new_tokens = max_new_tokens
-        self._encoder = encoder
         self._rows: list[dict[str, Any]] = []
         self._images: dict[str, bytes] = {}
         self.over = False
         self.failed = False
 
     def begin(self, observation: dict[str, Any]) -> None:
-        """Take the first observation, as reset() returned it."""
+        """Take the first observation, as `EnvironmentHost.reset` returned it."""
         self._see(observation)
 
     def request(self, seeded: bool = True) -> GenerationRequest:
@@ -88,7 +87,7 @@ class EpisodeRecorder:
         outcome: tuple[dict[str, Any], float, bool, bool, dict[str, Any]],
         environment_seconds: float,
     ) -> None:
-        """Add one step: the answer, and what the environment's `step` returned for its text."""
+        """Add one step: the answer, and what `EnvironmentHost.step` returned for its text."""
         observation, reward, terminated, truncated, info = outcome
         self.over = terminated or truncated
         self._rows.append(
@@ -138,8 +137,9 @@ class EpisodeRecorder:
 
     def _see(self, observation: dict[str, Any]) -> None:
         self._prompt = observation["prompt"]
-        self._image, png = self._encoder.encode(observation["image"])
-        self._images[self._image] = png
+        image: EncodedImage = observation["image"]
+        self._image = image.key
+        self._images[image.key] = image.png
 
     def _note_final_observation(self) -> None:
         self._rows[-1].update(final_prompt=self._prompt, final_image=self._image)

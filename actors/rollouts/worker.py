@@ -26,7 +26,7 @@ from actors.rollouts.episode import EpisodeRecorder, EpisodeSpec, training_seed
 from actors.rollouts.failed_episodes import FailedEpisodes
 from actors.rollouts.policy_client import PolicyClient
 from actors.settings import RolloutSettings
-from actors.trajectory import PngEncoder, TrajectoryBatch
+from actors.trajectory import TrajectoryBatch
 from envs.parsing import Parser
 from envs.settings import EnvironmentSettings
 
@@ -71,7 +71,6 @@ class RolloutWorker:
         self._launch = launch
         self._policy = PolicyClient(servers, launch.answer_deadline_s, f"rollout worker {launch.worker}")
         self._stream = stream
-        self._encoder = PngEncoder()
         self._hosts = [EnvironmentHost(environment) for _ in range(rollout.envs_per_worker)]
         self._failed_slots: set[int] = set()
         self._restarts = 0
@@ -285,7 +284,6 @@ class RolloutWorker:
             worker=self._launch.worker,
             slot=slot,
             max_new_tokens=self._rollout.max_new_tokens,
-            encoder=self._encoder,
         )
 
     async def _begin(self, recorder: EpisodeRecorder, slot: int) -> bool:

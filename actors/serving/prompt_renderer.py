@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from actors.chat import ChatProcessor
 from actors.generation import GenerationRequest, Refusal
+from actors.images import decode_png
 from actors.serving.policy_engine import ModelNotServable
-from actors.trajectory import decode_png
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from actors.images import PngEncoder
 from actors.rollouts.episode import training_seed
-from actors.trajectory import PngEncoder, SchemaMismatch, TrajectoryBatch, TrajectoryLog, outcome_columns
+from actors.trajectory import SchemaMismatch, TrajectoryBatch, TrajectoryLog, outcome_columns
 from cluster.environments import make_environment
 from cluster.errors import CosoError
 

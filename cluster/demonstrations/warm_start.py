@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from actors.trajectory import STEP_SCHEMA, TrajectoryBatch, TrajectoryLog, decode_png
+from actors.images import decode_png
+from actors.trajectory import STEP_SCHEMA, TrajectoryBatch, TrajectoryLog
 from cluster.config.run_config import RunConfig
 from cluster.demonstrations.collect import Demonstrations, Play, demonstrate, gather, load_demonstrations
 from cluster.errors import CosoError

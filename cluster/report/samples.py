@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from actors.trajectory import FAILED_END_REASONS, SchemaMismatch, TrajectoryBatch, TrajectoryLog, decode_png
+from actors.images import decode_png
+from actors.trajectory import FAILED_END_REASONS, SchemaMismatch, TrajectoryBatch, TrajectoryLog
 from scoring.pictures import shade_html
 from scoring.profiles import position_profile
 

@@ -64,7 +64,8 @@ class Controller:
         upcoming = self._prepare_ahead(self._progress.update + 1)
         for update in range(self._progress.update + 1, self._config.training.updates + 1):
             started = time.monotonic()
-            batch, row = await upcoming
+            with self._system.waiting_for_scores():
+                batch, row = await upcoming
             row["time/wait"] = time.monotonic() - started
             if self._system.collector.overlaps:
                 upcoming = self._prepare_ahead(update + 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,18 @@ class System:
         """Take the batch's first step as what the next `check_sync` asks."""
         first = batch.steps.slice(0, 1).to_pylist()[0]
         self._probe = (first["prompt"], first["image"], batch.images[first["image"]])
+
+    @contextmanager
+    def waiting_for_scores(self) -> Iterator[None]:
+        """While the learner waits for a batch, scoring has the priority of other actors, and not only idle cores."""
+        if self.pool is None:
+            yield
+            return
+        self.pool.waited_for = True
+        try:
+            yield
+        finally:
+            self.pool.waited_for = False
 
     def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, dict[str, float]]:
         """Train the SCM on the batch and write every token's influence into it."""

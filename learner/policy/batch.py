@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from actors.chat import ChatProcessor
-from actors.trajectory import TrajectoryBatch, decode_png
+from actors.images import decode_png
+from actors.trajectory import TrajectoryBatch
 from learner.algorithms.base import Targets
 
 

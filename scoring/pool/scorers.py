@@ -32,12 +32,13 @@ class _Call:
 
 @dataclass
 class _Slot:
-    """The place of one scorer; its actor is replaced when it fails."""
+    """The place of one scorer; its actor is replaced when it fails. raised: what its actor was told last."""
 
     index: int
     actor: Any
     call: _Call | None = None
     failures: int = 0
+    raised: bool = False
 
 
 class ScorerPool:
@@ -48,6 +49,8 @@ class ScorerPool:
     max_failures: a scorer and its replacements that fail, or a task whose scorers fail, this many times in a row are an
         error.
     replaced: scorers replaced since `start`.
+    waited_for: whether somebody waits for the scores. May change during `run`; tasks that start later have the new
+        priority. True needs actors with `set_waited_for(waited)`.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class ScorerPool:
         max_failures: int,
     ) -> None:
         self.replaced = 0
+        self.waited_for = False
         self._make_actor = make_actor
         self._count = count
         self._start_deadline_s = start_deadline_s
@@ -109,6 +113,9 @@ class ScorerPool:
                     if slot.call is None and waiting:
                         task = waiting.popleft()
                         attempts[task] += 1
+                        if slot.raised != self.waited_for:
+                            slot.raised = self.waited_for
+                            slot.actor.set_waited_for.remote(slot.raised)
                         ref = slot.actor.score.remote(*tasks[task])
                         what = f"score task {task + 1} of {len(tasks)}"
                         self._note(slot, ref, what, self._task_deadline_s, task)
@@ -179,7 +186,7 @@ class ScorerPool:
         if not self._started or slot.failures >= self._max_failures:
             raise ScoringError(f"{story} (failure {slot.failures} in a row)")
         self.replaced += 1
-        slot.actor = self._make_actor()
+        slot.actor, slot.raised = self._make_actor(), False
         self._ping(slot, "start")
 
 

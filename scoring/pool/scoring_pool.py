@@ -110,6 +110,16 @@ class ScoringPool:
         return self._current
 
     @property
+    def waited_for(self) -> bool:
+        """Whether somebody waits for `score` or `train`. Where not, they take only cores that would be idle. May be set
+        at any time; the tasks and the training that start later have the new priority."""
+        return self._scorers.waited_for
+
+    @waited_for.setter
+    def waited_for(self, waited: bool) -> None:
+        self._scorers.waited_for = waited
+
+    @property
     def recoveries(self) -> dict[str, int]:
         """Actors replaced since `start`: `{"scorer": n, "scm_trainer": n}`."""
         return {"scorer": self._scorers.replaced, "scm_trainer": self._trainers_replaced}
@@ -257,6 +267,7 @@ class ScoringPool:
                 if not self._trainer_current:
                     ray.get(self._trainer.restore.remote(self._state), timeout=self.settings.start_deadline_s)
                     self._trainer_current = True
+                self._trainer.set_waited_for.remote(self.waited_for)
                 call = getattr(self._trainer, method).options(num_returns=3)
                 answer, weights, state = call.remote(*arguments)
                 version, report = ray.get(answer, timeout=limit_s)

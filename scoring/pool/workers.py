@@ -7,6 +7,7 @@ copy in Ray's object store.
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,10 @@ class Scorer:
             "seconds": self._seconds,
         }
 
+    def set_waited_for(self, waited: bool) -> None:
+        """Whether somebody waits for the calls that follow; they run as `run_where_cores_are_idle` says if not."""
+        set_waited_for(self._settings.device, waited)
+
     def score(
         self,
         estimator: str,
@@ -120,11 +125,16 @@ class ScmTrainerActor:
     def __init__(self, settings: ScmSettings, sizes: ScmSizes, *, seed: int, device: str) -> None:
         torch.set_num_threads(1)
         run_where_cores_are_idle(device)
+        self._device = device
         self._trainer = ScmTrainer(settings, sizes, seed=seed, device=device)
 
     def pid(self) -> int:
         """Return the id of the trainer's process."""
         return os.getpid()
+
+    def set_waited_for(self, waited: bool) -> None:
+        """As `Scorer.set_waited_for`."""
+        set_waited_for(self._device, waited)
 
     def restore(self, state: TrainerState) -> None:
         """Continue from a state that `train` or `snapshot` returned."""
@@ -153,16 +163,34 @@ class ScmTrainerActor:
 def run_where_cores_are_idle(device: str) -> None:
     """On a CPU, let this thread run only where cores would be idle.
 
-    The loop always waits for its learner, but for scores only if they are late; then the learner leaves its cores idle.
-    Linux's idle policy still gives a thread 3 shares, beside the 36 of Ray's other workers and the 1,024 of a process
-    of normal priority. So scoring is slow on a fully loaded machine, but it makes progress.
+    The loop always waits for its learner, but for scores only if they are late; `set_waited_for` then raises them.
+    Linux's idle policy gives a thread 3 shares, beside the 36 of Ray's other workers and the 1,024 of a process of
+    normal priority. Where the kernel does not let a thread leave this policy again (that takes CAP_SYS_NICE or
+    RLIMIT_NICE), the highest niceness is set instead for good: 15 shares.
     """
     if device != "cpu":
         return
-    try:
+    if may_leave_idle_policy():
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except OSError:  # some sandboxes refuse the policy, but allow niceness
+    else:
         os.nice(19)
+
+
+def may_leave_idle_policy() -> bool:
+    """Whether a thread of this process may enter the idle policy and leave it again; a short-lived thread tries it."""
+    with ThreadPoolExecutor(1) as trial:
+        try:
+            for policy in (os.SCHED_IDLE, os.SCHED_OTHER):
+                trial.submit(os.sched_setscheduler, 0, policy, os.sched_param(0)).result()
+        except OSError:
+            return False
+    return True
+
+
+def set_waited_for(device: str, waited: bool) -> None:
+    """Raise this thread from the idle policy to the priority of Ray's other workers, or lower it again."""
+    if device == "cpu" and may_leave_idle_policy():
+        os.sched_setscheduler(0, os.SCHED_OTHER if waited else os.SCHED_IDLE, os.sched_param(0))
 
 
 def to_arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:

@@ -85,7 +85,7 @@ def picture(seed: int) -> np.ndarray:
 
 def request(seed: int, *, temperature: float = 0.0, max_new_tokens: int = 24, prompt: str = PROMPT) -> Any:
     from actors.generation import GenerationRequest
-    from actors.trajectory import PngEncoder
+    from actors.images import PngEncoder
 
     key, png = PngEncoder().encode(picture(seed))
     return GenerationRequest(prompt, key, png, temperature, max_new_tokens, seed)
@@ -137,7 +137,7 @@ class Reference:
         """float64 (n, V): log-probabilities of every token before each of the response's."""
         import torch
 
-        from actors.trajectory import decode_png
+        from actors.images import decode_png
 
         inputs = self.chat.encode_prompt(question.prompt, decode_png(question.png))
         prompt_length = inputs["input_ids"].shape[1]

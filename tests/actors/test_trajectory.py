@@ -7,16 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.trajectory import (
-    SCHEMA_VERSION,
-    STEP_SCHEMA,
-    PngEncoder,
-    SchemaMismatch,
-    TrajectoryBatch,
-    TrajectoryLog,
-    decode_png,
-    image_hash,
-)
+from actors.images import PngEncoder, decode_png, image_hash
+from actors.trajectory import SCHEMA_VERSION, STEP_SCHEMA, SchemaMismatch, TrajectoryBatch, TrajectoryLog
 
 
 def _picture(seed, size=8):

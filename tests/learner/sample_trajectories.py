@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from actors.chat import ChatProcessor
-from actors.trajectory import END_ENVIRONMENT_DIED, PngEncoder, TrajectoryBatch
+from actors.images import PngEncoder
+from actors.trajectory import END_ENVIRONMENT_DIED, TrajectoryBatch
 from tests.tiny_models import PROMPT, TEXTS, picture
 
 

@@ -111,7 +111,7 @@ def test_a_checkpoint_holds_a_model_that_anyone_can_load(group, checkpoint, traj
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    from actors.trajectory import decode_png
+    from actors.images import decode_png
 
     group.load_checkpoint(checkpoint)
     found = group.token_logprobs(trajectories)[0]

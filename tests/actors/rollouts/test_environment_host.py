@@ -4,6 +4,7 @@ import asyncio
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,9 +17,20 @@ import gymnasium
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import envs  # noqa: F401  (registers coso/...)
+from actors.images import RecentImages, decode_png, image_hash
 from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
+from actors.rollouts.environment_process import (
+    LENGTH,
+    PID,
+    frame,
+    serve_environment,
+    with_encoded_image,
+    with_image_bytes,
+)
 from envs.settings import EnvironmentSettings
 from tests.envs_for_tests import TROUBLED
 
@@ -69,7 +81,9 @@ def test_a_hosted_environment_does_what_it_does_in_this_process() -> None:
             assert info == expected_info
             over = False
             while not over:
-                assert np.array_equal(observation["image"], expected["image"])
+                image = observation["image"]
+                assert np.array_equal(decode_png(image.png), expected["image"])
+                assert image.key == image_hash(expected["image"])
                 assert observation["prompt"] == expected["prompt"]
                 utterance = local.unwrapped.expert_utterance(np.random.default_rng(seed), noise=0.5)
                 observation, *rest, info = await host.step(utterance)
@@ -82,6 +96,51 @@ def test_a_hosted_environment_does_what_it_does_in_this_process() -> None:
         await host.close()
 
     run(scenario)
+
+
+def test_a_picture_crosses_the_socket_once_and_never_as_an_array() -> None:
+    ours, theirs = socket.socketpair()
+    process = threading.Thread(target=serve_environment, args=(theirs,), daemon=True)
+    process.start()
+    ours.settimeout(30)
+    _, descriptors, _, _ = socket.recv_fds(ours, PID.size, 1)
+    os.close(descriptors[0])
+
+    def ask(method: str, **arguments: Any) -> tuple[Any, int]:
+        ours.sendall(frame((method, arguments)))
+        length = LENGTH.unpack(ours.recv(LENGTH.size, socket.MSG_WAITALL))[0]
+        status, result = pickle.loads(ours.recv(length, socket.MSG_WAITALL))
+        assert status == "ok", result
+        return result, length
+
+    ask("make", env_id=NUMBER_LINE, kwargs={"invalid_action": "noop"}, module_path=list(sys.path))
+    (observation, _), length = ask("reset", seed=0, options={"state": {"current": 1, "target": 4}})
+    key, png = observation["image"]
+    assert len(png) < length < len(png) + 4000
+    (observation, *_), length = ask("step", action="no action, so the screen stays")
+    assert observation["image"] == (key, None) and length < 4000
+    (observation, *_), _ = ask("step", action=ADD)
+    other, png = observation["image"]
+    assert other != key and png is not None
+    (observation, *_), _ = ask("reset", seed=1, options={"state": {"current": 1, "target": 4}})
+    assert observation["image"] == (key, None)  # seen before, in another episode
+    ours.sendall(frame(("close", None)))
+    process.join(30)
+    ours.close()
+
+
+@given(numbers=st.lists(st.integers(0, 5), max_size=40))
+def test_process_and_host_always_agree_on_what_the_host_holds(numbers: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (4, 5, 3), np.uint8) for _ in range(6)]
+    capacity = 400  # bytes: three or four of the pictures
+    at_host: RecentImages[bool] = RecentImages(capacity)
+    held: RecentImages[bytes] = RecentImages(capacity)
+    for number in numbers:
+        sent = with_encoded_image({"prompt": "p", "image": pictures[number]}, at_host)
+        key, png = with_image_bytes(sent, held)["image"]
+        assert key == image_hash(pictures[number])
+        assert np.array_equal(decode_png(png), pictures[number])
 
 
 def test_a_killed_process_is_told_as_died_and_the_host_restarts() -> None:

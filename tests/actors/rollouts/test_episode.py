@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import envs  # noqa: F401  (registers coso/...)
 from actors.generation import Generation
+from actors.images import PngEncoder, decode_png, image_hash
 from actors.rollouts.episode import EVALUATION_SEED_BASE, EpisodeRecorder, EpisodeSpec, training_seed
-from actors.trajectory import REFUSAL_END_REASONS, PngEncoder, decode_png, image_hash
+from actors.trajectory import REFUSAL_END_REASONS
 
 
 def recorder(seed: int = 7, run_seed: int = 1, name: str = "e", **changes: Any) -> EpisodeRecorder:
@@ -27,7 +28,6 @@ def recorder(seed: int = 7, run_seed: int = 1, name: str = "e", **changes: Any) 
         "worker": 2,
         "slot": 3,
         "max_new_tokens": 11,
-        "encoder": PngEncoder(),
     }
     return EpisodeRecorder(EpisodeSpec(name, seed, 0.5), **options | changes)
 
@@ -38,8 +38,17 @@ def answer(text: str = "u", versions: tuple[tuple[int, int], ...] = ((4, 0),)) -
     return Generation(np.array([1, 2], np.int32), ids, logprobs, list(versions), "stop", text, 0.25)
 
 
+def picture(number: int) -> np.ndarray:
+    return np.full((4, 5, 3), number, np.uint8)
+
+
+def hosted(observation: dict[str, Any]) -> dict[str, Any]:
+    """An environment's observation as the host gives it."""
+    return observation | {"image": PngEncoder().encode(observation["image"])}
+
+
 def seen(number: int) -> dict[str, Any]:
-    return {"prompt": f"prompt {number}", "image": np.full((4, 5, 3), number, np.uint8)}
+    return hosted({"prompt": f"prompt {number}", "image": picture(number)})
 
 
 def outcome(number: int, reward: float = 0.0, terminated: bool = False, truncated: bool = False) -> Any:
@@ -48,7 +57,7 @@ def outcome(number: int, reward: float = 0.0, terminated: bool = False, truncate
 
 
 def key(number: int) -> str:
-    return image_hash(seen(number)["image"])
+    return image_hash(picture(number))
 
 
 def two_steps(**last: Any) -> EpisodeRecorder:
@@ -112,7 +121,7 @@ def test_every_row_says_what_was_seen_said_and_got() -> None:
 def test_the_images_of_a_batch_are_those_its_rows_show() -> None:
     images = two_steps(terminated=True).batch().images
     assert set(images) == {key(0), key(1)}  # nobody looks past the end
-    assert np.array_equal(np.asarray(decode_png(images[key(1)])), seen(1)["image"])
+    assert np.array_equal(np.asarray(decode_png(images[key(1)])), picture(1))
 
 
 def test_a_truncated_episode_keeps_the_observation_that_its_value_is_asked_of() -> None:
@@ -178,7 +187,7 @@ def test_a_request_asks_for_what_is_seen_now() -> None:
     record.begin(seen(0))
     first = record.request()
     assert (first.prompt, first.image, first.temperature, first.max_new_tokens) == ("prompt 0", key(0), 0.5, 11)
-    assert np.array_equal(np.asarray(decode_png(first.png)), seen(0)["image"])
+    assert np.array_equal(np.asarray(decode_png(first.png)), picture(0))
     assert record.request() == first
     assert record.request(seeded=False).seed is None
     record.record(answer(), outcome(1), 0.0)
@@ -199,7 +208,7 @@ def test_the_seed_of_an_answer_depends_on_run_episode_and_step_alone() -> None:
     seeds = request_seeds(5)
     assert len(set(seeds)) == 5 and all(0 <= seed < 2**63 for seed in seeds)
     # Neither on who plays the episode, nor where, nor what it is called.
-    assert request_seeds(5, worker=0, slot=9, name="other", run="other", encoder=PngEncoder(1)) == seeds
+    assert request_seeds(5, worker=0, slot=9, name="other", run="other") == seeds
     assert not set(request_seeds(5, seed=8)) & set(seeds)
     assert not set(request_seeds(5, run_seed=2)) & set(seeds)
 
@@ -232,11 +241,12 @@ def test_training_seeds_differ_by_run_update_worker_and_episode() -> None:
 def test_rows_of_a_real_environment_fit_the_schema() -> None:
     env = gymnasium.make("coso/NumberLine-v0")
     record = recorder()
-    record.begin(env.reset(seed=7)[0])
+    record.begin(hosted(env.reset(seed=7)[0]))
     rng = np.random.default_rng(0)
     while not record.over:
         utterance = env.unwrapped.expert_utterance(rng, noise=0.9, habit="-")
-        record.record(answer(utterance), env.step(utterance), 0.0)
+        observation, *rest = env.step(utterance)
+        record.record(answer(utterance), (hosted(observation), *rest), 0.0)
     batch = record.batch()
     assert set(batch.column("image")) <= set(batch.images)
     assert batch.column("end_reason")[-1] in ("terminated", "truncated")

@@ -22,12 +22,13 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 import envs  # noqa: F401  (registers coso/...)
 from actors.generation import Generation, GenerationRequest, Refusal
+from actors.images import image_hash
 from actors.rollouts.episode import EVALUATION_SEED_BASE
 from actors.rollouts.failed_episodes import TooManyFailedEpisodes
 from actors.rollouts.stream import TrajectoryStream
 from actors.rollouts.worker import RolloutLaunch, RolloutWorker
 from actors.settings import RolloutSettings
-from actors.trajectory import TrajectoryBatch, image_hash
+from actors.trajectory import TrajectoryBatch
 from envs.settings import EnvironmentSettings
 from tests.envs_for_tests import MISSING, ODD, TROUBLED
 

@@ -28,7 +28,7 @@ def first_weights(policy_server: LiveServer, reference: Reference, tmp_path: Pat
 
 
 def test_prompt_ids_are_those_of_the_models_own_processor(policy_server: LiveServer, reference: Reference) -> None:
-    from actors.trajectory import decode_png
+    from actors.images import decode_png
 
     for prompt in ("Answer.", "Answer in JSON, with thoughts and an action."):
         question = request(5, prompt=prompt)

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from actors.chat import ChatProcessor
-from actors.trajectory import PngEncoder, TrajectoryLog
+from actors.images import PngEncoder
 from actors.trajectory import TrajectoryBatch as Batch
+from actors.trajectory import TrajectoryLog
 from cluster.cli.main import app
 from cluster.config.files import to_yaml, validate
 from cluster.config.run_config import RunConfig

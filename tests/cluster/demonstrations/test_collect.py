@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from actors.trajectory import STEP_SCHEMA, TrajectoryLog, decode_png
+from actors.images import decode_png
+from actors.trajectory import STEP_SCHEMA, TrajectoryLog
 from cluster.demonstrations import collect as demonstrations
 from cluster.demonstrations.collect import ABOUT, Play, demonstrate, gather, load_demonstrations, write_demonstrations
 from cluster.errors import CosoError

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from actors.chat import ChatProcessor
-from actors.trajectory import PngEncoder, TrajectoryBatch, TrajectoryLog
+from actors.images import PngEncoder
+from actors.trajectory import TrajectoryBatch, TrajectoryLog
 from cluster.config.files import to_yaml, validate
 from cluster.config.run_config import RunConfig
 from cluster.report.figures import curve_figures, time_figure, time_totals, wilson_interval

@@ -17,7 +17,7 @@ from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts
 from scoring.pool.scorers import ScorerPool, ScoringError
 from scoring.pool.scoring_pool import ScoringContext, ScoringPool
-from scoring.pool.workers import run_where_cores_are_idle
+from scoring.pool.workers import may_leave_idle_policy, run_where_cores_are_idle
 from scoring.scm.shape import ScmSizes
 from scoring.scm.training import ScmTrainer
 from scoring.settings import ScmSettings, ScoringSettings
@@ -133,6 +133,56 @@ def test_scores_and_training_are_those_of_one_process(pool):
 def test_actors_run_only_where_cores_are_idle(pool):
     for pid in (pool.trainer_pid(), *(int(answer["pid"]) for answer in pool.check())):
         assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+
+
+@pytest.mark.skipif(not may_leave_idle_policy(), reason="the kernel lets no thread of this user leave the idle policy")
+def test_actors_are_raised_while_somebody_waits(pool):
+    def policies():
+        return {os.sched_getscheduler(pid) for pid in (pool.trainer_pid(), *(int(w["pid"]) for w in pool.check()))}
+
+    for waited, policy in ((True, os.SCHED_OTHER), (False, os.SCHED_IDLE)):
+        pool.waited_for = waited
+        utterances, labels = make_batch(90 + waited)
+        pool.score(utterances, labels, "gradient")
+        pool.train(utterances, labels)
+        assert policies() == {policy}
+
+
+def test_tasks_that_start_after_the_wait_began_are_raised():
+    scorers = ScorerPool(
+        lambda: ray.remote(num_cpus=0.1)(Raised).remote(),
+        count=1,
+        start_deadline_s=60,
+        task_deadline_s=60,
+        max_failures=2,
+    )
+    scorers.start()
+    try:
+        start = threading.Timer(0.5, setattr, (scorers, "waited_for", True))
+        start.start()
+        seen = scorers.run([(0.2,)] * 8)
+        assert seen == sorted(seen) and {False, True} == set(seen)
+        scorers.waited_for = False
+        assert scorers.run([(0.0,)] * 2) == [False, False]
+    finally:
+        scorers.close()
+
+
+class Raised:
+    """A scorer whose tasks answer whether it was raised."""
+
+    def __init__(self):
+        self.waited = False
+
+    def ping(self):
+        return {"pid": os.getpid()}
+
+    def set_waited_for(self, waited):
+        self.waited = waited
+
+    def score(self, seconds):
+        time.sleep(seconds)
+        return self.waited
 
 
 def test_nothing_to_score_is_no_error_and_bad_input_is_named_and_harmless(pool):
