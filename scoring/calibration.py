@@ -39,7 +39,7 @@ class ReliabilityCurve:
         return float((self.count * np.abs(self.observed - self.predicted)).sum() / self.count.sum())
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
-        """The points as `PREFIXreliability_I_predicted`, `…_observed` and `…_count`, I from 0; `read_curve` undoes it."""
+        """The points as `PREFIXreliability_I_predicted`, `…_observed`, `…_count`, I from 0; `read_curve` undoes it."""
         return {
             f"{prefix}{POINT}{point}_{name}": float(value)
             for name, column in zip(_COLUMNS, (self.predicted, self.observed, self.count), strict=True)

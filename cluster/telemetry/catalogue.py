@@ -155,11 +155,13 @@ _CALIBRATION = (
     Metric("policy/confidence", "policy confidence", "share", "Mean of this confidence."),
     Metric("policy/repeated", "steps repeated", "count",
            "Steps whose prompt and image occur at least 4 times in the batch; the two above are over these."),
-    Metric("*/reliability_*_predicted", "reliability, predicted", "number",
-           "Mean prediction in a bin (policy: confidence; scm: confidence; learner: value); empty bins are left out."),
-    Metric("*/reliability_*_observed", "reliability, observed", "number",
-           "Mean outcome in that bin (policy: success; scm: right predictions; learner: return)."),
-    Metric("*/reliability_*_count", "reliability, count", "count", "Predictions in that bin."),
+    Metric("policy/reliability_*", "policy reliability", "number",
+           "Points of the curve behind `policy/ece`, one per bin that is not empty: `_predicted` (mean confidence), "
+           "`_observed` (share of successes) and `_count` (steps)."),
+    Metric("learner/reliability_*", "value reliability", "number",
+           "The same for `learner/value_calibration_error`: mean value, mean return, steps."),
+    Metric("scm/reliability_*", "SCM reliability", "number",
+           "The same for `scm/ece`: mean confidence, share of right predictions, answers."),
 )  # fmt: skip
 
 _FLOW = (

@@ -73,7 +73,11 @@ def policy_calibration(batch: TrajectoryBatch) -> dict[str, float]:
         return row
     confidence = [(of_action[taken[i]] - 1) / (of_state[states[i]] - 1) for i in np.flatnonzero(known)]
     curve = of_probabilities(confidence, succeeded[known])
-    return row | {"policy/ece": curve.error, "policy/confidence": _mean(np.array(confidence)), **curve.metrics("policy/")}
+    return row | {
+        "policy/ece": curve.error,
+        "policy/confidence": _mean(np.array(confidence)),
+        **curve.metrics("policy/"),
+    }
 
 
 def lag_metrics(batch: TrajectoryBatch, version: int) -> dict[str, float]:
