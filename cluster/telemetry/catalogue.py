@@ -115,7 +115,7 @@ _SCORING = (
     Metric("scm/unscaled_ece", "SCM calibration error, unscaled", "number",
            "The error on new answers without the temperature (`scoring.scm.temperature_scaling`)."),
     Metric("scm/temperature", "SCM temperature", "number", "What the logits are divided by from this version on."),
-    Metric("scm/held_out", "answers held out", "count", "Answers it was fitted on, never trained on."),
+    Metric("scm/held_out", "answers held out", "count", "Answers kept out of training, to fit it on."),
     Metric("scm/confidence", "SCM confidence", "number", "Mean probability of the action labels it predicts."),
     Metric("scm/loss", "SCM loss", "number", "Cross-entropy over the sampled answers, nats."),
     Metric("scm/new_loss", "SCM loss on new answers", "number", "Cross-entropy before training on them, nats."),

@@ -43,17 +43,18 @@ class MetricsWriter:
     def write(self, row: dict[str, Any]) -> None:
         """Append a row of `update` and metrics (name -> number); values that are not finite become null.
 
-        Points of reliability curves stay out of TensorBoard: it would draw each of them over the updates.
+        Points of reliability curves stay out of TensorBoard and W&B, which would draw each of them over the updates.
         """
         clean = {key: _finite(value) for key, value in row.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(clean))
-        for key, value in clean.items():
-            if isinstance(value, (int, float)) and key != "update" and POINT not in key:
+        drawn = {key: value for key, value in clean.items() if POINT not in key}
+        for key, value in drawn.items():
+            if isinstance(value, (int, float)) and key != "update":
                 self._tensorboard.add_scalar(key, value, row["update"])
         self._tensorboard.flush()
         if self._wandb is not None:
-            self._wandb.log(clean, step=row["update"])
+            self._wandb.log(drawn, step=row["update"])
 
     def close(self) -> None:
         """Close TensorBoard and W&B."""
