@@ -147,8 +147,9 @@ def test_the_temperature_that_influence_is_computed_with_is_saved_and_its_effect
 
         save_scm(pool, tmp_path)
         _, later = stage.score(batch)
-        assert later["scm/temperature"] != row["scm/temperature"] and later["scm/unscaled_ece"] != later["scm/ece"]
+        assert later["scm/version"] == 2 and later["scm/unscaled_ece"] != later["scm/ece"]
         load_scm(pool, tmp_path)
+        assert pool.version == 1 and float(pool.state()[0]["scm.temperature"]) == row["scm/temperature"]
         again, _ = pool.score(utterances, labels)
         for value, wanted in zip(again, influence, strict=True):
             np.testing.assert_array_equal(value, wanted)
