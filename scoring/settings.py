@@ -44,6 +44,11 @@ class ScmSettings(ScmEncoderSettings):
     )
     minibatch: PositiveInt = Field(64, description="Utterances per optimizer step.")
     buffer_utterances: PositiveInt = Field(16384, description="Latest utterances kept to sample from.")
+    temperature_scaling: bool = Field(
+        False,
+        description="Divide the logits by a temperature fitted on a tenth of the answers, which is kept out of "
+        "training, before influence is computed.",
+    )
 
 
 class ScoringSettings(Section):

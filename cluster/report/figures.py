@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.typing import ColorType
 
+from scoring.calibration import ReliabilityCurve, read_curve
+
 Rows = Sequence[dict[str, Any]]
 
 #: Stands for the page's text colour until the SVG is written; CSS decides.
@@ -81,6 +83,14 @@ PANELS = (
 )
 
 
+#: Prefix of a reliability curve's keys -> title, and names of its axes.
+RELIABILITY = {
+    "policy/": ("Policy: is a frequent action a good one?", "share of other answers", "success"),
+    "learner/": ("Critic: is the return what it expects?", "value", "return"),
+    "scm/": ("Causal model: is it as often right as it says?", "confidence", "right predictions"),
+}
+
+
 def wilson_interval(successes: float, trials: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson score interval (low, high) of successes / trials, 95% by default; (0, 1) without trials."""
     if trials <= 0:
@@ -142,6 +152,17 @@ def profile_figure(profiles: Mapping[int, np.ndarray]) -> str:
     return _svg(figure, "influence profile")
 
 
+def reliability_figures(rows: Rows) -> list[str]:
+    """One SVG per kind of prediction that was measured: the curves of its first and last update, by the diagonal."""
+    figures = []
+    for prefix, (title, predicted, observed) in RELIABILITY.items():
+        found = {row.get("update", 0): curve for row in rows if (curve := read_curve(row, prefix)) is not None}
+        if found:
+            ends = {update: found[update] for update in (min(found), max(found))}
+            figures.append(_reliability(title, predicted, observed, ends, share=prefix != "learner/"))
+    return figures
+
+
 def time_totals(rows: Rows) -> list[tuple[str, float, str]]:
     """(stage, seconds over all updates, colour) of every stage that was timed."""
     totals = [
@@ -149,6 +170,21 @@ def time_totals(rows: Rows) -> list[tuple[str, float, str]]:
         for stage, color in zip(STAGES, _SERIES, strict=False)
     ]
     return [total for total in totals if total[1] > 0]
+
+
+def _reliability(title: str, predicted: str, observed: str, curves: Mapping[int, ReliabilityCurve], share: bool) -> str:
+    figure, axes = _axes(title, (3.7, 2.9))
+    every = [0.0, 1.0] if share else np.concatenate([[*curve.predicted, *curve.observed] for curve in curves.values()])
+    ends = [np.min(every), np.max(every)]
+    axes.plot(ends, ends, color=_INK, alpha=0.4, linewidth=1.0, linestyle="--")
+    for color, (update, curve) in zip(_SERIES, curves.items(), strict=False):
+        label = f"update {update}: error {curve.error:.3g}"
+        axes.plot(curve.predicted, curve.observed, color=color, label=label, linewidth=1.6, marker="o", markersize=4)
+    axes.set_xlabel(predicted, fontsize=8, color=_INK)
+    axes.set_ylabel(observed, fontsize=8, color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="best")
+    return _svg(figure, title)
 
 
 def _curve(panel: Panel, series: dict[str, list[tuple[float, float]]], rows: Rows) -> str:

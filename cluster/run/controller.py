@@ -26,7 +26,7 @@ from cluster.run.run_folder import Progress, RunFolder
 from cluster.run.system import System
 from cluster.telemetry.console import Console
 from cluster.telemetry.metrics import MetricsWriter
-from cluster.telemetry.summaries import episode_metrics, lag_metrics
+from cluster.telemetry.summaries import episode_metrics, lag_metrics, policy_calibration
 from learner.group import LearnerFailed
 
 Metrics = dict[str, float]
@@ -118,7 +118,7 @@ class Controller:
                 self._stage(f"collecting episodes for update {update}")
                 batch, collected = await self._system.collector.collect(update)
                 row |= collected
-        row |= episode_metrics(batch, "rollout")
+        row |= episode_metrics(batch, "rollout") | policy_calibration(batch)
         if self._config.entropy.needs_influence:
             with _timed(row, "time/score"):
                 batch, scores = await asyncio.to_thread(self._system.score, batch)

@@ -39,6 +39,7 @@ class ScoringStage:
         self._overlaps = config.mode == "async"
         self._estimator = config.scoring.estimator
         self._sample = config.scoring.fidelity_utterances
+        self._scales = config.scoring.scm.temperature_scaling
         self._trains = self._estimator not in WITHOUT_SCM or self._sample > 0
         self._pool = pool
         self._chat = chat
@@ -91,6 +92,10 @@ class ScoringStage:
         }
         if "spearman" in (close := agreement(gradient, scm, countable)):
             row["fidelity/gradient_spearman"] = close["spearman"]
+        if self._scales:
+            unscaled, _ = self._pool.score(some, actions, "scm", self._pool.unscaled(weights))
+            changes = [np.abs(one - other)[can] for one, other, can in zip(scm, unscaled, countable, strict=True)]
+            row["fidelity/temperature_change"] = float(np.concatenate(changes).mean())
         if self._pool.context.parser is not None:
             exact, _ = self._pool.score(some, actions, "parser", weights)
             row |= {f"fidelity/{name}": value for name, value in agreement(scm, exact, countable).items()}

@@ -91,6 +91,11 @@ _LEARNER = (
     Metric("learner/drift_kl", "drift, KL", "number", "Estimated KL(sampled ‖ learner before the update), nats."),
     Metric("learner/explained_variance", "explained variance", "number",
            "1 − Var(return − value) / Var(return): 1 is a perfect critic, 0 predicts only the mean."),
+    Metric("learner/value_calibration_error", "value calibration error", "number",
+           "Mean distance, over ten bins of about equally many values, of a bin's mean value from its mean return, in "
+           "units of reward; the return is what followed, discounted, plus the value where an episode was cut off."),
+    Metric("learner/value_calibration_deviations", "value calibration error, relative", "number",
+           "The same in deviations of these returns; with n steps in a bin, noise alone makes about 0.8 / √n."),
     Metric("learner/gradient_norm", "gradient norm", "number", "Mean over optimizer steps, before clipping."),
     Metric("learner/gradient_norm_max", "gradient norm, largest", "number", "Largest over optimizer steps."),
     Metric("learner/head_gradient_norm", "value head's gradient norm", "number", "Mean over optimizer steps."),
@@ -117,6 +122,10 @@ _SCORING = (
     Metric("scm/unseen", "answers new to the SCM", "count", "New answers that are not in the SCM's buffer."),
     Metric("scm/unseen_accuracy", "SCM accuracy, unseen", "share", "Accuracy on answers it was never trained on."),
     Metric("scm/unseen_ece", "SCM calibration error, unseen", "number", "Expected calibration error on these."),
+    Metric("scm/unscaled_ece", "SCM calibration error, unscaled", "number",
+           "The error on new answers without the temperature (`scoring.scm.temperature_scaling`)."),
+    Metric("scm/temperature", "SCM temperature", "number", "What the logits are divided by from this version on."),
+    Metric("scm/held_out", "answers held out", "count", "Answers kept out of training, to fit it on."),
     Metric("scm/confidence", "SCM confidence", "number", "Mean probability of the action labels it predicts."),
     Metric("scm/loss", "SCM loss", "number", "Cross-entropy over the sampled answers, nats."),
     Metric("scm/new_loss", "SCM loss on new answers", "number", "Cross-entropy before training on them, nats."),
@@ -144,7 +153,25 @@ _SCORING = (
            'Share of an answer\'s influence (by the SCM) from `"action":` on; the rest is on its thoughts.'),
     Metric("fidelity/gradient_spearman", "gradient, agreement", "number",
            "Spearman's rank correlation of the gradient's influence with the SCM's."),
+    Metric("fidelity/temperature_change", "change by temperature", "number",
+           "Mean |Δ influence| that the SCM's temperature makes, over the tokens that can count."),
     Metric("fidelity/utterances", "answers compared", "count", "Distinct answers in these means, at most."),
+)  # fmt: skip
+
+_CALIBRATION = (
+    Metric("policy/ece", "policy calibration error", "number",
+           "Expected calibration error of the policy's confidence in its action as a forecast of success: the share of "
+           "the other answers to the same prompt and image with this action, against a return above 0."),
+    Metric("policy/confidence", "policy confidence", "share", "Mean of this confidence."),
+    Metric("policy/repeated", "steps repeated", "count",
+           "Steps whose prompt and image occur at least 4 times in the batch; the two above are over these."),
+    Metric("policy/reliability_*", "policy reliability", "number",
+           "Points of the curve behind `policy/ece`, one per bin that is not empty: `_predicted` (mean confidence), "
+           "`_observed` (share of successes) and `_count` (steps)."),
+    Metric("learner/reliability_*", "value reliability", "number",
+           "The same for `learner/value_calibration_error`: mean value, mean return, steps."),
+    Metric("scm/reliability_*", "SCM reliability", "number",
+           "The same for `scm/ece`: mean confidence, share of right predictions, answers."),
 )  # fmt: skip
 
 _FLOW = (
@@ -207,6 +234,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Rollouts trained on": _of_episodes("rollout", "The update's batch"),
     "Learner": _LEARNER,
     "Scoring": _SCORING,
+    "Calibration": _CALIBRATION,
     "Flow of data": _FLOW,
     "Time, speed, memory": _MACHINE,
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.run_config import RunConfig
+from scoring.calibration import POINT
 
 #: Prefixes of metrics that depend on the machine: in sync mode, two runs with the same seed differ only in these.
 #: `cache/` is one of them, because a resumed run starts with an empty cache.
@@ -40,16 +41,20 @@ class MetricsWriter:
         self._wandb = _start_wandb(folder, config) if config.logging.wandb_project else None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row of `update` and metrics (name -> number); values that are not finite become null."""
+        """Append a row of `update` and metrics (name -> number); values that are not finite become null.
+
+        Points of reliability curves stay out of TensorBoard and W&B, which would draw each of them over the updates.
+        """
         clean = {key: _finite(value) for key, value in row.items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(clean))
-        for key, value in clean.items():
+        drawn = {key: value for key, value in clean.items() if POINT not in key}
+        for key, value in drawn.items():
             if isinstance(value, (int, float)) and key != "update":
                 self._tensorboard.add_scalar(key, value, row["update"])
         self._tensorboard.flush()
         if self._wandb is not None:
-            self._wandb.log(clean, step=row["update"])
+            self._wandb.log(drawn, step=row["update"])
 
     def close(self) -> None:
         """Close TensorBoard and W&B."""

@@ -1,10 +1,16 @@
-"""Metrics of a batch of episodes: rollouts, evaluations and policy lag."""
+"""Metrics of a batch of episodes: rollouts, evaluations, policy lag and calibration of the policy."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 
 from actors.trajectory import FAILED_END_REASONS, INFRASTRUCTURE_END_REASONS, REFUSAL_END_REASONS, TrajectoryBatch
+from scoring.calibration import of_probabilities
+
+#: Fewer answers to one prompt and image say too little of how sure the policy is.
+FEWEST_REPEATS = 4
 
 
 def episode_returns(batch: TrajectoryBatch) -> np.ndarray:
@@ -40,6 +46,39 @@ def episode_metrics(batch: TrajectoryBatch, prefix: str) -> dict[str, float]:
         f"{prefix}/valid_rate": _mean(batch.column("valid").astype(bool)),
         f"{prefix}/response_tokens": _mean(response_lengths),
         f"{prefix}/cut_off_rate": _mean(finish == "length"),
+    }
+
+
+def policy_calibration(batch: TrajectoryBatch) -> dict[str, float]:
+    """How sure the policy is of an action, against the success of the episode that it took it in.
+
+    Where at least `FEWEST_REPEATS` steps have the same prompt and image, a step's confidence is the share of the other
+    ones that took its action (answers that do not parse are one action). Its outcome is whether its episode's return is
+    above 0. Returns `policy/ece`, `policy/confidence`, `policy/repeated` (steps measured) and the points of the curve;
+    only `policy/repeated` where there is no such step. Steps of episodes that a failed environment cut off have no
+    outcome, but count among the others.
+    """
+    columns = (batch.column(name).tolist() for name in ("prompt", "image", "action"))
+    states, taken = [], []
+    for prompt, image, action in zip(*columns, strict=True):
+        states.append((prompt, image))
+        taken.append((prompt, image, action))
+    of_state, of_action = Counter(states), Counter(taken)
+    ends, succeeded = batch.column("end_reason"), np.zeros(len(batch), bool)
+    known = np.array([of_state[state] >= FEWEST_REPEATS for state in states], dtype=bool)
+    for piece, total in zip(batch.episode_slices(), episode_returns(batch), strict=True):
+        succeeded[piece] = total > 0
+        if ends[piece.stop - 1] in INFRASTRUCTURE_END_REASONS:
+            known[piece] = False
+    row = {"policy/repeated": float(known.sum())}
+    if not known.any():
+        return row
+    confidence = [(of_action[taken[i]] - 1) / (of_state[states[i]] - 1) for i in np.flatnonzero(known)]
+    curve = of_probabilities(confidence, succeeded[known])
+    return row | {
+        "policy/ece": curve.error,
+        "policy/confidence": _mean(np.array(confidence)),
+        **curve.metrics("policy/"),
     }
 
 

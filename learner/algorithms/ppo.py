@@ -20,6 +20,7 @@ from envs.settings import NonNegative, Probability
 from learner.algorithms.base import Algorithm, AlgorithmSettings, Evaluation, Targets
 from learner.algorithms.gae import gae
 from learner.algorithms.returns import ReturnScale
+from scoring.calibration import of_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +110,7 @@ class Ppo(Algorithm):
         rewards = trajectories.column("reward")
         terminated = trajectories.column("terminated")
         advantages = np.zeros(len(trajectories))
+        followed = np.zeros(len(trajectories))  # the return, with the critic only where an episode was cut off
         known = evaluation.trained.copy()
         for episode in trajectories.episode_slices():
             last = episode.stop - 1
@@ -121,11 +123,13 @@ class Ppo(Algorithm):
                 known[last] = False
             steps = slice(episode.start, end)
             advantages[steps] = gae(rewards[steps], values[steps], bootstrap, settings.discount, settings.gae_lambda)
+            followed[steps] = values[steps] + gae(rewards[steps], values[steps], bootstrap, settings.discount, 1.0)
         returns = advantages + values
         metrics = {
             "explained_variance": explained_variance(values[known], returns[known]),
             "return_mean": float(returns[known].mean()) if known.any() else 0.0,
             "value_mean": float(values.mean()),
+            **value_calibration(values[known], followed[known]),
         }
         if settings.normalize_returns and known.any():
             scale.update(returns[known])
@@ -238,3 +242,19 @@ def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
     """1 − var(returns − values) / var(returns); NaN where the returns do not vary."""
     variance = returns.var() if len(returns) else 0.0
     return float(1 - (returns - values).var() / variance) if variance > 0 else float("nan")
+
+
+def value_calibration(values: np.ndarray, returns: np.ndarray) -> dict[str, float]:
+    """How far the values (N,) of a bin are from the returns (N,) that followed, both in units of reward; {} for N = 0.
+
+    `value_calibration_error` in units of reward, `value_calibration_deviations` in deviations of the returns (NaN where
+    they do not vary), and the points of the curve.
+    """
+    if not len(values):
+        return {}
+    curve, deviation = of_values(values, returns), float(returns.std())
+    return {
+        "value_calibration_error": curve.error,
+        "value_calibration_deviations": curve.error / deviation if deviation > 0 else float("nan"),
+        **curve.metrics(),
+    }

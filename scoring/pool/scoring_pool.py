@@ -208,6 +208,14 @@ class ScoringPool:
         assert report is not None  # only `snapshot` has none
         return report
 
+    def unscaled(self, weights: ScmWeights) -> ScmWeights:
+        """Return the same version of the SCM at temperature 1, for `score`."""
+        version, reference = weights
+        if reference is None:
+            return weights
+        arrays = ray.get(reference, timeout=self.settings.start_deadline_s)
+        return version, ray.put({**arrays, "temperature": np.ones(())})
+
     def check(self) -> list[dict[str, float]]:
         """Ping every scorer and replace those that do not answer; waits until all are up.
 

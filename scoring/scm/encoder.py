@@ -37,11 +37,13 @@ PRECISIONS: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get
 def in_precision(scm: StructuralCausalModel, precision: str) -> StructuralCausalModel:
     """Convert the SCM, in place, to one of `PRECISIONS`, and to evaluation mode.
 
-    The heads, and the mean over tokens that they read, stay in float64: an effect is a small difference between their
-    outputs, and they cost almost nothing.
+    The heads, the mean over tokens that they read, and the temperature stay in float64: an effect is a small difference
+    between their outputs, and they cost almost nothing.
     """
+    temperature = scm.temperature.double()
     scm.to(PRECISIONS[precision])
     scm.outputs.double()
+    scm.temperature = temperature
     return scm.eval()
 
 

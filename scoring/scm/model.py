@@ -8,6 +8,8 @@ GELU, the mean over tokens, a linear head. Two things differ from the published 
 * An action is a vector of labels (for instance type, touch cell, lift cell, typed text), with one categorical
   head per label, not the action type only. A label of -1 marks a head that does not apply to this action.
 
+The logits are divided by `temperature`, which is 1 unless it was fitted (see `scoring.scm.temperature`).
+
 The heads are independent given the utterance: p(a | y) is the product, over the heads that apply to a, of the
 probability of that head's label. So a change of any part of the action is a change of the action. With one head this
 is the published SCM.
@@ -47,6 +49,9 @@ class StructuralCausalModel(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, settings.layers, enable_nested_tensor=False)
         self.outputs = nn.ModuleList(nn.Linear(settings.hidden, size) for size in sizes.head_sizes)
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.ones((), dtype=torch.float64))
+        self.register_load_state_dict_pre_hook(_without_temperature)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> list[Tensor]:
         """Return the logits of each head, K tensors (B, size_k), in the heads' dtype.
@@ -69,7 +74,7 @@ class StructuralCausalModel(nn.Module):
 
     def read_pooled(self, pooled: Tensor) -> list[Tensor]:
         """Return the logits of each head for means over tokens, (B, hidden)."""
-        return [output(pooled) for output in self.outputs]
+        return [output(pooled) / self.temperature for output in self.outputs]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return token plus position embedding, (..., T, hidden), of ids (..., T) int64."""
@@ -90,6 +95,11 @@ class StructuralCausalModel(nn.Module):
     def action_probability(self, ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         """Return p(a | y), (B,), in [0, 1]; arguments as for `action_log_probability`."""
         return self.action_log_probability(ids, lengths, labels).exp()
+
+
+def _without_temperature(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
+    """Weights that earlier versions of the code saved have no temperature: it was 1."""
+    state.setdefault(f"{prefix}temperature", torch.ones((), dtype=torch.float64))
 
 
 def label_log_probability(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoring.scm.calibration import CalibrationBin, expected_calibration_error
+from scoring.calibration import of_probabilities
 from scoring.scm.model import StructuralCausalModel, labels_loss
 from scoring.scm.shape import ScmSizes, check_shape, saved_shape
+from scoring.scm.temperature import FEWEST_HELD_OUT, fit_temperature, is_held_out
 from scoring.settings import ScmSettings
 from scoring.utterances import check_utterances, distinct_pairs, flatten, padded, split
 
@@ -33,29 +34,34 @@ class ScmTrainingReport:
         After at least one step, `loss` (mean over the sampled utterances, nats).
         With new utterances, measured on them before training on them: `new_loss` (nats), `accuracy` (share whose
         applicable labels are all right), `confidence` (mean probability of the predicted labels of those heads), `ece`
-        (expected calibration error of that confidence), and `unseen` (number of new utterances that are not in the
-        buffer: never trained on, unless the buffer dropped them since).
-        With unseen ones, `unseen_accuracy` and `unseen_ece` on these.
-    reliability: the curve behind `ece`, 10 bins; empty when there were no new utterances.
+        (expected calibration error of that confidence), `reliability_*` (the curve behind it, see
+        `scoring.calibration`), and `unseen` (number of new utterances that are not in the buffer: never trained on,
+        unless the buffer dropped them since). With unseen ones, `unseen_accuracy` and `unseen_ece` on these.
+        With `temperature_scaling`, `temperature` (of the new weights), `held_out` (utterances it was fitted on), and
+        with new utterances `unscaled_ece`. All else of the new utterances is at the temperature before.
     """
 
     metrics: dict[str, float]
-    reliability: list[CalibrationBin]
 
 
 class ScmTrainer:
     """An SCM with its optimiser, its buffer of past utterances and its own random generator.
 
+    With `temperature_scaling`, a tenth of the utterances is not trained on; after every training a temperature is
+    fitted on those in the buffer. Training itself goes on with unscaled logits: `scm.temperature` stays 1.
+
     Two trainers with equal settings, sizes and seed, given the same calls, have equal weights. Saving and loading one
     of them between two calls changes nothing.
 
     seed: of the first weights and of the sampling.
+    temperature: of the weights that scorers use.
     """
 
     def __init__(self, settings: ScmSettings, sizes: ScmSizes, *, seed: int = 0, device: str = "cpu") -> None:
         self.settings = settings
         self.device = torch.device(device)
         self.version = 0
+        self.temperature = 1.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.scm = StructuralCausalModel(settings, sizes).to(self.device)
@@ -87,9 +93,11 @@ class ScmTrainer:
         ]
         seen = {ids.tobytes() for ids, _ in self._buffer}
         unseen = np.array([ids.tobytes() not in seen for ids, _ in new], dtype=bool)
-        measured, reliability = self._measure(new, unseen)
+        measured = self._measure(new, unseen)
         self._buffer.extend(new)
         trained = self._train(self.settings.rounds if rounds is None else rounds)
+        if self.settings.temperature_scaling:
+            trained |= self._fit_temperature()
         self.version += 1
         metrics = {
             "version": self.version,
@@ -98,11 +106,12 @@ class ScmTrainer:
             **trained,
             **measured,
         }
-        return ScmTrainingReport(metrics=metrics, reliability=reliability)
+        return ScmTrainingReport(metrics=metrics)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the SCM's parameters by name: copies, on the CPU."""
-        return {name: value.detach().cpu().clone() for name, value in self.scm.state_dict().items()}
+        """Return the SCM's parameters and its temperature by name: copies, on the CPU."""
+        weights = {name: value.detach().cpu().clone() for name, value in self.scm.state_dict().items()}
+        return weights | {"temperature": torch.tensor(self.temperature, dtype=torch.float64)}
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return everything that training needs to continue: (tensors by flat name, facts of JSON types).
@@ -133,6 +142,8 @@ class ScmTrainer:
         self.scm.load_state_dict(
             {name.removeprefix("scm."): value for name, value in tensors.items() if name.startswith("scm.")}
         )
+        self.temperature = float(self.scm.temperature) if self.settings.temperature_scaling else 1.0
+        self.scm.temperature.fill_(1.0)
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("adam."):
@@ -149,12 +160,15 @@ class ScmTrainer:
     def _train(self, rounds: int) -> dict[str, float]:
         self.scm.train()
         total, seen, steps = torch.zeros((), dtype=torch.float64, device=self.device), 0, 0
+        pairs = list(self._buffer)
+        if self.settings.temperature_scaling:
+            pairs = [pair for pair in pairs if not is_held_out(pair[0])] or pairs
         for _ in range(rounds):
-            order = torch.randperm(len(self._buffer), generator=self._generator)
+            order = torch.randperm(len(pairs), generator=self._generator)
             for chosen in order[: self.settings.round_utterances].split(self.settings.minibatch):
                 if not len(chosen):
                     continue
-                distinct, which = self._distinct([self._buffer[i] for i in chosen.tolist()])
+                distinct, which = self._distinct([pairs[i] for i in chosen.tolist()])
                 ids, lengths, labels = self._tensors(distinct)
                 losses = labels_loss(self.scm(ids, lengths), labels)[which]
                 self._optimiser.zero_grad()
@@ -166,42 +180,50 @@ class ScmTrainer:
         return {"steps": steps} | ({"loss": float(total) / seen} if seen else {})
 
     @torch.inference_mode()
-    def _measure(
-        self, pairs: Sequence[Pair], unseen: NDArray[np.bool_]
-    ) -> tuple[dict[str, float], list[CalibrationBin]]:
+    def _fit_temperature(self) -> dict[str, float]:
+        """Fit the temperature on the latest held-out utterances, at most as many as a round trains on."""
+        held_out = [pair for pair in self._buffer if is_held_out(pair[0])][-self.settings.round_utterances :]
+        distinct, which = self._distinct(held_out) if held_out else ([], None)
+        if len(distinct) >= FEWEST_HELD_OUT:
+            logits, labels = self._logits(distinct)
+            self.temperature = fit_temperature([each[which] for each in logits], labels[which])
+        return {"temperature": self.temperature, "held_out": len(held_out)}
+
+    @torch.inference_mode()
+    def _measure(self, pairs: Sequence[Pair], unseen: NDArray[np.bool_]) -> dict[str, float]:
         if not pairs:
-            return {}, []
-        self.scm.eval()
-        losses, confidences, corrects = [], [], []
+            return {}
         distinct, which = self._distinct(pairs)
-        for start in range(0, len(distinct), self.settings.minibatch):
-            ids, lengths, labels = self._tensors(distinct[start : start + self.settings.minibatch])
-            logits = self.scm(ids, lengths)
-            losses.append(labels_loss(logits, labels))
-            confidence = torch.ones(len(labels), device=self.device)
-            correct = torch.ones(len(labels), dtype=torch.bool, device=self.device)
-            for head, head_logits in enumerate(logits):
-                probability, predicted = head_logits.softmax(dim=-1).max(dim=-1)
-                applies = labels[:, head] >= 0
-                confidence *= torch.where(applies, probability, 1.0)
-                correct &= ~applies | (predicted == labels[:, head])
-            confidences.append(confidence)
-            corrects.append(correct)
-        # Rounding can bring a float32 softmax above 1.
-        confidence_all = torch.cat(confidences)[which].clamp(max=1.0).cpu().numpy()
-        correct_all = torch.cat(corrects)[which].cpu().numpy()
-        error, curve = expected_calibration_error(confidence_all, correct_all)
+        logits, labels = self._logits(distinct)
+        scaled = [each / self.temperature for each in logits]
+        confidence, correct = _predictions(scaled, labels)
+        confidence, correct = confidence[which.cpu()], correct[which.cpu()]
+        curve = of_probabilities(confidence, correct)
         metrics = {
-            "new_loss": float(torch.cat(losses)[which].mean()),
-            "accuracy": float(correct_all.mean()),
-            "confidence": float(confidence_all.mean(dtype=np.float64)),
-            "ece": error,
+            "new_loss": float(labels_loss(scaled, labels)[which].mean()),
+            "accuracy": float(correct.mean()),
+            "confidence": float(confidence.mean(dtype=np.float64)),
+            "ece": curve.error,
+            **curve.metrics(),
             "unseen": int(unseen.sum()),
         }
         if unseen.any():
-            metrics["unseen_accuracy"] = float(correct_all[unseen].mean())
-            metrics["unseen_ece"] = expected_calibration_error(confidence_all[unseen], correct_all[unseen])[0]
-        return metrics, curve
+            metrics["unseen_accuracy"] = float(correct[unseen].mean())
+            metrics["unseen_ece"] = of_probabilities(confidence[unseen], correct[unseen]).error
+        if self.settings.temperature_scaling:
+            metrics["unscaled_ece"] = of_probabilities(_predictions(logits, labels)[0][which.cpu()], correct).error
+        return metrics
+
+    def _logits(self, pairs: Sequence[Pair]) -> tuple[list[Tensor], Tensor]:
+        """Return the unscaled logits of each head, K tensors (B, size_k), and the labels (B, K) int64."""
+        self.scm.eval()
+        batches = [
+            self._tensors(pairs[start : start + self.settings.minibatch])
+            for start in range(0, len(pairs), self.settings.minibatch)
+        ]
+        by_batch = [self.scm(ids, lengths) for ids, lengths, _ in batches]
+        labels = torch.cat([labels for _, _, labels in batches])
+        return [torch.cat(of_head) for of_head in zip(*by_batch, strict=True)], labels
 
     def _distinct(self, pairs: Sequence[Pair]) -> tuple[list[Pair], Tensor]:
         """Return the distinct pairs, and the index of each pair among them, (B,) int64. Agents repeat themselves, so
@@ -214,3 +236,17 @@ class ScmTrainer:
         ids, lengths = padded([ids for ids, _ in pairs], self.device)
         labels = torch.from_numpy(np.array([row for _, row in pairs], dtype=np.int64)).to(self.device)
         return ids, lengths, labels
+
+
+def _predictions(logits: Sequence[Tensor], labels: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the probability of the predicted labels of the heads that apply, float32 (B,) in [0, 1], and whether these
+    labels are all right, bool (B,)."""
+    confidence = torch.ones(len(labels), device=labels.device)
+    correct = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+    for head, head_logits in enumerate(logits):
+        probability, predicted = head_logits.softmax(dim=-1).max(dim=-1)
+        applies = labels[:, head] >= 0
+        confidence *= torch.where(applies, probability, 1.0)
+        correct &= ~applies | (predicted == labels[:, head])
+    # Rounding can bring a float32 softmax above 1.
+    return confidence.clamp(max=1.0).cpu().numpy(), correct.cpu().numpy()

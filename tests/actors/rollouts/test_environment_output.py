@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from actors.images import image_hash
 from actors.rollouts.environment_output import EnvironmentOutput, EnvironmentOutputError
-from actors.trajectory import image_hash
 from envs.labels import LabelHead, LabelSpace
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)

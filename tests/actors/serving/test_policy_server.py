@@ -114,7 +114,7 @@ def test_a_refused_request_costs_its_batch_nothing(policy_server: LiveServer) ->
 def test_special_tokens_in_a_prompt_are_text_to_engine_and_learner(
     policy_server: LiveServer, reference: Reference
 ) -> None:
-    from actors.trajectory import decode_png
+    from actors.images import decode_png
 
     special = reference.chat.tokenizer.added_tokens_decoder.values()
     question = request(5, prompt=" ".join(["say", *map(str, special), "🙂", "twice", *map(str, special)]))

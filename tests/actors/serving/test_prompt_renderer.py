@@ -10,8 +10,8 @@ import pytest
 
 from actors.chat import ChatProcessor
 from actors.generation import GenerationRequest, Refusal
+from actors.images import PngEncoder
 from actors.serving.prompt_renderer import PromptRenderer
-from actors.trajectory import PngEncoder
 from tests.tiny_models import make_qwen2_5_vl, picture
 
 

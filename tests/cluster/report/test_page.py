@@ -23,9 +23,10 @@ from actors.images import PngEncoder
 from actors.trajectory import TrajectoryBatch, TrajectoryLog
 from cluster.config.files import to_yaml, validate
 from cluster.config.run_config import RunConfig
-from cluster.report.figures import curve_figures, time_figure, time_totals, wilson_interval
+from cluster.report.figures import curve_figures, reliability_figures, time_figure, time_totals, wilson_interval
 from cluster.report.page import evaluation, latest_model, write_report
 from cluster.report.samples import PICTURE_SIDE, choose_episode, influence_profiles, picture_uri
+from scoring.calibration import of_probabilities, of_values
 from scoring.profiles import position_profile
 from tests.tiny_models import TEXTS, make_idefics3, picture
 
@@ -124,6 +125,18 @@ def test_headline_curves_facts_and_time_are_there(run_folder: Path) -> None:
         assert text in page.text
     assert "collect 4.0 s" in page.text and "update 12.0 s" in page.text
     assert page.tags.count("svg") == len(curve_figures(rows())) + 1
+
+
+def test_calibration_shows_first_and_last_update_of_what_was_measured(run_folder: Path) -> None:
+    measured = rows()
+    measured[1] |= of_probabilities([0.9] * 4, [True, False, False, False]).metrics("policy/")
+    for row, off in zip(measured[2:], (9.0, 5.0, 2.5), strict=True):
+        row |= of_values(np.arange(20.0), np.arange(20.0) - off).metrics("learner/")
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in measured))
+    text = Page(write_report(run_folder).read_text(encoding="utf-8")).text
+    assert "update 1: error 0.65" in text and "update 2: error 9" in text and "update 4: error 2.5" in text
+    assert "update 3: error" not in text and "Causal model: is it" not in text
+    assert len(reliability_figures(measured)) == 2 and reliability_figures(rows()) == []
 
 
 def test_the_file_needs_nothing_else(run_folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,11 +44,14 @@ def tokens(chat: ChatProcessor) -> TokenFacts:
     return token_facts(chat.tokenizer)
 
 
-def make_pool(chat: ChatProcessor, tokens: TokenFacts, parses: bool = True, estimator: str = "scm") -> ScoringPool:
+def make_pool(
+    chat: ChatProcessor, tokens: TokenFacts, parses: bool = True, estimator: str = "scm", **scm_settings: Any
+) -> ScoringPool:
     source = ParserSource(tokenizer=chat.tokenizer, parser=action_parser("coso/NumberLine-v0", {}))
     scm = ScmSettings(
-        hidden=16, layers=1, heads=2, feedforward=32, learning_rate=1e-2, rounds=4, round_utterances=64, minibatch=8
-    )
+        hidden=16, layers=1, heads=2, feedforward=32, learning_rate=1e-2, rounds=4, round_utterances=64, minibatch=8,
+        **scm_settings,
+    )  # fmt: skip
     context = ScoringContext(
         tokens=tokens,
         head_sizes=(2,),
@@ -61,10 +65,10 @@ def make_pool(chat: ChatProcessor, tokens: TokenFacts, parses: bool = True, esti
     return pool
 
 
-def make_batch(chat: ChatProcessor) -> TrajectoryBatch:
+def make_batch(chat: ChatProcessor, answers: list[str] | None = None) -> TrajectoryBatch:
     parse = action_parser("coso/NumberLine-v0", {}).parse
     rows = []
-    for number, text in enumerate([*ANSWERS, *ANSWERS, "no action at all"]):
+    for number, text in enumerate(answers or [*ANSWERS, *ANSWERS, "no action at all"]):
         ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"] + chat.eos_token_ids[:1]
         parsed = parse(text)
         rows.append(
@@ -115,6 +119,40 @@ def test_each_mode_trains_and_scores_in_its_own_order(chat: ChatProcessor, token
         assert not [name for name in row if name.startswith("fidelity/")]
         _, row = ScoringStage(config_of(fidelity_utterances=3), pool, chat).score(batch)
         assert row["fidelity/utterances"] == 3
+    finally:
+        pool.close()
+
+
+def test_the_temperature_that_influence_is_computed_with_is_saved_and_its_effect_reported(
+    chat: ChatProcessor, tokens: TokenFacts, tmp_path: Path
+):
+    many = [
+        f'{{"thoughts": "the target is {n} of {m} so I should {word}", "action": "{sign}"}}'
+        for n in range(20) for m in range(5) for word, sign in (("add", "+"), ("subtract", "-"))
+    ]  # fmt: skip
+    pool = make_pool(chat, tokens, temperature_scaling=True)
+    try:
+        batch = make_batch(chat, many)
+        stage = ScoringStage(config_of(scm={"temperature_scaling": True}), pool, chat)
+        scored, row = stage.score(batch)
+        assert row["scm/held_out"] >= 16 and row["scm/temperature"] != 1
+        utterances, labels = batch.ragged("response_ids", np.int32), np.stack(batch.ragged("action_labels", np.int32))
+        plain, _ = pool.score(utterances, labels, weights=pool.unscaled(pool.weights))
+        influence = scored.ragged("influence", np.float32)
+        assert pool.unscaled(pool.weights)[0] == pool.version == 1
+        countable = [tokens.countable_by_id[ids] for ids in utterances[:16]]
+        changes = [abs(one - other)[can] for one, other, can in zip(influence, plain, countable, strict=False)]
+        assert row["fidelity/temperature_change"] == pytest.approx(np.concatenate(changes).mean(), rel=1e-5)
+        assert row["fidelity/temperature_change"] > 0
+
+        save_scm(pool, tmp_path)
+        _, later = stage.score(batch)
+        assert later["scm/version"] == 2 and later["scm/unscaled_ece"] != later["scm/ece"]
+        load_scm(pool, tmp_path)
+        assert pool.version == 1 and float(pool.state()[0]["scm.temperature"]) == row["scm/temperature"]
+        again, _ = pool.score(utterances, labels)
+        for value, wanted in zip(again, influence, strict=True):
+            np.testing.assert_array_equal(value, wanted)
     finally:
         pool.close()
 

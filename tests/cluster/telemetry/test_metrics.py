@@ -17,6 +17,7 @@ from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.run.run_folder import RunFolder
 from cluster.telemetry.metrics import MetricsWriter, read_metrics, without_timings
+from scoring.calibration import of_probabilities
 
 
 @pytest.fixture()
@@ -66,6 +67,17 @@ def test_what_is_not_finite_is_null_so_that_any_json_reader_takes_the_file(
 def test_tensorboard_shows_every_number_at_its_update(run: RunFolder, config: RunConfig) -> None:
     write(run, config, [{"update": 1, "rollout/success": 0.5}, {"update": 4, "rollout/success": 0.75}])
     assert events(run, "rollout/success") == [(1, 0.5), (4, 0.75)]
+
+
+def test_points_of_a_reliability_curve_are_in_the_rows_and_not_in_tensorboard(
+    run: RunFolder, config: RunConfig
+) -> None:
+    points = of_probabilities([0.5, 0.9], [True, True]).metrics("scm/")
+    write(run, config, [{"update": 1, "scm/ece": 0.3, **points}])
+    assert read_metrics(run.metrics)[0].items() >= points.items()
+    reader = EventAccumulator(str(run.path / "tensorboard"))
+    reader.Reload()
+    assert reader.Tags()["scalars"] == ["scm/ece"]
 
 
 def test_a_last_line_that_a_crash_cut_off_is_left_out(run: RunFolder, config: RunConfig) -> None:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.trajectory import FAILED_END_REASONS, INFRASTRUCTURE_END_REASONS, REFUSAL_END_REASONS, TrajectoryBatch
-from cluster.telemetry.summaries import episode_metrics, episode_returns, lag_metrics
+from cluster.telemetry.summaries import episode_metrics, episode_returns, lag_metrics, policy_calibration
+from scoring.calibration import of_probabilities
 from tests.actors.episodes import episode
 
 ENDS = ["terminated", "truncated", *sorted(FAILED_END_REASONS)]
@@ -114,3 +115,54 @@ def test_lag_is_that_of_the_oldest_token_of_each_step(batches: list[TrajectoryBa
     batch = TrajectoryBatch.concatenate(batches)
     lags = [version - min(span["version"] for span in row["policy_versions"]) for row in batch.steps.to_pylist()]
     assert lag_metrics(batch, version) == pytest.approx({"lag/mean": np.mean(lags), "lag/max": max(lags)})
+
+
+@st.composite
+def repeated_states(draw: st.DrawFn) -> TrajectoryBatch:
+    rows = []
+    for number in range(draw(st.integers(1, 12))):
+        steps = draw(st.integers(1, 3))
+        played = episode(
+            f"e{number}", [draw(st.sampled_from([-1.0, 0.0, 1.0])) for _ in range(steps)], end_reason=draw(end_reasons)
+        )
+        for row in played.steps.to_pylist():
+            rows.append(row | {name: draw(st.sampled_from(values)) for name, values in CHOICES.items()})
+    return TrajectoryBatch.from_rows(rows, {})
+
+
+end_reasons = st.sampled_from(["terminated", "terminated", "terminated", "environment_died"])
+CHOICES = {"prompt": ["p", "q"], "image": ["i", "j"], "action": ["+", "-", ""]}
+
+
+@settings(max_examples=100, deadline=None)
+@given(batch=repeated_states())
+def test_confidence_is_the_share_of_the_other_answers_with_the_same_action(batch: TrajectoryBatch) -> None:
+    rows = batch.steps.to_pylist()
+    confidences, outcomes = [], []
+    for row in rows:
+        others = [
+            other
+            for other in rows
+            if other is not row and (other["prompt"], other["image"]) == (row["prompt"], row["image"])
+        ]
+        own = [each for each in rows if each["episode"] == row["episode"]]
+        if len(others) >= 3 and own[-1]["end_reason"] == "terminated":
+            confidences.append(sum(other["action"] == row["action"] for other in others) / len(others))
+            outcomes.append(sum(each["reward"] for each in own) > 0)
+    found = policy_calibration(batch)
+    assert found["policy/repeated"] == len(confidences)
+    if confidences:
+        curve = of_probabilities(confidences, outcomes)
+        assert found["policy/ece"] == pytest.approx(curve.error)
+        assert found["policy/confidence"] == pytest.approx(np.mean(confidences))
+        assert found.items() >= curve.metrics("policy/").items()
+    else:
+        assert len(found) == 1
+
+
+def test_a_policy_that_is_sure_and_wrong_is_badly_calibrated() -> None:
+    wrong = TrajectoryBatch.concatenate([episode(f"e{i}", [-1.0]) for i in range(6)])
+    steps = wrong.steps.set_column(wrong.steps.schema.get_field_index("image"), "image", [["same"] * 6])
+    assert policy_calibration(TrajectoryBatch(steps))["policy/ece"] == 1.0
+    assert policy_calibration(wrong) == {"policy/repeated": 0.0}  # every episode shows another image
+    assert policy_calibration(TrajectoryBatch.empty()) == {"policy/repeated": 0.0}

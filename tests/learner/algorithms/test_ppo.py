@@ -284,6 +284,41 @@ def test_explained_variance_is_one_for_a_perfect_critic():
     )
 
 
+@given(
+    rewards=st.lists(st.lists(st.floats(-3, 3), min_size=1, max_size=6), min_size=1, max_size=8),
+    endings=st.lists(st.sampled_from(["terminated", "truncated", END_ENVIRONMENT_DIED]), min_size=8, max_size=8),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_calibration_compares_values_with_what_followed(rewards, endings, seed):
+    """γ = 0.5: the return is the discounted sum of rewards, and beyond a cut the critic's value; λ plays no part."""
+    trajectories = _episodes(*zip(rewards, endings, strict=False))
+    count = len(trajectories)
+    values, final = np.random.default_rng(seed).normal(size=(2, count))
+    final[~trajectories.column("truncated")] = np.nan
+    pairs, start = [], 0
+    for of_episode, ending in zip(rewards, endings, strict=False):
+        stop = start + len(of_episode)
+        last = stop if ending in ("terminated", "truncated") else stop - 1
+        for step in range(start, last):
+            beyond = {"terminated": 0.0, "truncated": final[stop - 1]}.get(ending, values[stop - 1])
+            following = sum(0.5 ** (k - step) * of_episode[k - start] for k in range(step, last))
+            pairs.append((values[step], following + 0.5 ** (last - step) * beyond))
+        start = stop
+    metrics = ppo(PLAIN).targets(trajectories, _evaluation(values, final)).metrics
+    if not pairs:
+        assert "value_calibration_error" not in metrics
+        return
+    pairs = sorted(pairs)
+    upper = [-(-len(pairs) * i // 10) for i in range(11)]
+    bins = [pairs[low:high] for low, high in zip(upper[:-1], upper[1:], strict=True)]
+    error = sum(abs(sum(v - r for v, r in each)) for each in bins) / len(pairs)
+    assert metrics["value_calibration_error"] == pytest.approx(error, abs=1e-6)
+    assert sum(value for name, value in metrics.items() if name.endswith("_count")) == len(pairs)
+    if (deviation := np.std([r for _, r in pairs])) > 1e-3:
+        assert metrics["value_calibration_deviations"] == pytest.approx(error / deviation, rel=1e-4, abs=1e-6)
+
+
 def test_steps_that_are_not_trained_on_give_context_only():
     """Advantages look forward: those of the fresh steps are what they are without the old ones before them."""
     trajectories = _episodes(([0.0, 1.0, 2.0, 3.0], "terminated"), ([5.0, 1.0], "terminated"))

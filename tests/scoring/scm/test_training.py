@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from scoring.calibration import read_curve
 from scoring.effects.estimators import make_estimator
 from scoring.effects.tokens import TokenFacts
 from scoring.scm.shape import ScmSizes
@@ -133,7 +134,8 @@ def test_new_utterances_are_measured_before_they_are_trained_on():
         assert before.metrics[name] == after.metrics[name]
     assert "loss" not in before.metrics and before.metrics["steps"] == 0
     assert after.metrics["steps"] == 8 * 3 and after.metrics["loss"] < after.metrics["new_loss"]
-    assert sum(point.count for point in after.reliability) == 40
+    curve = read_curve(after.metrics, "")
+    assert curve is not None and curve.count.sum() == 40 and curve.error == after.metrics["ece"]
     # The measured loss is the cross-entropy of the one head that applies.
     scm = make_trainer().scm.eval()
     with torch.no_grad():
@@ -157,7 +159,7 @@ def test_utterances_that_did_not_parse_are_left_out_and_the_buffer_keeps_the_lat
 
 def test_nothing_to_learn_from_is_no_error():
     report = make_trainer().train([], np.empty((0, 2), np.int32))
-    assert report.metrics == {"version": 1, "buffer": 0, "new": 0, "steps": 0} and report.reliability == []
+    assert report.metrics == {"version": 1, "buffer": 0, "new": 0, "steps": 0}
 
 
 def test_the_state_of_an_scm_of_another_shape_is_refused():
