@@ -77,7 +77,7 @@ async def while_progressing(
                 last, seen = (started if seen is None else asked), now
             elif asked - last > silence_s:
                 raise DeadlineExceeded(
-                    f"{what}: no progress for {asked - last:.0f} s; waited {asked - started:.0f} s in all"
+                    f"{what}: no progress for {asked - last:.1f} s, {asked - started:.1f} s after the call"
                 )
     finally:
         task.cancel()
