@@ -39,11 +39,11 @@ class Progress:
 
     update: int = 0
     environment_steps: int = 0
-    steps_trained: int = 0
-    steps_dropped: int = 0
     wall_seconds: float = 0.0
     success_before: float | None = None
     recoveries: dict[str, int] = field(default_factory=dict)
+    steps_trained: int = 0
+    steps_dropped: int = 0
 
 
 class RunFolder:
