@@ -105,7 +105,7 @@ class StreamCollector:
         self._stream = stream
         self._update = 0  # the update whose batch was collected last, or is being collected
         self._version = 0
-        self._dropped = 0  # steps, up to the batch collected last
+        self._dropped = 0.0  # steps, up to the batch collected last
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT_UPDATES)  # seconds: preparation, learner
 
     async def collect(self, update: int) -> tuple[TrajectoryBatch, dict[str, float]]:
