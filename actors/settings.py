@@ -34,8 +34,10 @@ class RolloutSettings(Section):
     stream_bytes: PositiveInt = Field(
         64 << 20, description="Trajectories that may wait for the learner, bytes; rollouts wait while it is full."
     )
-    stall_deadline_s: PositiveFloat = Field(
-        300.0, description="Longest wait for a batch of trajectories before the run stops with an error, seconds."
+    silence_deadline_s: PositiveFloat = Field(
+        300.0,
+        description="The run stops with an error when it waits for episodes, and no environment has made a step for "
+        "so long, seconds. A batch or an evaluation as a whole may take longer.",
     )
     max_failed_episodes: Probability = Field(
         0.5,

@@ -167,6 +167,8 @@ async def _controlled(
             "evaluation_note": f"{int(final['evaluation/episodes'])} held-out episodes, return > 0",
             "eval_episodes": int(final["evaluation/episodes"]),
             "env_steps": progress.environment_steps,
+            "steps_trained": progress.steps_trained,
+            "steps_dropped": progress.steps_dropped,
             "updates": progress.update,
             "wall_seconds": round(
                 controller.wall_seconds() if progress.wall_seconds else time.monotonic() - started, 1

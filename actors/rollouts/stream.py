@@ -1,8 +1,8 @@
 """The bounded stream of finished episodes between rollout workers and the learner (asynchronous mode).
 
 An environment asks the stream before each episode. It waits while the finished and running episodes together are as
-many as the learner can still use. So rollouts do not run out of memory, and do not compute episodes that would be too
-old to train on. The stream runs as a Ray actor.
+many as the learner will use next. So rollouts do not run out of memory, and do not compute episodes that would be old
+when they are trained on. The stream runs as a Ray actor.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from itertools import takewhile
+from dataclasses import dataclass
 
+import numpy as np
 import psutil
 
 from actors.trajectory import TrajectoryBatch
@@ -24,8 +25,25 @@ OVERDUE = 4.0
 FIRST_EPISODE_S = 30.0
 
 
+@dataclass(frozen=True)
+class _Held:
+    """A finished episode; versions: int32 (steps,), of each step's oldest token."""
+
+    episode: TrajectoryBatch
+    versions: np.ndarray
+    nbytes: int
+
+    def fresh(self, oldest_version: int) -> int:
+        """Number of its steps whose tokens were all sampled by `oldest_version` or later."""
+        return int((self.versions >= oldest_version).sum())
+
+
 class TrajectoryStream:
-    """First in, first out; bounded in bytes and in steps.
+    """Whole episodes, the last to finish first; bounded in bytes and in steps.
+
+    Steps are counted while they are fresh: sampled by the oldest version that the last `take` named, or later. An
+    episode is dropped once none of its steps is fresh. Which episodes are taken or dropped depends only on when they
+    finished. Their lengths have no influence on it, so it does not change the mean return.
 
     `capacity_bytes` bounds memory: episodes begin while the stream holds less, so the episodes running at that moment
     may exceed it. `ahead_steps` bounds how many steps are made beyond those that `take` waits for; see `allow`.
@@ -34,15 +52,19 @@ class TrajectoryStream:
     def __init__(self, capacity_bytes: int, ahead_steps: int) -> None:
         self._capacity_bytes = capacity_bytes
         self._ahead_steps = ahead_steps
-        self._episodes: deque[tuple[TrajectoryBatch, int]] = deque()
+        self._episodes: deque[_Held] = deque()  # in the order in which they finished
         self._bytes = 0
-        self._steps = 0
+        self._steps = 0  # that are fresh
+        self._oldest_version = 0
+        self._dropped_steps = 0
         self._wanted = 0
         self._bytes_in = 0
         self._last_put = time.monotonic()
         self._begun: dict[str, float] = {}  # environments with a running episode: its start, the oldest first
-        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_EPISODES)  # steps, seconds
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT_EPISODES)  # fresh steps, seconds
         self._mean_steps, self._mean_seconds = 1.0, 0.0  # of these
+        self._durations = np.empty(0)  # of these: seconds, sorted
+        self._steps_beyond = np.empty(0)  # mean steps of the episodes with this duration or a longer one
         self._waiting: dict[str, asyncio.Future[None]] = {}  # environments that may not begin yet, first come first
         self._arrived = asyncio.Event()
 
@@ -59,17 +81,19 @@ class TrajectoryStream:
 
     async def put(self, environment: str, episode: TrajectoryBatch) -> float:
         """Add this environment's finished episode at once, then wait until its next may begin, as `begin` does."""
-        size, now = episode.nbytes, time.monotonic()
+        held, now = _Held(episode, episode.behaviour_versions(), episode.nbytes), time.monotonic()
+        fresh = held.fresh(self._oldest_version)
         if (begun := self._begun.pop(environment, None)) is not None:
-            self._recent.append((len(episode), now - begun))
-            lengths, seconds = zip(*self._recent, strict=True)
-            self._mean_steps, self._mean_seconds = sum(lengths) / len(lengths), sum(seconds) / len(seconds)
-        self._episodes.append((episode, size))
-        self._bytes += size
-        self._bytes_in += size
-        self._steps += len(episode)
+            self._learn_lengths(fresh, now - begun)
+        self._bytes_in += held.nbytes
         self._last_put = now
-        self._arrived.set()
+        if fresh:
+            self._episodes.append(held)
+            self._bytes += held.nbytes
+            self._steps += fresh
+            self._arrived.set()
+        else:
+            self._dropped_steps += len(episode)
         return await self.begin(environment)
 
     async def allow(self, ahead_steps: int) -> None:
@@ -77,10 +101,14 @@ class TrajectoryStream:
         self._ahead_steps = ahead_steps
         self._admit()
 
-    async def take(self, steps: int, wait_s: float) -> TrajectoryBatch | None:
-        """Whole episodes with at least `steps` steps together, oldest first; None if there are fewer after `wait_s`
-        seconds, and then nothing is removed. One call at a time.
+    async def take(self, steps: int, wait_s: float, oldest_version: int = 0) -> TrajectoryBatch | None:
+        """Whole episodes with at least `steps` fresh steps together: those that finished last, in the order in which
+        they finished. None if there are fewer after `wait_s` seconds, and then nothing is taken. One call at a time.
+
+        Drops the episodes without any step of `oldest_version` or later. Versions given to later calls do not decrease.
         """
+        self._oldest_version = oldest_version
+        self._drop_stale()
         self._wanted = steps
         self._admit()
         try:
@@ -90,49 +118,82 @@ class TrajectoryStream:
                     await self._arrived.wait()
         except TimeoutError:
             return None
-        taken = []
+        taken: deque[TrajectoryBatch] = deque()
         count = 0
         while count < steps:
-            episode, size = self._episodes.popleft()
-            taken.append(episode)
-            count += len(episode)
-            self._bytes -= size
-            self._steps -= len(episode)
+            held = self._episodes.pop()
+            taken.appendleft(held.episode)
+            count += held.fresh(oldest_version)
+            self._bytes -= held.nbytes
+        self._steps -= count
         self._wanted = 0
         self._admit()
         return TrajectoryBatch.concatenate(taken)
 
     async def status(self) -> dict[str, float]:
-        """Episodes, steps and bytes held, bytes ever put, seconds since the last episode came, resident memory."""
+        """Episodes, fresh steps and bytes held; bytes ever put; steps ever dropped; seconds since the last episode
+        came; resident memory. Of recent episodes: the median of their seconds, and the fresh steps per second that
+        all environments make at this pace when none has to wait (0 before the first episode)."""
+        seconds = float(np.median(self._durations)) if self._recent else 0.0
+        environments = len(self._begun) + len(self._waiting)
         return {
             "episodes": len(self._episodes),
             "steps": self._steps,
             "bytes": self._bytes,
             "bytes_in": self._bytes_in,
+            "dropped_steps": self._dropped_steps,
             "idle_seconds": time.monotonic() - self._last_put,
+            "episode_seconds": seconds,
+            "steps_per_s": environments * self._mean_steps / seconds if seconds else 0.0,
             "rss_bytes": psutil.Process().memory_info().rss,
         }
 
+    def _drop_stale(self) -> None:
+        """Drop the episodes without a fresh step, and count the fresh steps of the others."""
+        kept: deque[_Held] = deque()
+        self._steps = 0
+        for held in self._episodes:
+            if fresh := held.fresh(self._oldest_version):
+                kept.append(held)
+                self._steps += fresh
+            else:
+                self._dropped_steps += len(held.versions)
+                self._bytes -= held.nbytes
+        self._episodes = kept
+
     def _admit(self) -> None:
         """Let waiting environments begin, one by one, while there is room. Call it after every change."""
-        while self._waiting and self._has_room():
+        expected = self._steps + self._running_steps()
+        while self._waiting and self._has_room(expected):
             environment, permit = next(iter(self._waiting.items()))
             del self._waiting[environment]
             if not permit.done():  # else the caller gave up
                 self._begun[environment] = time.monotonic()
+                expected += self._mean_steps
                 permit.set_result(None)
 
-    def _has_room(self) -> bool:
-        expected = self._steps + self._running_steps()
+    def _has_room(self, expected: float) -> bool:
         if expected >= self._wanted + self._ahead_steps:
             return False
         # A waiting `take` always gets its steps; only those beyond it are bounded in bytes.
         return expected < self._wanted or self._bytes < self._capacity_bytes
 
     def _running_steps(self) -> float:
-        """Steps that the running episodes will have, by the mean of recent ones."""
-        overdue = OVERDUE * self._mean_seconds if self._recent else FIRST_EPISODE_S
-        # Runs for every environment that is admitted, so look only at the oldest.
-        latest = time.monotonic() - overdue
-        stuck = sum(1 for _ in takewhile(lambda begun: begun < latest, self._begun.values()))
-        return self._mean_steps * (len(self._begun) - stuck)
+        """Fresh steps that the running episodes will have: of each, the mean of the recent episodes that took longer
+        than it has taken so far. Short episodes end first, so those still running will be longer than most."""
+        now = time.monotonic()
+        if not self._recent:
+            return sum(self._mean_steps for begun in self._begun.values() if now - begun <= FIRST_EPISODE_S)
+        elapsed = now - np.fromiter(self._begun.values(), np.float64, len(self._begun))
+        elapsed = elapsed[elapsed <= OVERDUE * self._mean_seconds]
+        longer = np.minimum(np.searchsorted(self._durations, elapsed, side="right"), len(self._durations) - 1)
+        return float(self._steps_beyond[longer].sum())
+
+    def _learn_lengths(self, steps: int, seconds: float) -> None:
+        """Take an episode that ended into account for predictions."""
+        self._recent.append((steps, seconds))
+        lengths, durations = np.array(self._recent).T
+        order = np.argsort(durations)
+        self._durations = durations[order]
+        self._steps_beyond = np.cumsum(lengths[order][::-1])[::-1] / np.arange(len(order), 0, -1)
+        self._mean_steps, self._mean_seconds = float(lengths.mean()), float(durations.mean())

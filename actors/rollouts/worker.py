@@ -22,7 +22,7 @@ import ray
 
 from actors.generation import Generation, Refusal
 from actors.rollouts.environment_host import EnvironmentFailure, EnvironmentHost
-from actors.rollouts.episode import EpisodeRecorder, EpisodeSpec, training_seed
+from actors.rollouts.episode import EVALUATION_SEED_BASE, EpisodeRecorder, EpisodeSpec, training_seed
 from actors.rollouts.failed_episodes import FailedEpisodes
 from actors.rollouts.policy_client import PolicyClient
 from actors.settings import RolloutSettings
@@ -80,7 +80,8 @@ class RolloutWorker:
         self._evaluation_requested = asyncio.Event()
         self._stream_calls: set[asyncio.Task[float]] = set()
         self._slot_tasks: list[asyncio.Task[None]] = []
-        self._steps = 0
+        self._steps = 0  # of all episodes
+        self._training_steps = 0  # of training episodes
         self._generate_seconds = 0.0
         self._environment_seconds = 0.0
         self._stream_wait_seconds = 0.0
@@ -314,6 +315,7 @@ class RolloutWorker:
             return
         seconds = time.monotonic() - started
         self._steps += 1
+        self._training_steps += recorder.spec.seed < EVALUATION_SEED_BASE
         self._environment_seconds += seconds
         self._generate_seconds += answer.seconds
         recorder.record(answer, outcome, seconds)
@@ -343,6 +345,7 @@ class RolloutWorker:
             "pid": os.getpid(),
             "running": bool(self._slot_tasks),
             "steps": self._steps,
+            "training_steps": self._training_steps,
             "failures": dict(self._failures),
             "restarts": self._restarts,
             "quarantined": sum(host.quarantined for host in self._hosts),

@@ -5,4 +5,5 @@ from __future__ import annotations
 #: Old dotted key (of a section or a value) -> its present name, or None if the setting no longer exists.
 CHANGED_KEYS: dict[str, str | None] = {
     "cluster.start_deadline_s": None,
+    "rollout.stall_deadline_s": "rollout.silence_deadline_s",
 }

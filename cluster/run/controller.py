@@ -48,6 +48,8 @@ class Controller:
         self._run = run
         self._system = system
         self._progress = progress
+        self._steps_before = progress.environment_steps  # taken before this process began
+        self._steps_at = run.read_steps()
         self._writer = writer
         self._console = console
         self._log = TrajectoryLog(run.trajectories)
@@ -76,9 +78,10 @@ class Controller:
             if not self._system.collector.overlaps:
                 upcoming = self._prepare_ahead(update + 1)
             self._progress.update = update
-            self._progress.environment_steps += len(batch)
+            await self._count_steps(row)
             if self._due(update, self._config.training.evaluate_every):
                 row |= await self.evaluate()
+            self._system.collector.trained(row.get("time/score", 0.0), time.monotonic() - started - row["time/wait"])
             row |= self._last_checkpoint
             self._last_checkpoint = {}
             row |= self._machine_metrics(row, batch, time.monotonic() - started)
@@ -114,6 +117,7 @@ class Controller:
         with _timed(row, "time/collect"):
             if replayed := update in self._logged:
                 batch = await asyncio.to_thread(self._log.read, update)
+                self._recall_steps(update, batch, row)
             else:
                 self._stage(f"collecting episodes for update {update}")
                 batch, collected = await self._system.collector.collect(update)
@@ -127,6 +131,7 @@ class Controller:
                 self._system.supervisor.count_total(kind, total)
         if not replayed:
             self._run.require_space()
+            await self._note_steps(update, row)
             row["bytes/log"] = await asyncio.to_thread(self._log.write, update, batch)
             self._logged.add(update)
         row["bytes/batch"] = batch.nbytes
@@ -136,7 +141,8 @@ class Controller:
         row: Metrics = {}
         self._system.probe_with(batch)
         self._stage(f"update {update}: training on {len(batch)} steps")
-        row |= lag_metrics(batch, update - 1)
+        limit = self._config.max_policy_lag if self._system.collector.overlaps else None
+        row |= lag_metrics(batch, update - 1, limit)
         with _timed(row, "time/update"):
             trained = await self._with_learner(lambda: self._system.learner.update(batch, update - 1), update - 1)
         row |= {f"learner/{name}": value for name, value in trained.items()}
@@ -227,12 +233,38 @@ class Controller:
     def _stage(self, text: str) -> None:
         self._console.stage(text)
 
+    async def _steps_taken(self) -> int:
+        return self._steps_before + await self._system.steps_taken()
+
+    async def _note_steps(self, update: int, row: Metrics) -> None:
+        """Keep the counts of a batch that is about to be logged, for a resumed run that reads it from the log."""
+        dropped = int(row.get("lag/dropped_steps", 0))
+        self._steps_at[update] = {"taken": await self._steps_taken(), "dropped": dropped}
+        await asyncio.to_thread(self._run.write_steps, self._steps_at)
+
+    def _recall_steps(self, update: int, batch: TrajectoryBatch, row: Metrics) -> None:
+        """Count the steps that an interrupted process took for a logged batch."""
+        # A run of an earlier version noted nothing; its count was of the steps trained on.
+        counts = self._steps_at.get(update, {"taken": self._steps_before + len(batch), "dropped": 0})
+        self._steps_before = max(self._steps_before, counts["taken"])
+        if counts["dropped"]:
+            row["lag/dropped_steps"] = counts["dropped"]
+
+    async def _count_steps(self, row: Metrics) -> None:
+        """Count the steps taken, trained on and dropped up to this update; `row` holds those of the update."""
+        progress = self._progress
+        progress.environment_steps = await self._steps_taken()
+        progress.steps_trained += int(row["steps/trained"])
+        progress.steps_dropped += int(row["steps/dropped"] + row.get("lag/dropped_steps", 0))
+
     def _write(self, row: Metrics) -> None:
         row = {
+            **row,
             "update": self._progress.update,
             "environment_steps": self._progress.environment_steps,
+            "steps/trained": self._progress.steps_trained,
+            "steps/dropped": self._progress.steps_dropped,
             "recoveries": float(sum(self._system.supervisor.recoveries.values())),
-            **row,
         }
         self._writer.write(row)
         self._console.update(row)

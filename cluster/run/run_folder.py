@@ -1,6 +1,7 @@
 """`runs/NAME/`: the files of a run, from which a resumed run continues.
 
-config.yaml  metrics.jsonl  tensorboard/  trajectories/  checkpoints/step_N/  report.html  summary.json  logs/
+config.yaml  metrics.jsonl  steps.json  tensorboard/  trajectories/  checkpoints/step_N/  report.html  summary.json
+logs/
 """
 
 from __future__ import annotations
@@ -23,16 +24,26 @@ CHECKPOINT_SCHEMA_VERSION = 1
 #: A run does not start or continue with less free disk space than this, bytes.
 MINIMUM_FREE_BYTES = 256 << 20
 
+#: Update -> "taken": steps that environments had made when its batch was logged; "dropped": those of episodes dropped
+#: since the batch before.
+StepsAtUpdate = dict[int, dict[str, int]]
+
 
 @dataclass
 class Progress:
-    """The state of the controller's loop: what a checkpoint holds besides learner and SCM."""
+    """The state of the controller's loop: what a checkpoint holds besides learner and SCM.
+
+    environment_steps: made in training episodes, whatever became of them. steps_trained: of these, trained on.
+    steps_dropped: of these, not trained on, since too old.
+    """
 
     update: int = 0
     environment_steps: int = 0
     wall_seconds: float = 0.0
     success_before: float | None = None
     recoveries: dict[str, int] = field(default_factory=dict)
+    steps_trained: int = 0
+    steps_dropped: int = 0
 
 
 class RunFolder:
@@ -43,6 +54,7 @@ class RunFolder:
         self.trajectories = path / "trajectories"
         self.checkpoints = path / "checkpoints"
         self.metrics = path / METRICS_FILE
+        self.steps = path / "steps.json"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
         self.logs = path / "logs"  # the actors' output, if the run failed
@@ -131,6 +143,23 @@ class RunFolder:
                 f"free some and continue with `coso resume {self.path}`"
             )
 
+    # ---------------------------------------------------------------- steps
+
+    def write_steps(self, steps: StepsAtUpdate) -> None:
+        """Write how many steps were taken and dropped when each update's batch was logged."""
+        aside = self.steps.with_suffix(".tmp")
+        aside.write_text(json.dumps(steps), encoding="utf-8")
+        aside.rename(self.steps)
+
+    def read_steps(self) -> StepsAtUpdate:
+        """What `write_steps` wrote last; {} for a new run and for one of an earlier version. Raises `CosoError`."""
+        if not self.steps.exists():
+            return {}
+        try:
+            return {int(update): counts for update, counts in json.loads(self.steps.read_text("utf-8")).items()}
+        except (OSError, ValueError, AttributeError) as error:
+            raise CosoError(f"{self.steps} cannot be read: {error}; remove it to resume without its counts") from None
+
     # ---------------------------------------------------------------- checkpoints
 
     def checkpoint_path(self, update: int) -> Path:
@@ -165,6 +194,8 @@ class RunFolder:
                     f"checkpoint {path} has schema {version}; this program reads {CHECKPOINT_SCHEMA_VERSION}. "
                     "Resume with the version of coso-rl that wrote it."
                 )
+            # Earlier versions counted only the steps trained on.
+            values.setdefault("steps_trained", values.get("environment_steps", 0))
             return Progress(**values)
         except (OSError, ValueError, TypeError) as error:
             raise CosoError(f"checkpoint {path} cannot be read: {error}") from None

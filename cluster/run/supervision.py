@@ -29,6 +29,7 @@ class Supervisor:
     def __init__(self, max_recoveries: int) -> None:
         self.recoveries: Counter[str] = Counter()
         self.status: dict[str, dict[str, Any]] = {}
+        self._training_steps: dict[tuple[str, int], int] = {}  # actor and process id -> steps
         self._max_recoveries = max_recoveries
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -59,6 +60,17 @@ class Supervisor:
         """Count recoveries of a kind for which the caller knows the total."""
         if total > self.recoveries[kind]:
             self.count(kind, total - self.recoveries[kind])
+
+    def note(self, name: str, status: Mapping[str, Any]) -> None:
+        """Keep an actor's status as its present one, and count the training steps in it."""
+        self.status[name] = dict(status)
+        process = (name, status["pid"])
+        self._training_steps[process] = max(self._training_steps.get(process, 0), status.get("training_steps", 0))
+
+    @property
+    def training_steps(self) -> int:
+        """Steps made in training episodes since the start, by all processes that the actors have had."""
+        return sum(self._training_steps.values())
 
     def raise_failures(self) -> None:
         """Raise the error of a watch that has failed, if any."""
@@ -123,5 +135,5 @@ class Supervisor:
             if (restarts := status.get("restarts", 0)) > environment_restarts:
                 self.count("environment", restarts - environment_restarts)
                 environment_restarts = restarts
-            self.status[name] = dict(status)
+            self.note(name, status)
             await asyncio.sleep(WATCH_INTERVAL_S)

@@ -21,7 +21,7 @@ from actors.trajectory import TrajectoryBatch
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.learner import learner_setup, start_learner
-from cluster.run.collection import Collector, StreamCollector, SynchronousCollector
+from cluster.run.collection import Collector, StreamCollector, SynchronousCollector, worker_statuses
 from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
 from cluster.run.run_folder import RunFolder
 from cluster.run.scoring_stage import ScoringStage, load_scm, make_scoring_pool, pretrain_scm, save_scm
@@ -75,7 +75,7 @@ class System:
         self.stream = (
             ray.remote(TrajectoryStream)
             .options(num_cpus=0, max_concurrency=STREAM_CONCURRENCY)
-            .remote(config.rollout.stream_bytes, (1 + config.max_policy_lag) * config.training.steps_per_update)
+            .remote(config.rollout.stream_bytes, 0)  # training episodes begin with the first batch that is collected
         )
         self.workers = start_rollout_workers(config, list(self.servers.values()), self.stream)
         #: Held while the learner's weights are between two versions: from an update's beginning until it is published.
@@ -204,6 +204,14 @@ class System:
             "sync_check/mean_difference": float(differences.mean()),
             "sync_check/kl": float(np.mean(np.expm1(log_ratio) - log_ratio)),
         }
+
+    async def steps_taken(self) -> int:
+        """Steps that environments have made in training episodes since the start, whatever became of them. Of a worker
+        that died, those up to its last status, which the supervisor asks for every second."""
+        for index, status in enumerate(await worker_statuses(self.workers)):
+            if status is not None:
+                self.supervisor.note(f"rollout worker {index}", status)
+        return self.supervisor.training_steps
 
     def scoring_recoveries(self) -> dict[str, int]:
         """Scorers and SCM trainers that were replaced since the start, by kind."""

@@ -1,16 +1,23 @@
-"""Wait for Ray calls: every wait has a deadline, and its error names what was waited for."""
+"""Wait for Ray calls: every wait has a deadline, and its error names what was waited for.
+
+One short operation is bounded as a whole (`answer`). Work of any length is bounded in silence (`while_progressing`).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.errors import DeadlineExceeded
 
+Result = TypeVar("Result")
+
+#: Time between two looks at the progress of long work, seconds.
+PROGRESS_POLL_S = 1.0
 #: Time between two calls to an actor that Ray is restarting, seconds.
 RESTART_POLL_S = 0.5
 
@@ -49,3 +56,28 @@ async def answers(references: Sequence[Any], deadline_s: float, what: str) -> li
         late = sum(not task.done() or task.cancelled() for task in tasks)
         share = f" ({late} of {len(tasks)} did not answer)" if len(tasks) > 1 else ""
         raise DeadlineExceeded(f"{what} did not finish within {deadline_s:.0f} s{share}") from None
+
+
+async def while_progressing(
+    work: Coroutine[Any, Any, Result], progress: Callable[[], Awaitable[Any]], silence_s: float, what: str
+) -> Result:
+    """The result of `work`, however long it takes. Raises `DeadlineExceeded` that names `what` once `progress()` has
+    returned the same value for `silence_s` seconds; and what `work` or `progress` raise."""
+    task = asyncio.create_task(work)
+    started = last = time.monotonic()
+    seen = None
+    try:
+        while True:
+            done, _ = await asyncio.wait({task}, timeout=min(PROGRESS_POLL_S, silence_s / 4))
+            if done:
+                return task.result()
+            asked = time.monotonic()
+            now = await progress()
+            if now != seen:
+                last, seen = (started if seen is None else asked), now
+            elif asked - last > silence_s:
+                raise DeadlineExceeded(
+                    f"{what}: no progress for {asked - last:.1f} s, {asked - started:.1f} s after the call"
+                )
+    finally:
+        task.cancel()

@@ -26,7 +26,19 @@ class Metric:
 
 _RUN = (
     Metric("update", "update", "count", "Policy updates so far; row 0 is the evaluation before training."),
-    Metric("environment_steps", "environment steps", "count", "Steps trained on so far."),
+    Metric(
+        "environment_steps",
+        "environment steps",
+        "count",
+        "Steps that environments made in training episodes so far, also of episodes dropped, cut off or unfinished.",
+    ),
+    Metric("steps/trained", "steps trained on", "count", "Of these, steps trained on so far."),
+    Metric(
+        "steps/dropped",
+        "steps dropped",
+        "count",
+        "Of these, steps not trained on so far, since older than `max_policy_lag`.",
+    ),
     Metric("recoveries", "recoveries", "count", "Restarts of processes so far, of all kinds."),
     Metric("failures/*", "failed episodes", "count",
            "Episodes that failed for this reason since their rollout worker started, also those without a whole step."),
@@ -176,9 +188,10 @@ _CALIBRATION = (
 
 _FLOW = (
     Metric("lag/mean", "lag, mean", "number",
-           "Mean number of versions between the weights that sampled a step and those trained."),
+           "Mean number of versions between the weights that sampled a step trained on and those trained."),
     Metric("lag/max", "lag, largest", "count", "Largest such lag."),
-    Metric("lag/dropped_steps", "steps too old", "count", "Steps dropped, since older than `max_policy_lag`."),
+    Metric("lag/dropped_steps", "steps too old", "count",
+           "Steps of episodes dropped for this update: every step is older than `max_policy_lag`."),
     Metric("queue/steps", "queue, steps", "count", "Steps waiting for the learner."),
     Metric("queue/episodes", "queue, episodes", "count", "Episodes waiting for the learner."),
     Metric("queue/bytes", "queue", "bytes", "Bytes waiting for the learner."),

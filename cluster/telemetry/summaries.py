@@ -82,10 +82,18 @@ def policy_calibration(batch: TrajectoryBatch) -> dict[str, float]:
     }
 
 
-def lag_metrics(batch: TrajectoryBatch, version: int) -> dict[str, float]:
-    """Policy lag of the steps: `version` (the one being trained) minus the version of a step's oldest token."""
+def lag_metrics(batch: TrajectoryBatch, version: int, limit: int | None) -> dict[str, float]:
+    """Policy lag of the steps trained on: `version` (the one being trained) minus the version of a step's oldest token.
+    limit: steps with a larger lag give context only; None: all are trained on. `steps/trained` and `steps/dropped`
+    count both kinds."""
     lag = version - batch.behaviour_versions()
-    return {"lag/mean": _mean(lag), "lag/max": float(lag.max(initial=0))}
+    trained = lag if limit is None else lag[lag <= limit]
+    return {
+        "lag/mean": _mean(trained),
+        "lag/max": float(trained.max(initial=0)),
+        "steps/trained": float(len(trained)),
+        "steps/dropped": float(len(lag) - len(trained)),
+    }
 
 
 def _mean(values: np.ndarray) -> float:

@@ -223,6 +223,7 @@ def test_an_evaluation_whose_environments_keep_failing_says_how_many_it_lacks() 
     assert bad and result.failed == len(HELD_OUT) - len(played) > 0
     assert set(ends(result.episodes)) <= {"terminated", "truncated"}
     assert status["failures"] == {"died": 3 * result.failed}  # each was tried three times
+    assert status["steps"] >= len(result.episodes) and status["training_steps"] == 0
     check_whole(result.episodes)
 
 
@@ -244,6 +245,7 @@ def test_collect_goes_on_with_the_environments_that_work_and_ends_broken_episode
     lost = np.flatnonzero(batch.column("end_reason") == "environment_died")
     assert "please die" not in set(batch.column("utterance")[lost])  # the step that killed it is not in it
     assert status["restarts"] >= 1
+    assert status["training_steps"] == len(batch)
 
 
 # ---------------------------------------------------------------- free-running
@@ -292,6 +294,8 @@ def test_evaluation_goes_ahead_of_training_also_while_a_full_stream_holds_traini
         held = (await stream.status())["episodes"]
         result = await asyncio.wait_for(worker.evaluate(list(HELD_OUT), 0.0), 20)
         assert 1 <= held <= 3 and (await stream.status())["episodes"] == held
+        status = await worker.status()  # training was held up, so what it made is what the stream holds
+        assert status["training_steps"] == status["steps"] - len(result.episodes) == (await stream.status())["steps"]
         # And training goes on where it was held up.
         check_whole(TrajectoryBatch.concatenate(await received(stream, 6)))
         return result

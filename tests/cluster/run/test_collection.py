@@ -1,4 +1,5 @@
-"""Batches from the workers: nothing too old, in an order that does not depend on who was first."""
+"""Batches from the workers: nothing too old, in an order that does not depend on who was first; and how long is waited
+for them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from actors.trajectory import TrajectoryBatch
 from cluster.config.files import validate
 from cluster.errors import CosoError, DeadlineExceeded
 from cluster.run import collection
-from cluster.run.collection import StreamCollector, SynchronousCollector, drop_stale
+from cluster.run.collection import StreamCollector, SynchronousCollector
+from cluster.telemetry.summaries import episode_returns
 from tests.actors.episodes import episode
 
 
@@ -34,32 +36,12 @@ class Remote:
 # ---------------------------------------------------------------- old data
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    versions=st.lists(
-        st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=3), min_size=1, max_size=3), min_size=0, max_size=5
-    ),
-    oldest=st.integers(-1, 6),
-)
-def test_exactly_the_episodes_with_a_token_that_is_too_old_are_dropped(
-    versions: list[list[list[int]]], oldest: int
-) -> None:
-    batches = [
-        episode(f"e{number}", [1.0] * len(steps), versions=steps, image=b"png") for number, steps in enumerate(versions)
-    ]
-    fresh = [f"e{number}" for number, steps in enumerate(versions) if min(min(spans) for spans in steps) >= oldest]
-    kept = drop_stale(TrajectoryBatch.concatenate(batches), oldest)
-    expected = TrajectoryBatch.concatenate([batch for batch in batches if batch.column("episode")[0] in fresh])
-    assert kept.steps.equals(expected.steps)
-    assert set(kept.steps["image"].to_pylist()) <= set(kept.images)
-
-
 def stream_collector(stream: TrajectoryStream, workers: list[Any], **settings_: Any) -> StreamCollector:
     config = validate(
         {
-            "training": {"steps_per_update": 4},
+            "training": {"steps_per_update": settings_.pop("steps_per_update", 4)},
             "max_policy_lag": settings_.pop("max_policy_lag", 1),
-            "rollout": {"stall_deadline_s": settings_.pop("stall_deadline_s", 20.0)},
+            "rollout": {"silence_deadline_s": settings_.pop("silence_deadline_s", 20.0)},
         }
     )
 
@@ -71,37 +53,71 @@ def stream_collector(stream: TrajectoryStream, workers: list[Any], **settings_: 
     return StreamCollector(config, workers, Handle())
 
 
-def test_the_stream_is_asked_for_more_until_enough_is_fresh_and_what_was_dropped_is_counted() -> None:
+async def deliver(stream: TrajectoryStream, environment: str, finished: TrajectoryBatch) -> None:
+    """Put an episode as an environment does, without waiting for the environment's next one."""
+    putting = asyncio.create_task(stream.put(environment, finished))
+    await asyncio.sleep(0)
+    putting.cancel()
+    await asyncio.gather(putting, return_exceptions=True)
+
+
+def test_the_freshest_come_first_and_what_was_dropped_is_counted_for_its_update() -> None:
     async def scenario() -> None:
         stream = TrajectoryStream(1 << 20, 100)
         # Update 5 makes version 5 out of data made by version 3 or later, where the lag may be 1.
         for name, version in [("old", 2), ("fresh", 3), ("older", 1), ("new", 4), ("next", 4)]:
-            await stream.put(name, episode(name, [0.0, 0.0], versions=[[version], [version]]))
-        batch, row = await stream_collector(stream, []).collect(5)
-        assert list(batch.column("episode")) == ["fresh", "fresh", "new", "new"]
+            await deliver(stream, name, episode(name, [0.0, 0.0], versions=[[version], [version]]))
+        collector = stream_collector(stream, [])
+        batch, row = await collector.collect(5)
+        assert list(batch.column("episode")) == ["new", "new", "next", "next"]
         assert row["lag/dropped_steps"] == 4
         assert row["queue/steps"] == 2 and row["queue/episodes"] == 1
+        await deliver(stream, "last", episode("last", [0.0] * 4, versions=[[5]] * 4))
+        batch, row = await collector.collect(6)
+        assert list(batch.column("episode")) == ["last"] * 4
+        assert row["lag/dropped_steps"] == 2  # "fresh", which no longer is
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-def test_a_stream_that_stays_dry_ends_with_what_is_missing_and_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collection, "STREAM_POLL_S", 0.05)
-
-    class Worker:
-        @staticmethod
-        async def _status() -> dict[str, Any]:
-            return {"failures": {"died": 3}}
-
-        status = Remote(_status)
-
+def test_a_batch_holds_enough_steps_that_are_fresh() -> None:
     async def scenario() -> None:
         stream = TrajectoryStream(1 << 20, 100)
-        await stream.put("0-0", episode("only", [0.0]))
-        with pytest.raises(DeadlineExceeded) as error:
-            await stream_collector(stream, [Worker()], stall_deadline_s=0.2).collect(1)
-        for part in ("rollout.stall_deadline_s", "4 steps missing", "1 waiting", "'died': 3"):
-            assert part in str(error.value)
+        for name in "abc":
+            await deliver(stream, name, episode(name, [0.0] * 4, versions=[[1], [2], [3], [4]]))
+        batch, _ = await stream_collector(stream, []).collect(5)  # the oldest fresh version is 3
+        assert list(dict.fromkeys(batch.column("episode"))) == ["b", "c"] and len(batch) == 8
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 2**32), lag=st.integers(0, 3))
+def test_what_is_trained_on_succeeds_as_often_as_what_was_collected(seed: int, lag: int) -> None:
+    """2-step successes and 8-step failures that end at the same times: whether an episode succeeds says nothing about
+    its age when it ends. Every two steps of an environment the learner makes a version."""
+    draw = random.Random(seed)
+
+    async def scenario() -> None:
+        stream = TrajectoryStream(1 << 30, 10**6)
+        collector = stream_collector(stream, [], max_policy_lag=lag, steps_per_update=1)
+        collected, trained = [], []
+        for update in range(10, 16):
+            oldest = update - 1 - lag
+            endings = [(age, length) for age in range(lag + 3) for length in (2, 8)]
+            draw.shuffle(endings)
+            for age, length in endings:
+                last = update - 1 - age  # the version that sampled its last step
+                versions = [[last - (length - 1 - step) // 2] for step in range(length)]
+                rewards = [0.0] * (length - 1) + [float(length == 2)]
+                collected.append(episode(f"{update}-{age}-{length}", rewards, versions=versions))
+                await deliver(stream, f"{age}-{length}", collected[-1])
+            await stream.take(10**6, 0.0, oldest)
+            while (await stream.status())["steps"]:
+                trained.append((await collector.collect(update))[0])
+        assert sum(len(batch.episode_slices()) for batch in trained) == 6 * 2 * (lag + 1)
+        of_trained, of_collected = map(TrajectoryBatch.concatenate, (trained, collected))
+        assert episode_returns(of_trained).mean() == episode_returns(of_collected).mean() == 0.5
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
@@ -119,12 +135,14 @@ def test_steps_are_made_only_for_updates_that_may_use_them(lag: int, updates: in
             allowed.append(ahead_steps)
 
         @staticmethod
-        async def _take(steps: int, wait_s: float) -> TrajectoryBatch:
+        async def _take(steps: int, wait_s: float, oldest_version: int) -> TrajectoryBatch:
             return episode("e", [0.0] * steps, versions=[[99]] * steps)
 
         @staticmethod
         async def _status() -> dict[str, float]:
-            return dict.fromkeys(("steps", "episodes", "bytes", "rss_bytes"), 0.0)
+            # Rollouts so slow that everything that may be used is needed.
+            zeros = dict.fromkeys(("steps", "episodes", "bytes", "dropped_steps", "episode_seconds", "rss_bytes"), 0.0)
+            return {**zeros, "steps_per_s": 1e-3}
 
         allow, take, status = Remote(_allow), Remote(_take), Remote(_status)
 
@@ -136,6 +154,7 @@ def test_steps_are_made_only_for_updates_that_may_use_them(lag: int, updates: in
 
     async def scenario() -> None:
         collector = StreamCollector(config, [], Handle())
+        collector.trained(1.0, 1.0)
         if resumed_at:
             await collector.published(resumed_at)
             assert allowed[-1] == 4 * usable_after(resumed_at, resumed_at)
@@ -235,20 +254,110 @@ def test_lock_step_batches_come_in_the_order_of_the_workers_and_hold_enough_step
 # ---------------------------------------------------------------- deadlines
 
 
-def test_a_worker_that_does_not_answer_is_named_with_its_deadline() -> None:
-    class Worker:
-        @staticmethod
-        async def _collect(update: int, steps: int) -> None:
-            await asyncio.sleep(3600)
+class BusyWorker:
+    """Makes a step every `step_s` seconds, and answers `collect`, `evaluate_batch` and `evaluate` after `answer_s`."""
 
-        collect = Remote(_collect)
+    def __init__(self, step_s: float, answer_s: float) -> None:
+        self._started, self._step_s, self._answer_s = time.monotonic(), step_s, answer_s
+        self.status = Remote(self._status)
+        self.collect = Remote(self._collect)
+        self.evaluate_batch = self.evaluate = Remote(self._evaluate)
+
+    async def _status(self) -> dict[str, Any]:
+        return {"steps": int((time.monotonic() - self._started) / self._step_s), "failures": {"died": 3}}
+
+    async def _collect(self, update: int, steps: int) -> TrajectoryBatch:
+        await asyncio.sleep(self._answer_s)
+        return episode("e", [0.0] * steps)
+
+    async def _evaluate(self, seeds: list[int], temperature: float) -> EvaluationResult:
+        await asyncio.sleep(self._answer_s)
+        return EvaluationResult(TrajectoryBatch.concatenate(episode(f"e{s}", [1.0], seed=s) for s in seeds), 0)
+
+
+SILENT = {"step_s": 3600.0, "answer_s": 3600.0}
+#: Steps come far more often than the deadline of silence, and the whole takes several times as long.
+SLOW = {"step_s": 0.02, "answer_s": 1.5}
+DEADLINE = {"rollout": {"silence_deadline_s": 0.4}}
+
+
+def both_collectors(worker: BusyWorker) -> list[Any]:
+    return [SynchronousCollector(validate(DEADLINE), [worker]), StreamCollector(validate(DEADLINE), [worker], None)]
+
+
+def test_an_evaluation_may_take_longer_than_the_deadline_of_silence() -> None:
+    async def scenario() -> None:
+        for collector in both_collectors(BusyWorker(**SLOW)):
+            assert len((await collector.evaluate(range(3), 0.0)).episodes) == 3
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_an_evaluation_without_a_step_ends_and_says_for_how_long_nothing_happened() -> None:
+    async def scenario() -> None:
+        for collector in both_collectors(BusyWorker(**SILENT)):
+            with pytest.raises(
+                DeadlineExceeded,
+                match=r"rollout worker 0, evaluation \(rollout\.silence_deadline_s\): no progress for \d+\.\d s",
+            ):
+                await collector.evaluate(range(3), 0.0)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_lock_step_batch_may_take_longer_than_the_deadline_of_silence_and_a_silent_worker_is_named() -> None:
+    async def scenario() -> None:
+        batch, _ = await SynchronousCollector(validate(DEADLINE), [BusyWorker(**SLOW)]).collect(1)
+        assert len(batch) > 0
+        begun = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match=r"rollout worker 0, .*rollout\.silence_deadline_s.*no progress"):
+            await SynchronousCollector(validate(DEADLINE), [BusyWorker(**SILENT)]).collect(1)
+        assert time.monotonic() - begun < 10
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_stream_that_stays_dry_ends_with_what_is_missing_and_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collection, "STREAM_POLL_S", 0.05)
 
     async def scenario() -> None:
-        config = validate({"rollout": {"stall_deadline_s": 0.1}})
-        begun = time.monotonic()
-        with pytest.raises(DeadlineExceeded, match=r"rollout worker 0: .*rollout\.stall_deadline_s.*within 0 s"):
-            await SynchronousCollector(config, [Worker()]).collect(1)
-        assert time.monotonic() - begun < 10
+        stream = TrajectoryStream(1 << 20, 100)
+        await deliver(stream, "0-0", episode("only", [0.0]))
+        with pytest.raises(DeadlineExceeded) as error:
+            await stream_collector(stream, [BusyWorker(**SILENT)], silence_deadline_s=0.2).collect(1)
+        for part in ("batch of update 1", "rollout.silence_deadline_s", "1 of 4 steps", "ended", "'died': 3"):
+            assert part in str(error.value)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_a_batch_of_long_episodes_is_waited_for_while_steps_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collection, "STREAM_POLL_S", 0.05)
+
+    async def scenario() -> None:
+        stream = TrajectoryStream(1 << 20, 100)
+        collecting = asyncio.create_task(
+            stream_collector(stream, [BusyWorker(**SLOW)], silence_deadline_s=0.4).collect(1)
+        )
+        await asyncio.sleep(1.5)
+        await deliver(stream, "0-0", episode("long", [0.0] * 4))
+        assert len((await collecting)[0]) == 4
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_silence_of_rollouts_that_have_to_wait_for_the_learner_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collection, "STREAM_POLL_S", 0.05)
+
+    async def scenario() -> None:
+        stream = TrajectoryStream(1 << 20, 0)
+        collector = stream_collector(stream, [BusyWorker(**SILENT)], max_policy_lag=0, silence_deadline_s=0.2)
+        collecting = asyncio.create_task(collector.collect(2))  # made by version 1, which is not there yet
+        await asyncio.sleep(0.8)
+        assert not collecting.done()
+        await collector.published(1)
+        with pytest.raises(DeadlineExceeded, match="the batch of update 2"):
+            await collecting
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
 

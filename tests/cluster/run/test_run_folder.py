@@ -154,12 +154,35 @@ def begin_checkpoint(run: RunFolder, update: int) -> Path:
     return folder
 
 
+def test_a_checkpoint_of_the_version_that_counted_only_trained_steps_loads_with_them(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    run.checkpoint_path(5).mkdir(parents=True)
+    run.finish_checkpoint(Progress(5, 2560), keep=2)
+    path = run.checkpoint_path(5) / "progress.json"
+    values = json.loads(path.read_text())
+    del values["steps_trained"], values["steps_dropped"]
+    path.write_text(json.dumps(values))
+    progress = run.read_progress(5)
+    assert (progress.environment_steps, progress.steps_trained, progress.steps_dropped) == (2560, 2560, 0)
+
+
+def test_the_counts_of_steps_are_read_back_and_a_broken_file_is_named(tmp_path: Path) -> None:
+    run = create(tmp_path)
+    assert run.read_steps() == {}
+    steps = {1: {"taken": 200, "dropped": 0}, 12: {"taken": 2400, "dropped": 7}}
+    run.write_steps(steps)
+    assert run.read_steps() == steps
+    run.steps.write_text("{")
+    with pytest.raises(CosoError, match=r"steps\.json cannot be read: .*remove it to resume"):
+        run.read_steps()
+
+
 def test_a_checkpoint_counts_once_it_is_whole_and_gives_its_progress_back(tmp_path: Path) -> None:
     run = create(tmp_path)
     assert run.checkpoint_updates() == []
     begin_checkpoint(run, 5)
     assert run.checkpoint_updates() == []  # interrupted here, it is not there
-    progress = Progress(5, 2560, 12.5, 0.25, {"learner": 1, "policy server": 2})
+    progress = Progress(5, 2560, 12.5, 0.25, {"learner": 1, "policy server": 2}, steps_trained=2400, steps_dropped=90)
     run.finish_checkpoint(progress, keep=2)
     assert run.checkpoint_updates() == [5]
     assert run.read_progress(5) == progress

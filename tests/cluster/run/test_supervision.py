@@ -157,6 +157,22 @@ def test_environments_are_counted_by_what_each_worker_process_counts() -> None:
     run(scenario)
 
 
+def test_training_steps_are_summed_over_actors_and_over_the_processes_that_they_had() -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        first = Actor(*({"pid": 1, "training_steps": n} for n in (0, 4, 9)), {"pid": 2, "training_steps": 3})
+        second = Actor({"pid": 3, "training_steps": 5})
+        server = Actor({"pid": 4})
+        for index, (kind, actor) in enumerate((("worker", first), ("worker", second), ("server", server))):
+            supervisor.watch(kind, index, actor, 5.0)
+            await actor.seen(4)
+        assert supervisor.training_steps == 9 + 3 + 5
+        supervisor.note("worker 0", {"pid": 2, "training_steps": 8})  # asked for in between
+        supervisor.note("worker 0", {"pid": 2, "training_steps": 7})  # an older answer that comes later
+        assert supervisor.training_steps == 9 + 8 + 5
+
+    run(scenario)
+
+
 def test_more_recoveries_than_allowed_end_the_run_and_say_of_what() -> None:
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.watch("policy server", 0, Actor(*({"pid": number} for number in range(50))), 10.0)

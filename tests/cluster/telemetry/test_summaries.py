@@ -54,7 +54,8 @@ def test_nothing_but_failures_and_nothing_at_all_give_numbers_too() -> None:
     lost = episode_metrics(episode("lost", [1.0], end_reason="environment_died"), "x")
     assert lost["x/success"] == lost["x/return"] == 0.0 and lost["x/environment_failures"] == 1.0
     assert set(episode_metrics(TrajectoryBatch.empty(), "x").values()) == {0.0}
-    assert lag_metrics(TrajectoryBatch.empty(), 3) == {"lag/mean": 0.0, "lag/max": 0.0}
+    nothing = {"lag/mean": 0.0, "lag/max": 0.0, "steps/trained": 0.0, "steps/dropped": 0.0}
+    assert lag_metrics(TrajectoryBatch.empty(), 3, 1) == nothing
 
 
 @st.composite
@@ -110,11 +111,21 @@ def test_the_rates_are_what_counting_row_by_row_gives(batches: list[TrajectoryBa
 
 
 @settings(max_examples=30, deadline=None)
-@given(batches=episodes(), version=st.integers(9, 20))
-def test_lag_is_that_of_the_oldest_token_of_each_step(batches: list[TrajectoryBatch], version: int) -> None:
+@given(batches=episodes(), version=st.integers(9, 20), limit=st.none() | st.integers(0, 20))
+def test_lag_is_that_of_the_oldest_token_of_each_step_trained_on(
+    batches: list[TrajectoryBatch], version: int, limit: int | None
+) -> None:
     batch = TrajectoryBatch.concatenate(batches)
     lags = [version - min(span["version"] for span in row["policy_versions"]) for row in batch.steps.to_pylist()]
-    assert lag_metrics(batch, version) == pytest.approx({"lag/mean": np.mean(lags), "lag/max": max(lags)})
+    trained = [lag for lag in lags if limit is None or lag <= limit]
+    assert lag_metrics(batch, version, limit) == pytest.approx(
+        {
+            "lag/mean": np.mean(trained) if trained else 0.0,
+            "lag/max": max(trained, default=0),
+            "steps/trained": len(trained),
+            "steps/dropped": len(lags) - len(trained),
+        }
+    )
 
 
 @st.composite
