@@ -119,6 +119,27 @@ def test_each_mode_trains_and_scores_in_its_own_order(chat: ChatProcessor, token
         pool.close()
 
 
+def test_a_batch_of_the_log_that_the_scm_has_learned_is_not_learned_again(
+    chat: ChatProcessor, tokens: TokenFacts, tmp_path: Path
+):
+    """A checkpoint of update 1 in async mode: the SCM has learned batch 2 already, while the learner had not."""
+    pool = make_pool(chat, tokens)
+    try:
+        stage = ScoringStage(config_of(mode="async"), pool, chat)
+        for update in (1, 2):
+            stage.score(make_batch(chat), update)
+        save_scm(pool, tmp_path)
+        load_scm(pool, tmp_path)
+        _, row = stage.score(make_batch(chat), 2, replayed=True)
+        assert pool.version == 2 and "scm/loss" not in row and row["influence/mean"] > 0
+        _, row = stage.score(make_batch(chat), 3, replayed=True)  # logged after the checkpoint
+        assert pool.version == 3 and "scm/loss" in row
+        stage.score(make_batch(chat), 3)  # another batch 3: the run was killed before it logged the first
+        assert pool.version == 4
+    finally:
+        pool.close()
+
+
 def test_without_a_parser_the_run_goes_on_unless_its_estimator_parses(chat: ChatProcessor, tokens: TokenFacts):
     pool = make_pool(chat, tokens, parses=False)
     try:

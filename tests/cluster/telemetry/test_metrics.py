@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +131,7 @@ def test_an_evaluation_beside_training_joins_the_row_of_its_update(run: RunFolde
     assert read_metrics(run.metrics) == expected[:1]
 
 
-def test_a_resumed_run_continues_its_wandb_run(
-    tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_continues_its_wandb_run(tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     # wandb is an optional dependency that needs an account; what matters here is the id that it is given.
     given = []
     wandb = types.ModuleType("wandb")
