@@ -26,8 +26,10 @@ CERTAIN = 0.9
 LEAST_TOKENS = 16
 #: By precision: tolerance of the mean difference where the config has none. Differences of rounding are far below it.
 TOLERANCES = {"float32": 0.02, "bfloat16": 0.2}
-#: The weights have moved if the answers of the version before differ by more than this share of the tolerance.
+#: The weights have moved if the answers of the version before differ by more than this share of the tolerance, and by
+#: more than so many times the rounding, which is the smallest mean difference of a check so far.
 MOVED_SHARE = 0.25
+MOVED_ROUNDINGS = 4.0
 #: A fit that is at least this share of the version before's is not better.
 NO_BETTER = 0.8
 
@@ -45,6 +47,7 @@ class SyncCheck:
         self._before: list[GenerationRequest] = []
         self._answers_before: list[Generation] = []  # to `_before`, in the check before; [] after a resume
         self._chosen: list[GenerationRequest] = []
+        self._rounding = np.inf  # nats
 
     def choose(self, batch: TrajectoryBatch) -> None:
         """Take the prompts of the batch's least certain answers; those that were chosen last become the earlier ones.
@@ -108,14 +111,15 @@ class SyncCheck:
         if self._answers_before:
             before = self._fit(engine[new:], logprobs[new:])["mean_difference"]
             now = self._fit(engine[:again], logprobs[:again])["mean_difference"]
-            moved = before * self._temperature > MOVED_SHARE * self._tolerance
-            if moved and now >= NO_BETTER * before:
+            floor = max(MOVED_SHARE * self._tolerance / self._temperature, MOVED_ROUNDINGS * self._rounding)
+            if before > floor and now >= NO_BETTER * before:
                 raise CosoError(
                     f"{server} fits weights version {version} no better than its answers of the check before do: its "
                     f"log-probabilities are {now:.4f} away from the learner's in the mean, the earlier ones "
                     f"{before:.4f}. It has not loaded the new weights."
                 )
             present["previous_difference"] = before
+        self._rounding = min(self._rounding, present["mean_difference"])
         self._answers_before = list(answers[again:])
         return {f"sync_check/{name}": value for name, value in present.items()}
 

@@ -115,6 +115,15 @@ def test_weights_that_hardly_moved_are_no_reason_to_stop() -> None:
         ask(check, policy, policy, noise=1e-4)
 
 
+def test_coarse_rounding_is_not_taken_for_a_stale_engine() -> None:
+    """A bfloat16 engine whose rounding is near what the weights move, and much of the tolerance."""
+    check, policy = make_check(), Policy.random(8)
+    for seed in range(6):
+        row = ask(check, policy, policy, noise=0.03)
+        policy = policy.step(0.01, seed)
+    assert 0.3 < row["sync_check/mean_difference"] / row["sync_check/previous_difference"] < 1
+
+
 def test_one_far_token_does_not_decide_but_many_do_and_the_temperature_scales() -> None:
     policy = Policy.random(5)
     stale = policy.step(0.02, 6)  # in logits, so in log-probabilities twice as much
