@@ -165,9 +165,9 @@ async def _controlled(
     try:
         controller = Controller(config, run, system, progress, writer, console)
         await system.supervisor.guard(controller.run())
-        if not controller.last_evaluation:  # resumed after the last update, before the summary
-            await controller.evaluate()
-        final = controller.last_evaluation
+        if not controller.evaluations.last:  # resumed after the last update, before the summary
+            await controller.evaluations.measure(progress.update)
+        final = controller.evaluations.last
         recoveries = {kind: number for kind, number in system.supervisor.recoveries.items() if number}
         return {
             "success_before": progress.success_before,

@@ -20,10 +20,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from actors.rollouts.episode import EVALUATION_SEED_BASE
 from actors.trajectory import TrajectoryBatch, TrajectoryLog
 from cluster.config.run_config import RunConfig
-from cluster.errors import CosoError
+from cluster.run.evaluation import Evaluations
 from cluster.run.run_folder import Progress, RunFolder
 from cluster.run.system import System
 from cluster.telemetry.console import Console
@@ -32,9 +31,6 @@ from cluster.telemetry.summaries import episode_metrics, lag_metrics
 from learner.group import LearnerFailed
 
 Metrics = dict[str, float]
-
-#: How often the wait for an evaluation looks whether it can still finish, seconds.
-EVALUATION_POLL_S = 1.0
 
 
 class Controller:
@@ -60,11 +56,8 @@ class Controller:
         self._started = time.monotonic() - progress.wall_seconds
         self._checkpointed = progress.update
         self._busy_before: Metrics = {}
-        self._evaluation: asyncio.Task[Metrics] | None = None  # under way, of version `progress.update`
-        self._evaluation_lost = False  # a version's evaluation was given up, so the next version is evaluated
-        self._server_restarts = 0  # when the evaluation under way began
         self._last_checkpoint: Metrics = {}  # for the next row, since a row is written before its checkpoint
-        self.last_evaluation: Metrics = {}
+        self.evaluations = Evaluations(config, system, console)
 
     async def run(self) -> None:
         """Train up to the last update. If this raises, logged batches and checkpoints remain."""
@@ -72,8 +65,7 @@ class Controller:
             await self._train()
             await self._finish_evaluation(learner_is_ahead=False)
         finally:
-            if self._evaluation is not None:
-                self._evaluation.cancel()
+            self.evaluations.cancel()
 
     async def _train(self) -> None:
         await self._begin()
@@ -94,8 +86,8 @@ class Controller:
             self._progress.update = update
             self._progress.environment_steps += len(batch)
             self._system.supervisor.progressed()
-            if self._evaluation_lost or self._due(update, self._config.training.evaluate_every):
-                row |= await self._start_evaluation()
+            if self.evaluations.lost or self._due(update, self._config.training.evaluate_every):
+                row |= await self.evaluations.start(update)
             row |= self._last_checkpoint
             self._last_checkpoint = {}
             row |= self._machine_metrics(row, batch, time.monotonic() - started)
@@ -118,8 +110,8 @@ class Controller:
         await self._system.start_rollouts(version)
         due = version == 0 or self._due(version, self._config.training.evaluate_every)
         evaluated = {row["update"] for row in read_metrics(self._run.metrics) if "evaluation/success" in row}
-        if due and version not in evaluated and (row := await self._start_evaluation()):
-            self._write(row)
+        if due and version not in evaluated:
+            self._write_evaluation(await self.evaluations.start(version))
 
     def _prepare_ahead(self, update: int) -> Awaitable[tuple[TrajectoryBatch, Metrics]]:
         """Start preparing a batch. In sync mode nothing runs before it is awaited."""
@@ -184,65 +176,22 @@ class Controller:
         every = self._config.weight_sync.check_every
         return bool(every) and version % every == 0
 
-    # ---------------------------------------------------------------- evaluation
-
-    async def _start_evaluation(self) -> Metrics:
-        """In sync mode, evaluate and return the figures. In async mode, start the evaluation of the present version;
-        `_finish_evaluation` writes its figures."""
-        self._evaluation_lost = False
-        if not self._system.collector.overlaps:
-            return await self.evaluate()
-        self._evaluation = asyncio.create_task(self.evaluate())
-        self._server_restarts = self._system.supervisor.recoveries["policy server"]
-        return {}
-
     async def _finish_evaluation(self, learner_is_ahead: bool) -> Metrics:
         """Wait for the evaluation under way, since the next weights must not change what it measures, and write its
-        figures as a row of the version that it measured. Returns how long that took.
-
-        learner_is_ahead: the learner has the next version already. Then a server that restarts cannot be sent the
-        evaluated one where weights are broadcast; the evaluation is given up, and the next version evaluated.
-        """
-        if (evaluation := self._evaluation) is None:
-            return {}
+        figures as a row of the version that it measured. Returns how long that took."""
         row: Metrics = {}
-        self._stage(f"waiting for the evaluation of version {self._progress.update}")
         with _timed(row, "time/evaluation_wait"):
-            while not (await asyncio.wait({evaluation}, timeout=EVALUATION_POLL_S))[0]:
-                restarts = self._system.supervisor.recoveries["policy server"]
-                if learner_is_ahead and self._system.broadcasts and restarts > self._server_restarts:
-                    evaluation.cancel()
-                    self._evaluation, self._evaluation_lost = None, True
-                    self._console.message(
-                        f"a policy server restarted while version {self._progress.update} was evaluated and cannot be "
-                        "sent it again: the next version is evaluated instead"
-                    )
-                    return row
-        self._evaluation = None
-        self._write(evaluation.result())
-        return row
+            figures = await self.evaluations.finish(learner_is_ahead)
+        self._write_evaluation(figures)
+        return row if figures else {}
 
-    async def evaluate(self) -> Metrics:
-        """Success of the current policy on the held-out seeds, which are the same for all runs. Raises `CosoError`
-        unless one version, the last one published, made every answer."""
-        version = self._progress.update
-        training = self._config.training
-        self._stage(f"evaluating on {training.evaluation_episodes} held-out episodes")
-        seeds = range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + training.evaluation_episodes)
-        row: Metrics = {}
-        with _timed(row, "time/evaluate"):
-            result = await self._system.collector.evaluate(seeds, training.evaluation_temperature)
-        if not len(result.episodes):
-            raise CosoError(f"evaluation has no episodes: the environments of all {len(seeds)} failed")
-        row |= episode_metrics(result.episodes, "evaluation")
-        row["evaluation/environment_failures"] += result.failed
-        spans = result.episodes.steps["policy_versions"].to_pylist()
-        if others := {span["version"] for of_step in spans for span in of_step} - {version}:
-            raise CosoError(f"the evaluation of version {version} has answers of the versions {sorted(others)}")
-        if version == 0:
-            self._progress.success_before = row["evaluation/success"]
-        self.last_evaluation = row
-        return row
+    def _write_evaluation(self, figures: Metrics) -> None:
+        """Write a row of the present version's evaluation, if there are figures."""
+        if not figures:
+            return
+        if self._progress.update == 0:
+            self._progress.success_before = figures["evaluation/success"]
+        self._write(figures)
 
     async def _checkpoint(self) -> None:
         """Write learner, SCM and progress, so that `resume` continues the run exactly."""

@@ -18,7 +18,7 @@ from actors.trajectory import PngEncoder, TrajectoryBatch
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
-from cluster.run import controller as controller_module
+from cluster.run import evaluation
 from cluster.run.controller import Controller
 from cluster.run.run_folder import Progress, RunFolder
 from cluster.run.supervision import Supervisor
@@ -167,7 +167,7 @@ def test_where_weights_are_broadcast_a_lost_version_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server restarts while version 0 is evaluated and version 1 is learned: nobody can send it version 0."""
-    monkeypatch.setattr(controller_module, "EVALUATION_POLL_S", 0.01)
+    monkeypatch.setattr(evaluation, "POLL_S", 0.01)
     config = validate({"folder": str(tmp_path), "name": "run", "entropy": {"mode": "none"}, "training": {"updates": 2}})
 
     def lossy(stages: Stages) -> None:
