@@ -121,21 +121,31 @@ class ProbedEngine:
     """A live engine and the learner's weights, as the controller's sync check sees them."""
 
     def __init__(self, server: LiveServer, tiny_vlm: Path, folder: Path) -> None:
-        from learner.publish import SharedMemoryPublisher
-
         config = validate({"rollout": {"temperature": 1.0, "max_new_tokens": 24}})
         self.server, self.folder, self.tiny_vlm = server, folder, tiny_vlm
         self.check = SyncCheck(config)
-        self.publisher = SharedMemoryPublisher(f"test-{folder.name}", folder)
+        self.publishers: list[Any] = []
 
     def reference(self, seed: int | None) -> Reference:
         """The weights of the model's folder, or those moved by an update."""
         reference = Reference(self.tiny_vlm)
         return reference if seed is None else reference.perturb(seed)
 
+    def publish(self, version: int, weights: list[tuple[str, Any]]) -> Any:
+        """By a publisher of its own, since one publisher refuses to leave tensors out."""
+        from learner.publish import SharedMemoryPublisher
+
+        name = f"test-{self.folder.name}-{len(self.publishers)}"
+        self.publishers.append(SharedMemoryPublisher(name, self.folder))
+        return self.publishers[-1].publish(version, weights)
+
     def load(self, weights: list[tuple[str, Any]]) -> tuple[Any, Any]:
-        update = self.publisher.publish(self.server.next_version(), weights)
+        update = self.publish(self.server.next_version(), weights)
         return update, self.server.sync(update)
+
+    def close(self) -> None:
+        for publisher in self.publishers:
+            publisher.close()
 
     def judge(self, learner: Reference) -> dict[str, float]:
         if not self.check.requests:
@@ -176,7 +186,7 @@ def test_a_load_that_was_skipped_partial_or_left_a_cache_stale_stops_the_run(
     assert probed.judge(old)["sync_check/mean_difference"] < 1e-3
 
     # Skipped: the server reports success, but its engine has the weights and checksums of before.
-    published = probed.publisher.publish(policy_server.last_version + 1, new.weights())
+    published = probed.publish(policy_server.last_version + 1, new.weights())
     with pytest.raises(WeightTransferError, match="did not load weights version .* tensors are missing or differ"):
         check_received(published, report.checksums, "policy server 0")
     with pytest.raises(CosoError, match="stale"):
@@ -203,7 +213,7 @@ def test_a_load_that_was_skipped_partial_or_left_a_cache_stale_stops_the_run(
     _, report = probed.load(new.weights())
     row = probed.judge(new)
     assert row["sync_check/mean_difference"] < 1e-3 < row["sync_check/previous_difference"]
-    probed.publisher.close()
+    probed.close()
 
 
 def test_a_server_refuses_weights_that_are_not_those_announced(tmp_path: Path) -> None:
