@@ -84,13 +84,13 @@ class WeightSyncSettings(Section):
     deadline_s: PositiveFloat = Field(120.0, description="Deadline for every server to swap, seconds.")
     check_every: Count = Field(
         1,
-        description="After every n-th swap, compare a live engine's log-probabilities on one prompt with the "
-        "learner's; 0: never.",
+        description="After every n-th swap, compare a live engine's log-probabilities with the learner's, at the "
+        "least certain tokens of answers to some prompts of the last batch; 0: never.",
     )
-    check_tolerance: PositiveFloat = Field(
-        0.2,
-        description="Largest |difference| of a log-probability in that check before the run stops (bfloat16 "
-        "engines differ by about 0.01; a stale weight by 0.5 or more).",
+    check_tolerance: PositiveFloat | None = Field(
+        None,
+        description="Largest mean |difference| of a log-probability × `rollout.temperature` in that check, and "
+        "largest KL(engine ‖ learner) × its square, before the run stops. null: 0.02 in float32, 0.2 in bfloat16.",
     )
 
     def transport_for(self, *, on_gpus: bool, nodes: int) -> Transport:

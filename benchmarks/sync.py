@@ -59,7 +59,7 @@ async def measure(model: str, transport: str, run_folder: Path) -> dict[str, Any
     from actors.images import PngEncoder
     from cluster.config.files import load_config
     from cluster.launch.ray_runtime import ray_session
-    from cluster.run.run_folder import RunFolder
+    from cluster.run.run_folder import Progress, RunFolder
     from cluster.run.system import System
 
     class Quiet:
@@ -79,7 +79,7 @@ async def measure(model: str, transport: str, run_folder: Path) -> dict[str, Any
     run = RunFolder.create(config)
     image, png = PngEncoder().encode(PICTURE)
     with ray_session(config) as temporary:
-        system = await System.start(config, run, 0, temporary, Quiet())
+        system = await System.start(config, run, Progress(), temporary, Quiet())
         try:
             (server,) = system.servers.values()
             request = GenerationRequest("Move to the target.", image, png, 0.0, 1)

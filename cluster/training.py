@@ -31,20 +31,30 @@ def train(config: RunConfig, overwrite: bool = False) -> Summary:
 
 
 def resume(path: Path, updates: int | None = None) -> Summary:
-    """Continue the run in `path` from its last checkpoint, or from the beginning if it has none. Raises `CosoError`."""
+    """Continue the run in `path` from its last checkpoint, or from the beginning if it has none.
+
+    updates: extend the run to so many; the run folder's config keeps it for every later resume. Raises `CosoError`.
+    """
     run = RunFolder.open_existing(path)
     config = run.config()
-    if updates is not None:
-        values = config.model_dump()
-        values["training"]["updates"] = max(updates, config.training.updates)
-        config = validate(values)
     require_environment(config.environment.id)
     run.lock()
+    if updates is not None and updates > config.training.updates:
+        config = extended(config, updates)
+        run.write_config(config)
     checkpoints = run.checkpoint_updates()
     progress = run.read_progress(checkpoints[-1]) if checkpoints else Progress()
     if progress.update >= config.training.updates and run.summary.exists():
         raise CosoError(f"{path} is complete ({progress.update} updates); train further with --updates N")
     return _run(config, run, progress)
+
+
+def extended(config: RunConfig, updates: int) -> RunConfig:
+    """The config with `updates` updates. The schedules keep their horizon, so no update's learning rate changes."""
+    values = config.model_dump()
+    values["learner"]["schedule_updates"] = config.learner.schedule_updates or config.training.updates
+    values["training"]["updates"] = updates
+    return validate(values)
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
@@ -151,14 +161,13 @@ async def _controlled(
     from cluster.run.system import System
 
     started = time.monotonic()
-    system = await System.start(config, run, progress.update, temporary, console)
+    system = await System.start(config, run, progress, temporary, console)
     try:
-        system.supervisor.recoveries.update(progress.recoveries)
         controller = Controller(config, run, system, progress, writer, console)
         await system.supervisor.guard(controller.run())
-        if not controller.last_evaluation:  # resumed after the last update, before the summary
-            await controller.evaluate()
-        final = controller.last_evaluation
+        if not controller.evaluations.last:  # resumed after the last update, before the summary
+            await controller.evaluations.measure(progress.update)
+        final = controller.evaluations.last
         recoveries = {kind: number for kind, number in system.supervisor.recoveries.items() if number}
         return {
             "success_before": progress.success_before,

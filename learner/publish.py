@@ -26,6 +26,7 @@ from actors.serving.weight_transfer import (
     Transport,
     WeightTransferError,
     WeightUpdate,
+    checksummed,
 )
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class SharedMemoryPublisher:
         from safetensors.torch import save_file
 
         name = f"{_file_prefix(self._run)}{version}.safetensors"
+        checksums: dict[str, int] = {}
+        named_tensors = checksummed(named_tensors, checksums)
         try:
             if (spare := self._spare_file(name)) is None:
                 tensors = _contiguous(named_tensors)
@@ -79,7 +82,7 @@ class SharedMemoryPublisher:
         except (OSError, SafetensorError) as error:
             aside.unlink(missing_ok=True)
             raise WeightTransferError(f"weights version {version} could not be written to {path}: {error}") from error
-        return WeightUpdate(version=version, transport="shared_memory", path=str(path))
+        return WeightUpdate(version=version, transport="shared_memory", path=str(path), checksums=checksums)
 
     def close(self) -> None:
         remove_weight_files(self._run, self._fallback_folder)
@@ -113,8 +116,10 @@ class ObjectStorePublisher:
         import ray
         from safetensors.torch import save
 
-        data = save(_contiguous(named_tensors))
-        return WeightUpdate(version=version, transport="object_store", ref=ray.put(np.frombuffer(data, np.uint8)))
+        checksums: dict[str, int] = {}
+        data = save(_contiguous(checksummed(named_tensors, checksums)))
+        reference = ray.put(np.frombuffer(data, np.uint8))
+        return WeightUpdate(version=version, transport="object_store", ref=reference, checksums=checksums)
 
     def close(self) -> None:
         """Ray frees each object when nobody refers to it any more."""
@@ -157,6 +162,8 @@ class CollectivePublisher:
         """Announce what the next `send` will broadcast."""
         if self._group is None:
             raise WeightTransferError("the learner is not connected to the policy servers")
+        checksums: dict[str, int] = {}
+        named_tensors = checksummed(named_tensors, checksums)
         tensors = _contiguous(named_tensors, device="cpu" if self._transport == "gloo" else None)
         self._outgoing = list(tensors.values())
         return WeightUpdate(
@@ -165,6 +172,7 @@ class CollectivePublisher:
             names=tuple(tensors),
             dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in self._outgoing),
             shapes=tuple(tuple(tensor.shape) for tensor in self._outgoing),
+            checksums=checksums,
         )
 
     def send(self) -> None:

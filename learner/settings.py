@@ -35,6 +35,11 @@ class LearnerSettings(Section):
     learning_rate: PositiveFloat = Field(1e-5, description="Start of the schedule.")
     final_learning_rate: NonNegative = Field(1e-9, description="End of the schedule.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Course of the learning rate.")
+    schedule_updates: PositiveInt | None = Field(
+        None,
+        description="Updates that the schedules of learning rate and entropy target span; later ones stay at the end. "
+        "null: `training.updates`. `coso resume --updates` fixes it, so that no update's rate changes.",
+    )
     value_learning_rate: PositiveFloat | None = Field(
         None, description="Learning rate of the value head; null: that of the policy."
     )

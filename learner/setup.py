@@ -32,7 +32,7 @@ class LearnerSetup:
     algorithm: AlgorithmSettings
     entropy: EntropySettings
     temperature: float  # of the distribution that was sampled from
-    total_updates: int  # that the schedule spans
+    total_updates: int  # that the schedules span; there may be more
     max_policy_lag: int | None  # steps of older versions give context only; None: all are trained on
     seed: int
     publishing: PublishTarget | None = None  # None: a learner without policy servers (warm start)

@@ -21,8 +21,10 @@ def metrics_markdown() -> str:
         "Generated from `cluster/telemetry/catalogue.py` by `make docs`; do not edit.",
         "",
         "`runs/NAME/metrics.jsonl` holds one JSON object per update, TensorBoard (and W&B where configured) the same",
-        "metrics. An update leaves out what it did not measure; values that are not finite are null. In `sync` mode,",
-        "two runs with the same seed agree in all metrics except time, speed, memory, queues, bytes and caches.",
+        "metrics. An update leaves out what it did not measure; values that are not finite are null. In `async` mode,",
+        "the evaluation of an update is one more object with the same `update`, which follows once it is over.",
+        "In `sync` mode, two runs with the same seed agree in all metrics except time, speed, memory, queues, bytes",
+        "and caches.",
         "",
     ]
     for title, metrics in SECTIONS.items():

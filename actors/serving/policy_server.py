@@ -30,6 +30,7 @@ from actors.serving.weight_transfer import (
     WeightUpdate,
     anonymous_file,
     check_readable,
+    check_received,
 )
 from actors.settings import ModelSettings, PolicyServerSettings
 
@@ -312,23 +313,26 @@ class PolicyServer:
         check_readable(update)
         if update.ref is not None:
             with anonymous_file(np.asarray(await update.ref)) as path:
-                return await self._swap(update.version, WeightTransferUpdateRequest(update_info={"path": path}))
+                return await self._swap(update, WeightTransferUpdateRequest(update_info={"path": path}))
         if update.path is not None:
-            return await self._swap(update.version, WeightTransferUpdateRequest(update_info={"path": update.path}))
+            return await self._swap(update, WeightTransferUpdateRequest(update_info={"path": update.path}))
         announcement = {
             "names": list(update.names),
             "dtype_names": list(update.dtypes),
             "shapes": [list(s) for s in update.shapes],
         }
-        return await self._swap(update.version, WeightTransferUpdateRequest(update_info=announcement))
+        return await self._swap(update, WeightTransferUpdateRequest(update_info=announcement))
 
-    async def _swap(self, version: int, request: Any) -> LoadReport:
-        started = time.monotonic()
+    async def _swap(self, update: WeightUpdate, request: Any) -> LoadReport:
+        version, started = update.version, time.monotonic()
         async with self._paused():
             try:
                 await self._engine.start_weight_update()
                 await self._engine.update_weights(request)
                 await self._engine.finish_weight_update(str(version))
+                checksums: list[Any] = await self._engine.collective_rpc("received_checksums")
+                for received in checksums:  # of each worker
+                    check_received(update, received, self._name)
             except Exception as error:
                 self._end_with_engine(error)
                 # Some of its weights are new and some old, so it must not answer again.
@@ -339,7 +343,7 @@ class PolicyServer:
                 raise self._broken from error
         self._version = version
         self._current.set()
-        return LoadReport(seconds=time.monotonic() - started, version=version)
+        return LoadReport(seconds=time.monotonic() - started, version=version, checksums=checksums[0])
 
 
 def _end_this_process(reason: str) -> None:

@@ -22,7 +22,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from actors.serving.weight_transfer import GlooGroup
+from actors.serving.weight_transfer import GlooGroup, checksummed
 
 BACKEND = "coso"
 
@@ -54,6 +54,8 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
     init_info_cls = GroupInfo
     update_info_cls = UpdateInfo
     _group: GlooGroup | None = None
+    #: Of the tensors of the last update that the model's loader was given.
+    received: dict[str, int]
 
     def init_transfer_engine(self, init_info: GroupInfo) -> None:
         """Connect to the learner and the other engines; an older group is dropped."""
@@ -67,12 +69,13 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+        self.received = {}
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         tensors = self._read(update_info.path) if update_info.path else self._receive(update_info)
         model: Any = self.model  # vLLM's models have load_weights, but their base class does not declare it
-        model.load_weights(tensors)
+        model.load_weights(checksummed(tensors, self.received))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -113,6 +116,13 @@ def _repack_tied_heads(model: Any) -> None:
 
 class WorkerExtension:
     """Mixed into vLLM's worker class."""
+
+    weight_transfer_engine: Any  # the worker's
+
+    def received_checksums(self) -> dict[str, int] | None:
+        """Checksums of the tensors that the last weight update gave to the model's loader; None with vLLM's own
+        backend."""
+        return getattr(self.weight_transfer_engine, "received", None)
 
     def unlink_own_semaphores(self) -> None:
         """Remove the names of this process's semaphores from shared memory; the semaphores keep working.

@@ -14,18 +14,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actors.settings import Transport
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 COLLECTIVE_TRANSPORTS = frozenset({"gloo", "nccl"})
+#: Positions within a tensor that its checksum tells apart.
+CHECKSUM_COLUMNS = 4096
 
 
 class WeightTransferError(RuntimeError):
@@ -43,6 +48,7 @@ class WeightUpdate:
     names: tuple[str, ...] = ()  # collectives: what is broadcast, in this order
     dtypes: tuple[str, ...] = ()  # collectives: torch dtype names, "float32"
     shapes: tuple[tuple[int, ...], ...] = ()  # collectives
+    checksums: Mapping[str, int] = field(default_factory=dict)  # of every tensor, see `tensor_checksum`
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class LoadReport:
 
     seconds: float  # how long it paused generation
     version: int
+    checksums: Mapping[str, int] | None = None  # of the tensors that the engine's loader was given; None with nccl
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,45 @@ class WeightRegistry:
     async def latest(self) -> WeightUpdate | None:
         """The update that servers should be serving; None before the first."""
         return self._latest
+
+
+def tensor_checksum(tensor: Tensor) -> int:
+    """A 64-bit sum over the tensor's elements as integers, each weighted by its position modulo `CHECKSUM_COLUMNS`.
+
+    It reads the memory once on the tensor's own device, and other dtypes or orders of the same numbers differ in it.
+    """
+    import torch
+
+    as_integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.detach().contiguous().reshape(-1).view(as_integers)
+    rows, rest = divmod(len(bits), CHECKSUM_COLUMNS)
+    columns = bits[: len(bits) - rest].reshape(rows, CHECKSUM_COLUMNS).sum(0, dtype=torch.int64)
+    columns[:rest] += bits[len(bits) - rest :]
+    return int((columns * torch.arange(1, CHECKSUM_COLUMNS + 1, device=columns.device)).sum())
+
+
+def checksummed(named_tensors: Iterable[tuple[str, Tensor]], checksums: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """The same pairs; writes the checksum of each into `checksums` as it passes."""
+    for name, tensor in named_tensors:
+        checksums[name] = tensor_checksum(tensor)
+        yield name, tensor
+
+
+def check_received(update: WeightUpdate, received: Mapping[str, int] | None, server: str) -> None:
+    """Raise `WeightTransferError` if a server's engine was not given exactly the tensors of `update`.
+
+    received: see `LoadReport.checksums`.
+    """
+    if received is None and update.transport == "nccl":
+        return  # vLLM's own backend, which does not tell
+    received = received or {}
+    wrong = [name for name, checksum in update.checksums.items() if received.get(name) != checksum]
+    wrong += [name for name in received if name not in update.checksums]
+    if wrong:
+        raise WeightTransferError(
+            f"{server} did not load weights version {update.version} as published: {len(wrong)} of "
+            f"{len(update.checksums)} tensors are missing or differ ({', '.join(wrong[:3])}{', …' * (len(wrong) > 3)})"
+        )
 
 
 @contextmanager

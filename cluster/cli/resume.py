@@ -12,7 +12,12 @@ from cluster.cli.arguments import RunPath, print_summary
 def resume(
     run: RunPath,
     updates: Annotated[
-        int | None, typer.Option(min=1, help="Total number of updates to reach, if more than configured.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Extend the run to so many updates in all; its config.yaml keeps the number. Beyond the old end the "
+            "learning rate stays where its schedule ended (learner.schedule_updates).",
+        ),
     ] = None,
 ) -> None:
     """Continue an interrupted run from its last checkpoint and its trajectory log."""

@@ -54,8 +54,11 @@ class ClusterSettings(Section):
         2.0, description="Logical CPUs that a local Ray offers per core. Above 1, since the stages take turns."
     )
     max_recoveries: Count = Field(
-        20, description="Restarts of servers, scorers, workers and learner after which the run gives up."
+        20,
+        description="Restarts of servers, scorers, workers and learner within `cluster.recovery_window_s` that a run "
+        "survives.",
     )
+    recovery_window_s: PositiveFloat = Field(3600.0, description="Time within which restarts are counted, seconds.")
 
 
 class RunConfig(Section):

@@ -15,7 +15,7 @@ def learner_setup(config: RunConfig, publishing: PublishTarget | None = None) ->
         algorithm=config.algorithm,
         entropy=config.entropy,
         temperature=config.rollout.temperature,
-        total_updates=config.training.updates,
+        total_updates=config.learner.schedule_updates or config.training.updates,
         max_policy_lag=config.max_policy_lag if config.mode == "async" else None,
         seed=config.seed,
         publishing=publishing,

@@ -2,10 +2,12 @@
 
 Update k trains on batch k and produces policy version k; version 0 is the model the run started from. In `sync` mode
 each stage waits for the one before it, and the seed determines the run. In `async` mode the batch of update k + 1 is
-collected and scored while the learner runs update k.
+collected and scored while the learner runs update k, and version k is evaluated while the learner runs update k + 1:
+version k + 1 is published once that evaluation is over. Its figures are a second row of update k in the metrics.
 
 Every batch is written to the run's log before training on it. If the learner or the driver dies, the batches since the
-last checkpoint are read back from the log and not collected again.
+last checkpoint are read back from the log and not collected again. A learner that fails twice in the same way without
+progress in between ends the run, and so does what is not finite (`learner.finite`), at once.
 """
 
 from __future__ import annotations
@@ -18,14 +20,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from actors.rollouts.episode import EVALUATION_SEED_BASE
 from actors.trajectory import TrajectoryBatch, TrajectoryLog
 from cluster.config.run_config import RunConfig
-from cluster.errors import CosoError
+from cluster.run.evaluation import Evaluations
 from cluster.run.run_folder import Progress, RunFolder
 from cluster.run.system import System
 from cluster.telemetry.console import Console
-from cluster.telemetry.metrics import MetricsWriter
+from cluster.telemetry.metrics import MetricsWriter, read_metrics
 from cluster.telemetry.summaries import episode_metrics, lag_metrics, policy_calibration
 from learner.group import LearnerFailed
 
@@ -58,10 +59,17 @@ class Controller:
         self._checkpointed = progress.update
         self._busy_before: Metrics = {}
         self._last_checkpoint: Metrics = {}  # for the next row, since a row is written before its checkpoint
-        self.last_evaluation: Metrics = {}
+        self.evaluations = Evaluations(config, system, console)
 
     async def run(self) -> None:
         """Train up to the last update. If this raises, logged batches and checkpoints remain."""
+        try:
+            await self._train()
+            await self._finish_evaluation(learner_is_ahead=False)
+        finally:
+            self.evaluations.cancel()
+
+    async def _train(self) -> None:
         await self._begin()
         upcoming = self._prepare_ahead(self._progress.update + 1)
         for update in range(self._progress.update + 1, self._config.training.updates + 1):
@@ -73,14 +81,16 @@ class Controller:
                 upcoming = self._prepare_ahead(update + 1)
             async with self._system.between_versions:
                 row |= await self._learn(update, batch)
+                row |= await self._finish_evaluation(learner_is_ahead=True)
                 row |= await self._publish(update)
             row |= await self._check_sync(update)
             if not self._system.collector.overlaps:
                 upcoming = self._prepare_ahead(update + 1)
             self._progress.update = update
             await self._count_steps(row)
-            if self._due(update, self._config.training.evaluate_every):
-                row |= await self.evaluate()
+            self._system.supervisor.progressed()
+            if self.evaluations.lost or self._due(update, self._config.training.evaluate_every):
+                row |= await self.evaluations.start(update)
             self._system.collector.trained(row.get("time/score", 0.0), time.monotonic() - started - row["time/wait"])
             row |= self._last_checkpoint
             self._last_checkpoint = {}
@@ -92,16 +102,20 @@ class Controller:
     # ---------------------------------------------------------------- stages
 
     async def _begin(self) -> None:
-        """Evaluate before the first update; or, in a resumed run, publish the checkpoint's weights to the servers."""
-        await self._system.start_rollouts(self._progress.update)
+        """Publish the checkpoint's weights in a resumed run, then let the rollouts start, then evaluate if that has not
+        been done."""
         if (version := self._progress.update) > 0:
             async with self._system.between_versions:
                 await self._publish(version)
+            for update in (version - 1, version):  # the batches that the check would know, had the run gone on
+                if self._check_is_due(version) and update in self._logged:
+                    self._system.probe_with(await asyncio.to_thread(self._log.read, update))
             await self._check_sync(version)
-            return
-        row = await self.evaluate()
-        self._progress.success_before = row["evaluation/success"]
-        self._write(row)
+        await self._system.start_rollouts(version)
+        due = version == 0 or self._due(version, self._config.training.evaluate_every)
+        evaluated = {row["update"] for row in read_metrics(self._run.metrics) if "evaluation/success" in row}
+        if due and version not in evaluated:
+            self._write_evaluation(await self.evaluations.start(version))
 
     def _prepare_ahead(self, update: int) -> Awaitable[tuple[TrajectoryBatch, Metrics]]:
         """Start preparing a batch. In sync mode nothing runs before it is awaited."""
@@ -125,7 +139,7 @@ class Controller:
         row |= episode_metrics(batch, "rollout") | policy_calibration(batch)
         if self._config.entropy.needs_influence:
             with _timed(row, "time/score"):
-                batch, scores = await asyncio.to_thread(self._system.score, batch)
+                batch, scores = await asyncio.to_thread(self._system.score, batch, update, replayed)
             row |= scores
             for kind, total in self._system.scoring_recoveries().items():
                 self._system.supervisor.count_total(kind, total)
@@ -139,7 +153,8 @@ class Controller:
 
     async def _learn(self, update: int, batch: TrajectoryBatch) -> Metrics:
         row: Metrics = {}
-        self._system.probe_with(batch)
+        if self._check_is_due(update):
+            self._system.probe_with(batch)
         self._stage(f"update {update}: training on {len(batch)} steps")
         limit = self._config.max_policy_lag if self._system.collector.overlaps else None
         row |= lag_metrics(batch, update - 1, limit)
@@ -159,26 +174,31 @@ class Controller:
     async def _check_sync(self, version: int) -> Metrics:
         """If it is due, compare a live engine's log-probabilities with the learner's."""
         row: Metrics = {}
-        every = self._config.weight_sync.check_every
-        if every and version % every == 0:
+        if self._check_is_due(version):
             with _timed(row, "time/sync_check"):
                 row |= await self._with_learner_async(lambda: self._system.check_sync(version), version)
         return row
 
-    async def evaluate(self) -> Metrics:
-        """Success of the current policy on the held-out seeds, which are the same for all runs."""
-        training = self._config.training
-        self._stage(f"evaluating on {training.evaluation_episodes} held-out episodes")
-        seeds = range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + training.evaluation_episodes)
+    def _check_is_due(self, version: int) -> bool:
+        every = self._config.weight_sync.check_every
+        return bool(every) and version % every == 0
+
+    async def _finish_evaluation(self, learner_is_ahead: bool) -> Metrics:
+        """Wait for the evaluation under way, since the next weights must not change what it measures, and write its
+        figures as a row of the version that it measured. Returns how long that took."""
         row: Metrics = {}
-        with _timed(row, "time/evaluate"):
-            result = await self._system.collector.evaluate(seeds, training.evaluation_temperature)
-        if not len(result.episodes):
-            raise CosoError(f"evaluation has no episodes: the environments of all {len(seeds)} failed")
-        row |= episode_metrics(result.episodes, "evaluation")
-        row["evaluation/environment_failures"] += result.failed
-        self.last_evaluation = row
-        return row
+        with _timed(row, "time/evaluation_wait"):
+            figures = await self.evaluations.finish(learner_is_ahead)
+        self._write_evaluation(figures)
+        return row if figures else {}
+
+    def _write_evaluation(self, figures: Metrics) -> None:
+        """Write a row of the present version's evaluation, if there are figures."""
+        if not figures:
+            return
+        if self._progress.update == 0:
+            self._progress.success_before = figures["evaluation/success"]
+        self._write(figures)
 
     async def _checkpoint(self) -> None:
         """Write learner, SCM and progress, so that `resume` continues the run exactly."""
@@ -208,8 +228,8 @@ class Controller:
             try:
                 return await call()
             except LearnerFailed as failure:
+                self._system.supervisor.failed("learner", str(failure))
                 self._console.message(f"{failure}; restarting the learner from update {self._checkpointed}")
-                self._system.supervisor.count("learner")
                 await asyncio.to_thread(self._restore_learner, trained)
 
     def _restore_learner(self, trained: int) -> None:
@@ -222,8 +242,8 @@ class Controller:
                     self._system.learner.update(self._log.read(update), update - 1)
                 return
             except LearnerFailed as failure:
+                self._system.supervisor.failed("learner", str(failure))
                 self._console.message(f"{failure}; restarting the learner again")
-                self._system.supervisor.count("learner")
 
     # ---------------------------------------------------------------- bookkeeping
 

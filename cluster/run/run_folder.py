@@ -1,7 +1,7 @@
 """`runs/NAME/`: the files of a run, from which a resumed run continues.
 
 config.yaml  metrics.jsonl  steps.json  tensorboard/  trajectories/  checkpoints/step_N/  report.html  summary.json
-logs/
+logs/  wandb_id (with Weights & Biases)
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class RunFolder:
             shutil.rmtree(run.path)
         try:
             run.path.mkdir(parents=True)
-            (run.path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+            run.write_config(config)
         except OSError as error:
             raise CosoError(f"run folder {run.path} cannot be made: {error}") from None
         run.lock()
@@ -98,6 +98,12 @@ class RunFolder:
     def config(self) -> RunConfig:
         """The run's config. Raises `CosoError` if it is invalid, for instance written by another version."""
         return load_config([self.path / "config.yaml"])
+
+    def write_config(self, config: RunConfig) -> None:
+        """Replace the run's config, at once: a crash leaves the old one or the new one. Raises `OSError`."""
+        aside = self.path / "config.tmp"
+        aside.write_text(to_yaml(config), encoding="utf-8")
+        aside.rename(self.path / "config.yaml")
 
     def lock(self) -> None:
         """Lock the folder for this process, and remove what a killed earlier owner left on this machine.
@@ -202,8 +208,11 @@ class RunFolder:
 
 
 def _is_running(pid: int, started: float) -> bool:
-    """Whether the process started at `started` is still running (and not another one with the same pid)."""
+    """Whether the process started at `started` is still running: not another one with the same pid, and no zombie,
+    which is a process that has ended and whose parent has not asked for its exit status."""
     try:
-        return abs(psutil.Process(pid).create_time() - started) < 1.0
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < 1.0
+        return same and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False

@@ -44,14 +44,19 @@ class ScoringStage:
         self._pool = pool
         self._chat = chat
 
-    def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, Metrics]:
-        """Return the batch with the influence of every token, and metrics."""
+    def score(self, batch: TrajectoryBatch, update: int = 0, replayed: bool = False) -> tuple[TrajectoryBatch, Metrics]:
+        """Return the batch with the influence of every token, and metrics.
+
+        update: the batch's number; 0 if it has none. replayed: whether it comes from the run's log. The SCM may have
+        learned such a batch already, since in async mode it learns while the learner still trains on the batch before;
+        it does not learn it again.
+        """
         utterances = batch.ragged("response_ids", np.int32)
         labels = np.stack(batch.ragged("action_labels", np.int32))
         self._pool.check()
         row: Metrics = {}
         with ThreadPoolExecutor(1, thread_name_prefix="scm") as beside:
-            training = beside.submit(self._train, utterances, labels)
+            training = beside.submit(self._train, utterances, labels, update, replayed)
             if not self._overlaps or self._pool.version == 0:
                 row |= training.result()
             weights = self._pool.weights
@@ -67,10 +72,10 @@ class ScoringStage:
             row[f"influence/{rest}" if separator and not group else f"scoring/{name}"] = value
         return batch.with_influence(influence), row
 
-    def _train(self, utterances: Utterances, labels: np.ndarray) -> Metrics:
-        if not self._trains:
+    def _train(self, utterances: Utterances, labels: np.ndarray, update: int, replayed: bool) -> Metrics:
+        if not self._trains or (replayed and update <= self._pool.last_batch()):
             return {}
-        report: ScmTrainingReport = self._pool.train(utterances, labels)
+        report: ScmTrainingReport = self._pool.train(utterances, labels, batch=update)
         return {f"scm/{name}": value for name, value in report.metrics.items()}
 
     def _fidelity(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -22,15 +23,21 @@ class Supervisor:
     """Asks every watched actor for its status once a second. A changed process id means that Ray restarted the actor:
     the restart is counted, and `on_restart` restores the state of the new process.
 
-    recoveries: number of restarts by kind ("policy server", "rollout worker", "environment", "scorer", "scm_trainer",
-    "learner").
+    recoveries: number of restarts in the whole run by kind ("policy server", "rollout worker", "environment",
+    "scorer", "scm_trainer", "learner").
     """
 
-    def __init__(self, max_recoveries: int) -> None:
-        self.recoveries: Counter[str] = Counter()
+    def __init__(self, max_recoveries: int, window_s: float, earlier: Mapping[str, int] | None = None) -> None:
+        """max_recoveries: within any `window_s` seconds. earlier: recoveries before a resume, which are shown but do
+        not count towards the limit."""
+        self.recoveries: Counter[str] = Counter(earlier or {})
         self.status: dict[str, dict[str, Any]] = {}
         self._training_steps: dict[tuple[str, int], int] = {}  # actor and process id -> steps
         self._max_recoveries = max_recoveries
+        self._window_s = window_s
+        self._recent: deque[tuple[float, str]] = deque()  # time and kind of the recoveries within the window
+        self._totals: Counter[str] = Counter()  # as last told to `count_total`
+        self._failures: set[tuple[str, str]] = set()  # kind and message of those since the last progress
         self._tasks: list[asyncio.Task[None]] = []
 
     def watch(
@@ -46,20 +53,47 @@ class Supervisor:
         self._tasks.append(asyncio.create_task(self._watch(kind, index, actor, silence_deadline_s, on_restart)))
 
     def count(self, kind: str, times: int = 1) -> None:
-        """Count recoveries. Raises `CosoError` beyond `max_recoveries`. Environments do not count towards this limit,
-        since they have their own back-off."""
+        """Count recoveries. Raises `CosoError` if there are more than `max_recoveries` within the window. Environments
+        do not count towards this limit, since they have their own back-off."""
         self.recoveries[kind] += times
-        limited = {name: number for name, number in self.recoveries.items() if name != "environment" and number}
-        if sum(limited.values()) > self._max_recoveries:
+        if kind == "environment":
+            return
+        now = time.monotonic()
+        self._recent.extend([(now, kind)] * times)
+        while self._recent and self._recent[0][0] < now - self._window_s:
+            self._recent.popleft()
+        if len(self._recent) > self._max_recoveries:
+            by_kind = dict(Counter(recent for _, recent in self._recent))
             raise CosoError(
-                f"gave up after more than {self._max_recoveries} recoveries (cluster.max_recoveries): {limited}. "
+                f"gave up after more than {self._max_recoveries} recoveries within {self._window_s:.0f} s "
+                f"(cluster.max_recoveries, cluster.recovery_window_s): {by_kind}. "
                 "Some process keeps dying; its logs say why."
             )
 
     def count_total(self, kind: str, total: int) -> None:
-        """Count recoveries of a kind for which the caller knows the total."""
-        if total > self.recoveries[kind]:
-            self.count(kind, total - self.recoveries[kind])
+        """Count recoveries of a kind for which the caller knows the total since the start of this process."""
+        if total > self._totals[kind]:
+            new, self._totals[kind] = total - self._totals[kind], total
+            self.count(kind, new)
+
+    def failed(self, kind: str, reason: str) -> None:
+        """Count the recovery from a failure with a known reason.
+
+        Raises `CosoError` that quotes the reason if the same kind failed for the same reason before without progress
+        in between: to try once more would not help. Two reasons are the same if they differ in numbers only.
+        """
+        failure = (kind, re.sub(r"0x[0-9a-f]+|\b[0-9a-f]{16,}\b|\d+", "#", reason))
+        if failure in self._failures:
+            raise CosoError(
+                f"the {kind} failed twice in the same way without progress in between, so it is not started again: "
+                f"{reason}"
+            )
+        self._failures.add(failure)
+        self.count(kind)
+
+    def progressed(self) -> None:
+        """The run has come further than ever before; whatever fails from here on fails for the first time."""
+        self._failures.clear()
 
     def note(self, name: str, status: Mapping[str, Any]) -> None:
         """Keep an actor's status as its present one, and count the training steps in it."""

@@ -10,22 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
-from actors.generation import GenerationRequest
 from actors.rollouts.stream import TrajectoryStream
-from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry
+from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry, check_received
 from actors.trajectory import TrajectoryBatch
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.learner import learner_setup, start_learner
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector, worker_statuses
 from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
-from cluster.run.run_folder import RunFolder
+from cluster.run.run_folder import Progress, RunFolder
 from cluster.run.scoring_stage import ScoringStage, load_scm, make_scoring_pool, pretrain_scm, save_scm
 from cluster.run.supervision import Supervisor
+from cluster.run.sync_check import SyncCheck
 from cluster.run.waiting import answer, answer_of_restarted, answers
 from envs.parsing import Parser
 from learner.checkpoints.format import CheckpointMismatch
@@ -34,8 +33,6 @@ from learner.publish import connect_servers, remove_weight_files, sync_servers
 from learner.setup import PublishTarget
 from scoring.pool.scoring_pool import ScoringPool
 
-#: Tokens of the answer by which a live engine is compared with the learner after a swap.
-SYNC_CHECK_TOKENS = 16
 #: How long an actor may take to end in good order before it is killed, seconds.
 STOP_DEADLINE_S = 10.0
 #: Calls that the stream holds at once: every environment may be waiting there, and the learner has to get through.
@@ -59,7 +56,7 @@ def require_model(config: RunConfig) -> ChatProcessor:
 class System:
     """The actors of one run. `start` it, use its parts, `close` it."""
 
-    def __init__(self, config: RunConfig, run: RunFolder, temporary: Path) -> None:
+    def __init__(self, config: RunConfig, run: RunFolder, progress: Progress, temporary: Path) -> None:
         self.config = config
         self.transport = config.weight_sync.transport_for(
             on_gpus=config.policy_server.device == config.learner.device == "cuda",
@@ -68,8 +65,10 @@ class System:
         self._chat = require_model(config)
         self._weights_name = run.weights_name(os.getpid())
         self._fallback_folder = run.path
-        self._probe: tuple[str, str, bytes] | None = None
-        self.supervisor = Supervisor(config.cluster.max_recoveries)
+        self._sync_check = SyncCheck(config)
+        self.supervisor = Supervisor(
+            config.cluster.max_recoveries, config.cluster.recovery_window_s, progress.recoveries
+        )
         self.registry: Any = ray.remote(WeightRegistry).options(num_cpus=0, max_restarts=-1).remote()
         self.servers = start_policy_servers(config, temporary, self.transport, self.registry)
         self.stream = (
@@ -81,6 +80,7 @@ class System:
         #: Held while the learner's weights are between two versions: from an update's beginning until it is published.
         self.between_versions = asyncio.Lock()
         self._published = 0  # version
+        self._rollouts_from: int | None = None  # the update that seeds the rollouts; None before they start
         self._connected_pids: list[int] = []  # of the servers that the learner can broadcast to
         self._learner: LearnerGroup | None = None
         self.pool: ScoringPool | None = None
@@ -92,9 +92,12 @@ class System:
         )
 
     @classmethod
-    async def start(cls, config: RunConfig, run: RunFolder, update: int, temporary: Path, console: Any) -> System:
-        """Start everything at once and wait until all of it is up, at the checkpoint of `update` (0: none)."""
-        system = cls(config, run, temporary)
+    async def start(
+        cls, config: RunConfig, run: RunFolder, progress: Progress, temporary: Path, console: Any
+    ) -> System:
+        """Start everything at once and wait until all of it is up, at the checkpoint of `progress` (update 0: none)."""
+        system = cls(config, run, progress, temporary)
+        update = progress.update
         try:
             console.stage("starting policy servers, learner, scorers and environments")
             checkpoint = run.checkpoint_path(update)
@@ -103,13 +106,18 @@ class System:
                 asyncio.to_thread(system._start_learner, checkpoint / "learner" if update else None),
                 system._start_pool(checkpoint if update else None),
             )
-            if system.transport in COLLECTIVE_TRANSPORTS:
+            if system.broadcasts:
                 await system._connect_servers()
             system._watch()
         except BaseException:
             await system.close()
             raise
         return system
+
+    @property
+    def broadcasts(self) -> bool:
+        """Whether weights are broadcast, so that a restarted server can only be sent the learner's present ones."""
+        return self.transport in COLLECTIVE_TRANSPORTS
 
     @property
     def learner(self) -> LearnerGroup:
@@ -124,12 +132,11 @@ class System:
         if self.config.mode == "async":
             deadline = self.config.environment.start_deadline_s
             await answers([w.start.remote(update) for w in self.workers], deadline, "starting the rollout workers")
-            self._update = update
+            self._rollouts_from = update
 
     def probe_with(self, batch: TrajectoryBatch) -> None:
-        """Take the batch's first step as what the next `check_sync` asks."""
-        first = batch.steps.slice(0, 1).to_pylist()[0]
-        self._probe = (first["prompt"], first["image"], batch.images[first["image"]])
+        """Take the prompts of the next `check_sync` from this batch."""
+        self._sync_check.choose(batch)
 
     @contextmanager
     def waiting_for_scores(self) -> Iterator[None]:
@@ -143,67 +150,41 @@ class System:
         finally:
             self.pool.waited_for = False
 
-    def score(self, batch: TrajectoryBatch) -> tuple[TrajectoryBatch, dict[str, float]]:
-        """Train the SCM on the batch and write every token's influence into it."""
+    def score(self, batch: TrajectoryBatch, update: int, replayed: bool) -> tuple[TrajectoryBatch, dict[str, float]]:
+        """`ScoringStage.score`."""
         assert self._scoring is not None
-        return self._scoring.score(batch)
+        return self._scoring.score(batch, update, replayed)
 
     async def publish(self, version: int) -> dict[str, float]:
         """The learner's weights, as `version`, into every live policy server. Nothing in flight is lost. To be called
-        with `between_versions` held."""
+        with `between_versions` held. Raises `WeightTransferError` if an engine was given other tensors."""
         deadline = self.config.weight_sync.deadline_s
-        if self.transport in COLLECTIVE_TRANSPORTS and await self._server_pids() != self._connected_pids:
+        if self.broadcasts and await self._server_pids() != self._connected_pids:
             await self._connect_servers()  # a group's members are processes, and one of them is new
         update = await asyncio.to_thread(self.learner.publish, version)
         update = await answer(self.registry.put.remote(update), deadline, "the weight registry")
         reports = await asyncio.to_thread(self._sync, update, deadline)
+        for name, report in reports.items():
+            check_received(update, report.checksums, name)
         self._published = version
         await self.collector.published(version)
         return {"time/swap": max(report.seconds for report in reports.values())}
 
     async def check_sync(self, version: int) -> dict[str, float]:
-        """Compare a live engine's log-probabilities with the learner's on one prompt, the first of the last batch.
+        """Compare the log-probabilities of one live engine, a different one each time, with the learner's.
 
-        Catches whatever a swap can leave stale: a tied head, a cache. Raises `CosoError` beyond the tolerance.
+        Catches whatever a load can leave stale: a tied head, a cache. Raises `CosoError`, see `SyncCheck.judge`.
         """
-        if self._probe is None:
+        if not (requests := self._sync_check.requests):
             return {}
-        prompt, image, png = self._probe
-        request = GenerationRequest(prompt, image, png, self.config.rollout.temperature, SYNC_CHECK_TOKENS, seed=1)
         name, server = list(self.servers.items())[version % len(self.servers)]
-        (made,) = await answer_of_restarted(
-            lambda: server.generate_batch.remote([request]),
+        made = await answer_of_restarted(
+            lambda: server.generate_batch.remote(requests),
             self.config.policy_server.answer_deadline_s,
             f"the sync check of {name}",
         )
-        probe = TrajectoryBatch.from_rows(
-            [
-                {
-                    "prompt": prompt,
-                    "image": image,
-                    "prompt_ids": made.prompt_ids,
-                    "response_ids": made.response_ids,
-                    "behaviour_logprobs": made.logprobs,
-                }
-            ],
-            {image: png},
-        )
-        (logprobs,) = await asyncio.to_thread(self.learner.token_logprobs, probe)
-        differences = np.abs(logprobs - made.logprobs)
-        largest = float(differences.max())
-        if largest > self.config.weight_sync.check_tolerance:
-            raise CosoError(
-                f"{name} answers with log-probabilities up to {largest:.3f} away from the learner's under the same "
-                f"weights (version {version}): its weights or caches are stale. weight_sync.check_tolerance is "
-                f"{self.config.weight_sync.check_tolerance}."
-            )
-        # Schulman's k3 estimator of KL(engine || learner), never below 0.
-        log_ratio = (logprobs - made.logprobs).astype(np.float64)
-        return {
-            "sync_check/max_difference": largest,
-            "sync_check/mean_difference": float(differences.mean()),
-            "sync_check/kl": float(np.mean(np.expm1(log_ratio) - log_ratio)),
-        }
+        logprobs = await asyncio.to_thread(self.learner.token_logprobs, self._sync_check.rows(made))
+        return self._sync_check.judge(name, version, made, logprobs)
 
     async def steps_taken(self) -> int:
         """Steps that environments have made in training episodes since the start, whatever became of them. Of a worker
@@ -301,14 +282,14 @@ class System:
 
     async def _restart_server(self) -> None:
         """A restarted server has missed the last broadcast: connect it and publish the current weights again."""
-        if self.transport not in COLLECTIVE_TRANSPORTS:
+        if not self.broadcasts:
             return  # it took them from the registry
         async with self.between_versions:
             if self._published > 0 and await self._server_pids() != self._connected_pids:
                 await self.publish(self._published)
 
     def _sync(self, update: Any, deadline: float) -> dict[str, Any]:
-        sending = self.learner.send() if self.transport in COLLECTIVE_TRANSPORTS else None
+        sending = self.learner.send() if self.broadcasts else None
         return sync_servers(self.servers, update, deadline, sending)
 
     def _watch(self) -> None:
@@ -330,5 +311,5 @@ class System:
             )
 
     async def _restart_worker(self, worker: Any) -> None:
-        if self.config.mode == "async":
-            await answer(worker.start.remote(self._update), 60.0, "starting a rollout worker again")
+        if self._rollouts_from is not None:
+            await answer(worker.start.remote(self._rollouts_from), 60.0, "starting a rollout worker again")

@@ -198,11 +198,15 @@ _FLOW = (
     Metric("bytes/batch", "batch", "bytes", "Bytes of the update's steps and images."),
     Metric("bytes/log", "log", "bytes", "Bytes written to `trajectories/` for this update."),
     Metric("sync_check/max_difference", "weight sync check", "number",
-           "Largest |Δ log-probability| between a live engine and the learner right after a weight swap, nats."),
+           "Largest |Δ log-probability| between a live engine and the learner right after a weight swap, at the least "
+           "certain tokens, nats."),
     Metric("sync_check/mean_difference", "weight sync check, mean", "number",
            "Mean |Δ log-probability| of the same check, nats."),
     Metric("sync_check/kl", "weight sync check, KL", "number",
            "KL(engine ‖ learner) of the same check, k3 estimator, nats."),
+    Metric("sync_check/previous_difference", "weight sync check, version before", "number",
+           "Mean |Δ log-probability| of the engine's answers in the check before, by the learner's new weights, nats."),
+    Metric("sync_check/tokens", "weight sync check, tokens", "count", "Tokens that the check looked at."),
 )  # fmt: skip
 
 _MACHINE = (
@@ -216,6 +220,8 @@ _MACHINE = (
     Metric("time/swap", "swap", "seconds", "The slowest engine's share of the publish time."),
     Metric("time/sync_check", "sync check", "seconds", "Comparing a live engine with the learner."),
     Metric("time/evaluate", "evaluate", "seconds", "Evaluation on the held-out seeds."),
+    Metric("time/evaluation_wait", "evaluation wait", "seconds",
+           "Async mode: time that new weights were held back until the evaluation of those before was over."),
     Metric("time/checkpoint", "checkpoint", "seconds", "Writing the checkpoint."),
     Metric("time/total", "whole update", "seconds", "Wall time of the update; in async mode stages overlap."),
     Metric("mean_seconds/generate", "one answer", "seconds", "Mean time from request to answer."),

@@ -134,16 +134,19 @@ class Console:
     def update(self, metrics: Mapping[str, Any]) -> None:
         """Show the row of an update, as in `metrics.jsonl`; any metric may be missing or null."""
         row = {key: float(value) for key, value in metrics.items() if isinstance(value, Real) and math.isfinite(value)}
-        # Not every update has an evaluation, so the last one stays on the screen.
-        evaluation = {key: value for key, value in self._latest.items() if key.startswith("evaluation/")}
-        self._latest = {**evaluation, **row}
+        update = int(row.get("update", 0))
+        # Not every update has an evaluation, so the last one stays on the screen. In async mode an evaluation has a row
+        # of its own, after that of its update.
+        same = bool(self._marks) and update == self._marks[-1][0]
+        kept = {key: value for key, value in self._latest.items() if same or key.startswith("evaluation/")}
+        self._latest = {**kept, **row}
         if self._before is None:
             self._before = row.get("evaluation/success")
         for key, curve in self._curves.items():
             if key in row:
                 curve.append(row[key])
-        update = int(row.get("update", 0))
-        self._marks = [*self._marks[:1], (update, time.monotonic())]
+        if not same:
+            self._marks = [*self._marks[:1], (update, time.monotonic())]
         if self._live is None:
             numbers = "  ".join(f"{_short_label(key)} {show(key, row[key])}" for key in PLAIN if key in row)
             self._print(f"update {update}/{self._total}  {numbers}")

@@ -1,9 +1,13 @@
-"""Write a run's metrics to `metrics.jsonl` (one object per update), TensorBoard, and W&B if configured."""
+"""Write a run's metrics to `metrics.jsonl`, TensorBoard, and W&B if configured.
+
+One object per update; in async mode, an evaluation's figures follow in one more object of the update it measured.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,11 +21,13 @@ TIMING_PREFIXES = ("time/", "speed/", "memory/", "queue/", "bytes/", "mean_secon
 
 
 METRICS_FILE = "metrics.jsonl"
+#: Holds the id of the W&B run, so that a resumed run continues it.
+WANDB_ID_FILE = "wandb_id"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
 class MetricsWriter:
-    """Appends one row per update to a run's folder.
+    """Appends rows to a run's folder.
 
     resume_from: the update to continue from; rows of later updates are removed, since the run writes them again. 0, for
     a run without a checkpoint, removes all rows. None: a new run.
@@ -64,15 +70,22 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a `metrics.jsonl` up to the first invalid line (a crash may cut one off); [] without a file."""
+    """The rows of a `metrics.jsonl` up to the first invalid line (a crash may cut one off); [] without a file.
+
+    One row per update: an evaluation beside training has a line of its own, which joins that of its update.
+    """
     if not path.exists():
         return []
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             break
+        if rows and rows[-1].get("update") == row.get("update"):
+            rows[-1] |= row
+        else:
+            rows.append(row)
     return rows
 
 
@@ -97,8 +110,12 @@ def _start_wandb(folder: Path, config: RunConfig) -> Any:
         import wandb
     except ImportError:
         raise CosoError("logging.wandb_project needs wandb, which is not installed: pip install wandb") from None
+    id_file = folder / WANDB_ID_FILE
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
     return wandb.init(
         project=config.logging.wandb_project,
+        id=id_file.read_text(encoding="utf-8"),
         name=config.name,
         dir=str(folder),
         resume="allow",

@@ -195,7 +195,11 @@ class ScoringPool:
         return influence, statistics
 
     def train(
-        self, utterances: Sequence[NDArray[np.integer]], labels: NDArray[np.integer], rounds: int | None = None
+        self,
+        utterances: Sequence[NDArray[np.integer]],
+        labels: NDArray[np.integer],
+        rounds: int | None = None,
+        batch: int = 0,
     ) -> ScmTrainingReport:
         """Train the SCM on new utterances, as `ScmTrainer.train` does; the next `score` uses the new version.
 
@@ -204,7 +208,7 @@ class ScoringPool:
         utterances, labels = self._checked(utterances, labels)
         what = f"train on {len(utterances)} utterances"
         limit = self.settings.deadline_s
-        report = self._ask_trainer("train", what, limit, *flatten(utterances), labels, rounds)
+        report = self._ask_trainer("train", what, limit, *flatten(utterances), labels, rounds, batch)
         assert report is not None  # only `snapshot` has none
         return report
 
@@ -226,6 +230,10 @@ class ScoringPool:
     def trainer_pid(self) -> int:
         """Return the process id of the trainer."""
         return ray.get(self._trainer.pid.remote(), timeout=self.settings.start_deadline_s)
+
+    def last_batch(self) -> int:
+        """Return the number of the last batch that the SCM has learned; 0 before the first."""
+        return int(self.state()[1].get("last_batch", 0))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the trainer's full state for a checkpoint: (tensors by flat name, facts of JSON types)."""

@@ -151,9 +151,10 @@ class ScmTrainerActor:
         lengths: NDArray[np.int64],
         labels: NDArray[np.int32],
         rounds: int | None,
+        batch: int,
     ) -> TrainerAnswer:
         """Train as `ScmTrainer.train` does; ids and lengths as `flatten` returns them."""
-        return self._answer(self._trainer.train(split(ids, lengths), labels, rounds))
+        return self._answer(self._trainer.train(split(ids, lengths), labels, rounds, batch))
 
     def _answer(self, report: ScmTrainingReport | None) -> TrainerAnswer:
         tensors, facts = self._trainer.state_dict()

@@ -53,7 +53,7 @@ class ScmTrainer:
     Two trainers with equal settings, sizes and seed, given the same calls, have equal weights. Saving and loading one
     of them between two calls changes nothing.
 
-    seed: of the first weights and of the sampling.
+    seed: of the first weights and of the sampling. last_batch: number of the last batch that it learned, 0 at first.
     temperature: of the weights that scorers use.
     """
 
@@ -62,6 +62,7 @@ class ScmTrainer:
         self.device = torch.device(device)
         self.version = 0
         self.temperature = 1.0
+        self.last_batch = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.scm = StructuralCausalModel(settings, sizes).to(self.device)
@@ -74,6 +75,7 @@ class ScmTrainer:
         utterances: Sequence[NDArray[np.integer]],
         labels: NDArray[np.integer],
         rounds: int | None = None,
+        batch: int = 0,
     ) -> ScmTrainingReport:
         """Measure the SCM on new utterances, add them to the buffer, train on samples of it; version + 1.
 
@@ -81,7 +83,8 @@ class ScmTrainer:
 
         utterances: B integer arrays (n_b,), n_b >= 0. labels: (B, K), -1 where a head does not apply.
         Utterances that did not parse (all labels -1) and empty ones are left out.
-        rounds: of this call, at least 0; by default those of the settings.
+        rounds: of this call, at least 0; by default those of the settings. batch: the batch's number, 0 for
+        utterances that are no batch of a run.
         Raises ValueError, and changes nothing, when shapes, ids or labels do not fit the SCM.
         """
         sizes = self.scm.sizes
@@ -99,6 +102,7 @@ class ScmTrainer:
         if self.settings.temperature_scaling:
             trained |= self._fit_temperature()
         self.version += 1
+        self.last_batch = max(self.last_batch, batch)
         metrics = {
             "version": self.version,
             "buffer": len(self._buffer),
@@ -117,7 +121,7 @@ class ScmTrainer:
         """Return everything that training needs to continue: (tensors by flat name, facts of JSON types).
 
         All are copies, on the CPU. The tensors are weights, Adam's moments, the buffer and the generator's state; the
-        facts are the version and the SCM's shape (`scoring.scm.shape`).
+        facts are the version, the last batch and the SCM's shape (`scoring.scm.shape`).
         """
         tensors = {f"scm.{name}": value for name, value in self.weights().items()}
         for index, moments in self._optimiser.state_dict()["state"].items():
@@ -130,7 +134,11 @@ class ScmTrainer:
             "buffer.labels": torch.from_numpy(labels.reshape(len(lengths), len(self.scm.sizes.head_sizes))),
             "generator": self._generator.get_state(),
         }
-        return tensors, {"version": self.version, "settings": saved_shape(self.settings, self.scm.sizes)}
+        return tensors, {
+            "version": self.version,
+            "last_batch": self.last_batch,
+            "settings": saved_shape(self.settings, self.scm.sizes),
+        }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken.
@@ -156,6 +164,7 @@ class ScmTrainer:
         self._buffer = deque(zip(ids, labels, strict=True), maxlen=self.settings.buffer_utterances)
         self._generator.set_state(tensors["generator"].clone())
         self.version = int(facts["version"])
+        self.last_batch = int(facts.get("last_batch", 0))  # states of before have none
 
     def _train(self, rounds: int) -> dict[str, float]:
         self.scm.train()

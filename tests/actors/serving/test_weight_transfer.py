@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.trajectory import TrajectoryBatch
+from cluster.config.files import validate
+from cluster.errors import CosoError
+from cluster.run.sync_check import SyncCheck
 from tests.actors.conftest import PROMPT, LiveServer, Reference, request, wait_until_gone
 
 
@@ -111,6 +115,131 @@ def test_requests_in_flight_go_on_under_the_new_weights(
             expected = (old if version == old_version else new).logprobs(question, answer.response_ids)
             np.testing.assert_allclose(answer.logprobs[start:end], expected[start:end], atol=2e-3)
     assert crossed > 0
+
+
+class ProbedEngine:
+    """A live engine and the learner's weights, as the controller's sync check sees them."""
+
+    def __init__(self, server: LiveServer, tiny_vlm: Path, folder: Path) -> None:
+        config = validate({"rollout": {"temperature": 1.0, "max_new_tokens": 24}})
+        self.server, self.folder, self.tiny_vlm = server, folder, tiny_vlm
+        self.check = SyncCheck(config)
+        self.publishers: list[Any] = []
+
+    def reference(self, seed: int | None) -> Reference:
+        """The weights of the model's folder, or those moved by an update."""
+        reference = Reference(self.tiny_vlm)
+        return reference if seed is None else reference.perturb(seed)
+
+    def publish(self, version: int, weights: list[tuple[str, Any]]) -> Any:
+        """By a publisher of its own, since one publisher refuses to leave tensors out."""
+        from learner.publish import SharedMemoryPublisher
+
+        name = f"test-{self.folder.name}-{len(self.publishers)}"
+        self.publishers.append(SharedMemoryPublisher(name, self.folder))
+        return self.publishers[-1].publish(version, weights)
+
+    def load(self, weights: list[tuple[str, Any]]) -> tuple[Any, Any]:
+        update = self.publish(self.server.next_version(), weights)
+        return update, self.server.sync(update)
+
+    def close(self) -> None:
+        for publisher in self.publishers:
+            publisher.close()
+
+    def judge(self, learner: Reference) -> dict[str, float]:
+        if not self.check.requests:
+            self.check.choose(self.batch())
+        answers = self.server.ask("generate_batch", self.check.requests)
+        asked = [*self.check.requests, *self.check.requests]
+        rows = self.check.rows(answers)
+        logprobs = [
+            learner.logprobs(question, ids).astype(np.float32)
+            for question, ids in zip(asked, rows.ragged("response_ids", np.int32), strict=False)
+        ]
+        metrics = self.check.judge("policy server 0", self.server.last_version, answers, logprobs)
+        self.check.choose(self.batch())
+        return metrics
+
+    def batch(self) -> TrajectoryBatch:
+        questions = [request(seed, temperature=1.0) for seed in range(2)]
+        answers = self.server.ask("generate_batch", questions)
+        return TrajectoryBatch.from_rows(
+            [
+                {"prompt": question.prompt, "image": question.image, "behaviour_logprobs": answer.logprobs}
+                for question, answer in zip(questions, answers, strict=True)
+            ],
+            {question.image: question.png for question in questions},
+        )
+
+
+def test_a_load_that_was_skipped_partial_or_left_a_cache_stale_stops_the_run(
+    policy_server: LiveServer, tiny_vlm: Path, tmp_path: Path
+) -> None:
+    """Against one live engine: by checksums where tensors did not arrive, by uncertain tokens where they did."""
+    from actors.serving.weight_transfer import WeightTransferError, check_received
+
+    probed = ProbedEngine(policy_server, tiny_vlm, tmp_path)
+    old, new = probed.reference(61), probed.reference(62)
+    update, report = probed.load(old.weights())
+    check_received(update, report.checksums, "policy server 0")
+    assert probed.judge(old)["sync_check/mean_difference"] < 1e-3
+
+    # Skipped: the server reports success, but its engine has the weights and checksums of before.
+    published = probed.publish(policy_server.last_version + 1, new.weights())
+    with pytest.raises(WeightTransferError, match="did not load weights version .* tensors are missing or differ"):
+        check_received(published, report.checksums, "policy server 0")
+    with pytest.raises(CosoError, match="stale"):
+        probed.judge(new)
+
+    # Partial: only some of the tensors are in the file that the engine reads.
+    some = [(name, tensor) for name, tensor in new.weights() if "layers.1" not in name]
+    assert 0 < len(some) < len(new.weights())
+    _, report = probed.load(some)
+    with pytest.raises(WeightTransferError, match=rf"{len(new.weights()) - len(some)} of {len(new.weights())} tensors"):
+        check_received(published, report.checksums, "policy server 0")
+    with pytest.raises(CosoError, match="stale"):
+        probed.judge(new)
+
+    # A stale cache: all tensors arrive, but the output head's packed copy keeps the old ones. The engine answers as one
+    # with the old tied embedding does, so such a one is loaded.
+    head = "embed_tokens.weight"
+    stale = [(name, dict(old.weights())[name] if name.endswith(head) else tensor) for name, tensor in new.weights()]
+    assert any(name.endswith(head) for name, _ in stale)
+    probed.load(stale)
+    with pytest.raises(CosoError, match="stale"):
+        probed.judge(new)
+
+    _, report = probed.load(new.weights())
+    row = probed.judge(new)
+    assert row["sync_check/mean_difference"] < 1e-3 < row["sync_check/previous_difference"]
+    probed.close()
+
+
+def test_a_server_refuses_weights_that_are_not_those_announced(tmp_path: Path) -> None:
+    import torch
+
+    from actors.serving.weight_transfer import WeightTransferError, check_received, tensor_checksum
+    from learner.publish import SharedMemoryPublisher
+
+    weights = {"a": torch.arange(9000.0).reshape(90, 100), "b": torch.zeros(3, dtype=torch.bfloat16)}
+    publisher = SharedMemoryPublisher(f"test-{tmp_path.name}", tmp_path)
+    update = publisher.publish(1, weights.items())
+    publisher.close()
+    sums = dict(update.checksums)
+    check_received(update, sums, "policy server 0")
+    others = {
+        "one element": weights["a"] + (torch.arange(9000).reshape(90, 100) == 4711),
+        "transposed": weights["a"].T,
+        "precision": weights["a"].bfloat16(),
+        "none": torch.zeros(90, 100),
+    }
+    for name, other in others.items():
+        with pytest.raises(WeightTransferError, match=r"1 of 2 tensors are missing or differ \(a\)"):
+            check_received(update, sums | {"a": tensor_checksum(other)}, f"policy server 0 {name}")
+    for received in (None, {}, {"b": sums["b"]}, sums | {"c": 0}):
+        with pytest.raises(WeightTransferError, match="did not load"):
+            check_received(update, received, "policy server 0")
 
 
 def test_only_two_versions_stay_in_shared_memory_each_with_its_own_weights(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -117,6 +119,21 @@ def test_a_process_that_only_has_the_number_of_the_one_that_died_does_not_count(
     run = create(tmp_path)
     (run.path / "lock").write_text(json.dumps({"pid": os.getppid(), "started": 12345.0}))
     run.lock()
+    assert json.loads((run.path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_zombie_holds_no_run(tmp_path: Path) -> None:
+    """It has ended, but its parent has not asked for its exit status, so its number and start time are still there."""
+    run = create(tmp_path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    try:
+        process = psutil.Process(ended.pid)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        (run.path / "lock").write_text(json.dumps({"pid": ended.pid, "started": process.create_time()}))
+        run.lock()
+    finally:
+        ended.wait(30)
     assert json.loads((run.path / "lock").read_text())["pid"] == os.getpid()
 
 

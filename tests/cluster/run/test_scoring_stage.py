@@ -134,7 +134,7 @@ def test_the_temperature_that_influence_is_computed_with_is_saved_and_its_effect
     try:
         batch = make_batch(chat, many)
         stage = ScoringStage(config_of(scm={"temperature_scaling": True}), pool, chat)
-        scored, row = stage.score(batch)
+        scored, row = stage.score(batch, 1)
         assert row["scm/held_out"] >= 16 and row["scm/temperature"] != 1
         utterances, labels = batch.ragged("response_ids", np.int32), np.stack(batch.ragged("action_labels", np.int32))
         plain, _ = pool.score(utterances, labels, weights=pool.unscaled(pool.weights))
@@ -146,13 +146,34 @@ def test_the_temperature_that_influence_is_computed_with_is_saved_and_its_effect
         assert row["fidelity/temperature_change"] > 0
 
         save_scm(pool, tmp_path)
-        _, later = stage.score(batch)
+        _, later = stage.score(batch, 2)
         assert later["scm/version"] == 2 and later["scm/unscaled_ece"] != later["scm/ece"]
         load_scm(pool, tmp_path)
         assert pool.version == 1 and float(pool.state()[0]["scm.temperature"]) == row["scm/temperature"]
         again, _ = pool.score(utterances, labels)
         for value, wanted in zip(again, influence, strict=True):
             np.testing.assert_array_equal(value, wanted)
+    finally:
+        pool.close()
+
+
+def test_a_batch_of_the_log_that_the_scm_has_learned_is_not_learned_again(
+    chat: ChatProcessor, tokens: TokenFacts, tmp_path: Path
+):
+    """A checkpoint of update 1 in async mode: the SCM has learned batch 2 already, while the learner had not."""
+    pool = make_pool(chat, tokens)
+    try:
+        stage = ScoringStage(config_of(mode="async"), pool, chat)
+        for update in (1, 2):
+            stage.score(make_batch(chat), update)
+        save_scm(pool, tmp_path)
+        load_scm(pool, tmp_path)
+        _, row = stage.score(make_batch(chat), 2, replayed=True)
+        assert pool.version == 2 and "scm/loss" not in row and row["influence/mean"] > 0
+        _, row = stage.score(make_batch(chat), 3, replayed=True)  # logged after the checkpoint
+        assert pool.version == 3 and "scm/loss" in row
+        stage.score(make_batch(chat), 3)  # another batch 3: the run was killed before it logged the first
+        assert pool.version == 4
     finally:
         pool.close()
 

@@ -53,7 +53,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(scenario: Callable[[Supervisor], Awaitable[None]], max_recoveries: int = 20) -> None:
     async def whole() -> None:
-        supervisor = Supervisor(max_recoveries)
+        supervisor = Supervisor(max_recoveries, 3600.0)
         try:
             await scenario(supervisor)
         finally:
@@ -184,7 +184,7 @@ def test_more_recoveries_than_allowed_end_the_run_and_say_of_what() -> None:
 
 
 def test_environments_are_not_limited_but_everything_else_is_together() -> None:
-    supervisor = Supervisor(2)
+    supervisor = Supervisor(2, 3600.0)
     supervisor.count("environment", 1000)
     supervisor.count("learner")
     supervisor.count_total("scorer", 1)
@@ -194,10 +194,39 @@ def test_environments_are_not_limited_but_everything_else_is_together() -> None:
         supervisor.count_total("scorer", 2)
 
 
+def test_only_recoveries_within_the_window_count_and_those_before_a_resume_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: now[0])
+    supervisor = Supervisor(2, 60.0, {"learner": 2, "scorer": 3})
+    for _ in range(10):
+        supervisor.count("learner")
+        supervisor.count("policy server")
+        now[0] += 61.0
+    supervisor.count_total("scorer", 1)  # of this process's pool, which knows nothing of the three before
+    assert supervisor.recoveries == {"learner": 12, "policy server": 10, "scorer": 4}
+    supervisor.count("learner")
+    with pytest.raises(CosoError, match=r"more than 2 recoveries within 60 s .*'scorer': 1, 'learner': 2"):
+        supervisor.count("learner")
+
+
+def test_the_same_failure_twice_without_progress_is_final_and_quoted() -> None:
+    supervisor = Supervisor(20, 3600.0)
+    reason = "update: learner rank 0 failed: OutOfMemoryError: tried to allocate {} MiB (pid {}, 0x{:x})"
+    supervisor.failed("learner", reason.format(20, 311, 0xABC))
+    supervisor.failed("learner", "publish: learner rank 0 died (connection reset)")  # another one
+    supervisor.progressed()
+    supervisor.failed("learner", reason.format(21, 312, 0xABD))
+    with pytest.raises(CosoError, match="learner failed twice in the same way.*OutOfMemoryError: tried to allocate 40"):
+        supervisor.failed("learner", reason.format(40, 313, 0xDEF))
+    assert supervisor.recoveries["learner"] == 3
+
+
 def test_nothing_is_allowed_to_die_where_no_recovery_is() -> None:
-    Supervisor(0).count("environment")
+    Supervisor(0, 3600.0).count("environment")
     with pytest.raises(CosoError, match="more than 0"):
-        Supervisor(0).count("learner")
+        Supervisor(0, 3600.0).count("learner")
 
 
 def test_close_ends_every_watch() -> None:
@@ -227,7 +256,7 @@ def test_close_is_heard_also_in_the_moment_of_an_answer(monkeypatch: pytest.Monk
 
 def test_a_watch_that_fails_ends_guarded_work_at_once_instead_of_at_its_end() -> None:
     async def main() -> None:
-        supervisor = Supervisor(max_recoveries=1)
+        supervisor = Supervisor(1, 3600.0)
 
         async def broken() -> None:
             raise DeadlineExceeded("policy server 0 gave no sign of life")
@@ -242,7 +271,7 @@ def test_a_watch_that_fails_ends_guarded_work_at_once_instead_of_at_its_end() ->
 
 def test_guarded_work_gives_its_own_result_or_error() -> None:
     async def main() -> None:
-        supervisor = Supervisor(max_recoveries=1)
+        supervisor = Supervisor(1, 3600.0)
         assert await supervisor.guard(asyncio.sleep(0, result=3)) == 3
 
         async def wrong() -> None:

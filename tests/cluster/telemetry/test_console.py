@@ -47,6 +47,13 @@ def test_last_evaluation_stays_and_other_numbers_do_not_outlive_their_update() -
     assert "0.500 → 0.500" in text and "0.777" not in text
 
 
+def test_an_evaluation_beside_training_joins_the_numbers_of_its_update() -> None:
+    console = Console("run", 10, True, io.StringIO())
+    console.update({"update": 4, "rollout/success": 0.125})
+    console.update({"update": 4, "evaluation/success": 0.875})
+    assert "0.125" in screen(console) and "0.875" in screen(console)
+
+
 def test_what_is_no_finite_number_is_left_out() -> None:
     console = Console("run", 3, True, io.StringIO())
     rows = {"rollout/return": None, "learner/entropy": float("nan"), "rollout/success": np.float32(0.25), "x": "y"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +127,31 @@ def test_wandb_that_is_not_installed_is_told_with_how_to_get_it(
     config = validate({"folder": str(tmp_path), "name": "run", "logging": {"wandb_project": "p"}})
     with pytest.raises(CosoError, match="pip install wandb"):
         MetricsWriter(run.path, config)
+
+
+def test_an_evaluation_beside_training_joins_the_row_of_its_update(run: RunFolder, config: RunConfig) -> None:
+    rows = [
+        {"update": 1, "a/b": 0.5, "recoveries": 0},
+        {"update": 1, "recoveries": 1, "evaluation/success": 0.75},
+        {"update": 2, "a/b": 0.25},
+    ]
+    write(run, config, rows)
+    expected = [{"update": 1, "a/b": 0.5, "recoveries": 1, "evaluation/success": 0.75}, {"update": 2, "a/b": 0.25}]
+    assert read_metrics(run.metrics) == expected
+    assert events(run, "evaluation/success") == [(1, 0.75)]
+    write(run, config, [], resume_from=1)
+    assert read_metrics(run.metrics) == expected[:1]
+
+
+def test_a_resumed_run_continues_its_wandb_run(tmp_path: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    # wandb is an optional dependency that needs an account; what matters here is the id that it is given.
+    given = []
+    wandb = types.ModuleType("wandb")
+    wandb.init = lambda **arguments: given.append(arguments) or types.SimpleNamespace(finish=lambda: None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = validate({"folder": str(tmp_path), "name": "run", "logging": {"wandb_project": "p"}})
+    MetricsWriter(run.path, config).close()
+    MetricsWriter(run.path, config, resume_from=0).close()
+    first, second = (arguments["id"] for arguments in given)
+    assert first == second and len(first) == 8
+    assert {arguments["resume"] for arguments in given} == {"allow"}
