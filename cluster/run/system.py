@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
+from actors.generation import Refusal
 from actors.rollouts.stream import TrajectoryStream
 from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry, check_received
 from actors.trajectory import TrajectoryBatch
@@ -183,6 +184,9 @@ class System:
             self.config.policy_server.answer_deadline_s,
             f"the sync check of {name}",
         )
+        for refusal in (each for each in made if isinstance(each, Refusal)):
+            # The prompts are those of a batch, so this server or another one has answered each of them before.
+            raise CosoError(f"the sync check of {name}: a prompt of the batch is refused now ({refusal.detail})")
         logprobs = await asyncio.to_thread(self.learner.token_logprobs, self._sync_check.rows(made))
         return self._sync_check.judge(name, version, made, logprobs)
 
