@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,7 @@ def largest_difference(rank: Any, bare: BareLoop) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
-def seconds(work: Callable[[], None]) -> tuple[float, float]:
+def seconds(work: Callable[[], Any]) -> tuple[float, float]:
     """(of CPU time of this process, of wall-clock time)."""
     before = time.process_time()
     wall, _ = timed(work)
@@ -222,8 +223,8 @@ def speed(model: str, steps: int, repeats: int) -> dict[str, Any]:
     for repeat in range(repeats):
         index = 1 + repeat % 4  # not a multiple of entropy.gradient_every, whose updates do more than train
         whole, minibatches = bare.tensors(trajectories, index)
-        theirs.append(seconds(lambda: bare.update(trajectories, whole, minibatches)))
-        ours.append(seconds(lambda: rank.update(trajectories, index)))
+        theirs.append(seconds(partial(bare.update, trajectories, whole, minibatches)))
+        ours.append(seconds(partial(rank.update, trajectories, index)))
         print(f"bare loop {theirs[-1][0]:.2f} s of CPU, update {ours[-1][0]:.2f} s", flush=True)
     cpu, wall = ([bare[part] / mine[part] for bare, mine in zip(theirs, ours, strict=True)] for part in (0, 1))
     return {
