@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,9 @@ from actors.chat import ChatProcessor
 from actors.images import decode_png
 from actors.trajectory import TrajectoryBatch
 from learner.algorithms.base import Targets
+
+#: Answers whose action parts a `BatchBuilder` remembers; of a thousand tokens each, they take up 128 MiB.
+ACTION_STARTS = 16384
 
 
 class PromptMismatch(ValueError):
@@ -67,6 +71,10 @@ class BatchBuilder:
         self._capacity = cache_bytes
         self._size = 0
         self._encoded: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
+        # Every pass over a batch asks again, and each time the tokenizer would decode the answer several times.
+        self._action_start = lru_cache(maxsize=ACTION_STARTS)(
+            lambda ids, start: chat.action_start(np.frombuffer(ids, np.int64), start)
+        )
 
     def build(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
         """The steps of the given row numbers. Raises `PromptMismatch`, and `KeyError` for an image that is missing."""
@@ -86,7 +94,7 @@ class BatchBuilder:
         action_masks = []
         for row, ids in zip(steps, responses, strict=True):
             mask = np.zeros(len(ids), bool)
-            mask[self._chat.action_start(ids, row["action_start"]) :] = True
+            mask[self._action_start(ids.tobytes(), row["action_start"]) :] = True
             action_masks.append(mask)
         return _assemble(
             prompts,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from actors.chat import NotAVisionLanguageModel
 from learner.policy.batch import TokenBatch
+from learner.policy.repeated_pictures import encode_repeats_once
 from learner.policy.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
 from learner.policy.weight_export import Materialize, checkpoint_weights
 from learner.settings import LoraSettings
@@ -143,6 +144,7 @@ def build_policy(
     if not isinstance(head, nn.Linear) or vlm.base_model is vlm:
         raise UnsupportedHead(f"{type(vlm).__name__} has no linear output head on a base model")
     TokenHead.adopt(head, measured_transform(vlm, vlm.base_model, head))
+    encode_repeats_once(vlm.base_model)
     if gradient_checkpointing:
         vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with torch.random.fork_rng():

@@ -2,7 +2,8 @@
 
 The logits of a batch, (tokens, vocabulary), are the largest array of a language model's training step. Here they exist
 for `token_chunk` tokens at a time only: a chunk is reduced to one log-probability and one entropy per token, and made
-again in the backward pass.
+again in the backward pass. Where all tokens fit into one chunk, its logits are kept: the backward pass would begin by
+making just these again.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class TokenHead(nn.Linear):
             logits = self.transform(output.float()) / distribution.temperature
             return _logprob_and_entropy(logits, targets, banned, distribution.with_entropy)
 
+        if len(targets) <= distribution.token_chunk:
+            return of_chunk(hidden, targets)
         chunks = zip(hidden.split(distribution.token_chunk), targets.split(distribution.token_chunk), strict=True)
         results = [
             checkpoint(of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
