@@ -31,7 +31,9 @@ def test_a_model_is_made_taught_and_trained_with_adapters_by_its_path(tmp_path: 
         "warmstart", *small, f"model.path={made}", f"warm_start.output={taught}", "learner.lora=null",
         "warm_start.demonstrations=200", "warm_start.steps=100",
     )  # fmt: skip
-    assert json.loads((taught / "config.json").read_text())["text_config"]["hidden_size"] == 96, "not the default model"
+    assert json.loads((taught / "config.json").read_text())["text_config"]["hidden_size"] == 192, (
+        "not the default model"
+    )
 
     coso.run("train", *small, f"model.path={taught}", "training.updates=2")
     run = coso.folder / "own-model"
