@@ -6,6 +6,8 @@ MODEL is the folder that `coso warmstart configs/numberline.yaml` wrote. In one 
 learners take turns to make the same update: `LearnerRank.update`, and Hugging Face's model in a loop of plain torch
 over tensors that were built beforehand, with the same minibatches, micro-batches and loss. Both must end at the same
 weights, else the benchmark fails. `times_as_fast` compares CPU time, which other programs on the machine disturb least.
+Not counted on either side: the processor's work on pictures. Answers stay the same from update to update, so
+the learner finds their action parts in its cache.
 
 Memory: a process each makes log-probabilities and entropies of 512 tokens over 150,000 and differentiates them, by the
 learner's head and by `log_softmax` of all logits. What counts is how far resident memory rises meanwhile.
