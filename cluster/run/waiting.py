@@ -30,10 +30,16 @@ async def answer(reference: Any, deadline_s: float, what: str) -> Any:
 async def answer_of_restarted(call: Callable[[], Any], deadline_s: float, what: str) -> Any:
     """Like `answer`, for an actor that Ray restarts: if it dies, call its next process, within the same deadline."""
     deadline = time.monotonic() + deadline_s
+    died: RayActorError | None = None
     while True:
         try:
             return await answer(call(), max(0.1, deadline - time.monotonic()), what)
+        except DeadlineExceeded:
+            if died is not None:
+                raise died from None  # the reason why there was no answer in time
+            raise
         except RayActorError as error:
+            died = error
             # An error that is also a RayTaskError comes from a live actor that failed because another one died.
             if isinstance(error, RayTaskError) or time.monotonic() >= deadline:
                 raise

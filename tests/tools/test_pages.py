@@ -16,6 +16,7 @@ import typer
 
 import envs  # noqa: F401  registers ours
 from cluster.cli.main import app
+from cluster.config.changed_keys import CHANGED_KEYS
 from cluster.config.files import valid_keys
 from cluster.config.run_config import RunConfig
 from cluster.telemetry.catalogue import SECTIONS
@@ -116,7 +117,9 @@ def unknown_keys(text: str) -> list[str]:
     """Config keys `section.key`, alone or with a value, that do not exist."""
     sections = "|".join(name for name in RunConfig.model_fields if any(k.startswith(f"{name}.") for k in valid_keys()))
     named = {key for line in code(text) for key in re.findall(rf"(?:^|\s)((?:{sections})\.[\w.]+)(?=[=:,]|\s|$)", line)}
-    return sorted(key for key in named if key not in valid_keys() and not key.startswith(FREE_KEYS))
+    # The changelog names old keys beside the new ones.
+    known = {*valid_keys(), *CHANGED_KEYS}
+    return sorted(key for key in named if key not in known and not key.startswith(FREE_KEYS))
 
 
 def unknown_metrics(text: str) -> list[str]:

@@ -90,6 +90,7 @@ def test_every_row_says_what_was_seen_said_and_got() -> None:
         "utterance": "first",
         "action": "+",
         "action_labels": [1],
+        "action_start": None,
         "valid": True,
         "reward": -1.0,
         "terminated": False,

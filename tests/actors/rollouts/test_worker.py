@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import signal
 from collections.abc import Awaitable, Callable
 from functools import cache
@@ -24,13 +23,12 @@ import envs  # noqa: F401  (registers coso/...)
 from actors.generation import Generation, GenerationRequest, Refusal
 from actors.images import image_hash
 from actors.rollouts.episode import EVALUATION_SEED_BASE
-from actors.rollouts.failed_episodes import TooManyFailedEpisodes
 from actors.rollouts.stream import TrajectoryStream
 from actors.rollouts.worker import RolloutLaunch, RolloutWorker
 from actors.settings import RolloutSettings
 from actors.trajectory import TrajectoryBatch
 from envs.settings import EnvironmentSettings
-from tests.envs_for_tests import MISSING, ODD, TROUBLED
+from tests.envs_for_tests import TROUBLED
 
 pytestmark = pytest.mark.integration
 
@@ -376,100 +374,6 @@ def test_a_step_that_hangs_ends_its_episode_as_a_timeout() -> None:
     # Of the first episode, the one step before the hanging one is left, unless it had reached its goal by then.
     assert batch.column("end_reason")[first.stop - 1] in ("environment_timeout", "terminated")
     assert first.stop - first.start == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"reward": float("nan")}, "reward = nan .*expected a finite real number"),
-        ({"reward": None}, "reward = None"),
-        ({"image": np.zeros((4, 4, 3), np.float32) + np.float32(0.5)}, "image.*float32.*expected uint8"),
-        ({"success": MISSING}, "info without 'success'"),
-        ({"action": 3}, "action.*expected text"),
-    ],
-)
-def test_nonsense_from_an_environment_ends_its_episode_with_a_reason_and_no_reward(
-    changes: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def scenario(worker: RolloutWorker) -> Any:
-        return await worker.collect(1, 4), await worker.status()
-
-    kwargs = {"changes": changes, "after": 3, "max_position": 5}
-    batch, status = run(scenario, [Server(by_chance)], id=ODD, kwargs=kwargs)
-    check_whole(batch)
-    assert len(batch) >= 4 and np.isfinite(batch.column("reward")).all()
-    assert "environment_error" in ends(batch) and status["failures"]["error"] >= ends(batch).count("environment_error")
-    assert re.search(f"coso-test/Odd-v0.*{words}", caplog.text)
-
-
-def test_what_says_the_same_in_another_form_changes_nothing() -> None:
-    async def scenario(worker: RolloutWorker) -> Any:
-        return await worker.collect(1, 6)
-
-    forms = {"reward": np.array([-1.0]), "truncated": np.array([1]), "image": np.zeros((8, 8, 1), np.int64)}
-    batch = run(scenario, [Server(by_chance)], id=ODD, kwargs={"changes": forms})
-    check_whole(batch)
-    assert "environment_error" not in ends(batch) and set(batch.column("reward")) == {-1.0}
-    assert image_hash(np.zeros((8, 8, 3), np.uint8)) in set(batch.column("image"))
-
-
-# ---------------------------------------------------------------- refused requests
-
-TOO_LONG = Refusal("prompt_too_long", "the prompt has 700 tokens")
-
-
-def refused_at_times(request: GenerationRequest) -> str | Refusal:
-    assert request.seed is not None
-    return TOO_LONG if request.seed % 4 == 0 else by_chance(request)
-
-
-def test_a_refused_request_ends_its_episode_and_no_other() -> None:
-    async def scenario(worker: RolloutWorker) -> Any:
-        return await worker.collect(1, 40), await worker.status()
-
-    batch, status = run(scenario, [Server(refused_at_times)])
-    check_whole(batch)
-    assert len(batch) >= 40 and {"prompt_too_long", "terminated"} <= set(ends(batch))
-    assert status["failures"]["prompt_too_long"] >= ends(batch).count("prompt_too_long")
-    assert status["restarts"] == 0  # the environment did nothing wrong
-
-
-def test_free_running_environments_go_on_after_a_refused_request() -> None:
-    stream = TrajectoryStream(1 << 30, 1000)
-    asked = 0
-
-    def policy(request: GenerationRequest) -> str | Refusal:
-        nonlocal asked
-        asked += 1
-        return TOO_LONG if asked % 5 == 0 else by_chance(request)
-
-    async def scenario(worker: RolloutWorker) -> list[TrajectoryBatch]:
-        await worker.start(0)
-        batches = await received(stream, 20)
-        await worker.status()
-        return batches
-
-    batch = TrajectoryBatch.concatenate(run(scenario, [Server(policy)], stream))
-    check_whole(batch)
-    assert {"prompt_too_long", "terminated"} <= set(ends(batch))
-
-
-def test_too_many_refused_requests_end_the_run_and_name_environment_and_episode() -> None:
-    stream = TrajectoryStream(1 << 30, 1000)
-    words = r"50 of the latest 50 episodes of coso/NumberLine-v0 failed \(prompt_too_long 50\).*episode .*700 tokens"
-
-    async def scenario(worker: RolloutWorker) -> None:
-        with pytest.raises(TooManyFailedEpisodes, match=words):
-            await worker.collect(1, 4)
-
-    async def free_running(worker: RolloutWorker) -> None:
-        await worker.start(0)
-        await until(lambda: any(task.done() for task in worker._slot_tasks), "a loop to end")
-        with pytest.raises(TooManyFailedEpisodes, match=words):
-            await worker.status()
-
-    run(scenario, [Server(lambda _: TOO_LONG)])
-    run(free_running, [Server(lambda _: TOO_LONG)], stream)
 
 
 # ---------------------------------------------------------------- policy servers

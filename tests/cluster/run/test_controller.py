@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.images import PngEncoder
 from actors.rollouts.worker import EvaluationResult
-from actors.trajectory import PngEncoder, TrajectoryBatch
+from actors.trajectory import TrajectoryBatch
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
@@ -75,7 +78,17 @@ class Stages:
     def restart_learner(self, checkpoint: Path | None) -> None:
         self.events.append("restart learner")
 
+    async def steps_taken(self) -> int:
+        return 2 * sum(event.startswith("learn") for event in self.events)
+
+    @contextmanager
+    def waiting_for_scores(self) -> Iterator[None]:
+        yield
+
     # the collector
+    def trained(self, scoring_s: float, busy_s: float) -> None:
+        pass
+
     async def collect(self, update: int) -> tuple[TrajectoryBatch, dict[str, float]]:
         return episode(f"e{update}", self.version), {}
 

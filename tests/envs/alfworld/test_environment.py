@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import envs  # noqa: F401  (registers coso/...)
+from actors.images import decode_png
 from actors.rollouts.environment_host import EnvironmentHost
 from envs.alfworld.environment import ALFWorld
 from envs.alfworld.games import DATA_FOLDER, GAME_FILE, TRAJECTORY_FILE, NoGames
@@ -300,7 +301,9 @@ def test_it_runs_in_a_process_behind_a_deadline(games_folder: Path) -> None:
     observation, info = asyncio.run(play())
     here = ALFWorld(games=str(games_folder))
     there, _ = here.reset(seed=4)
-    assert there["prompt"] == observation["prompt"] and np.array_equal(there["image"], observation["image"])
+    assert there["prompt"] == observation["prompt"] and np.array_equal(
+        there["image"], np.asarray(decode_png(observation["image"].png))
+    )
     assert info["valid"] is False
 
 
