@@ -48,12 +48,13 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     for file in files:
         layer = _read_yaml(Path(file))
         _remember_sources(layer, str(file), sources)
-        merged = overlay(merged, layer)
+        merged = _lay_over(merged, layer)
+    words: dict[str, Any] = {}
     for word in overrides:
         layer = _parse_override(word)
         _remember_sources(layer, f"override {word!r}", sources)
-        merged = overlay(merged, layer)
-    return validate(merged, sources)
+        words = overlay(words, layer)
+    return validate(_lay_over(merged, words), sources)
 
 
 def config_of_words(words: Sequence[str]) -> RunConfig:
@@ -69,6 +70,18 @@ def overlay(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         merged[key] = overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _lay_over(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """`layer` laid over `base`. Where it names another algorithm, that one's section begins with its defaults: the keys
+    of the algorithm before are not its own."""
+    section = layer.get("algorithm")
+    before = base.get("algorithm")
+    if isinstance(section, dict) and isinstance(before, dict):
+        default = AlgorithmSettings.model_fields["name"].default
+        if section.get("name", before.get("name", default)) != before.get("name", default):
+            base = {**base, "algorithm": {}}
+    return overlay(base, layer)
 
 
 def validate(values: dict[str, Any], sources: dict[str, str] | None = None) -> RunConfig:

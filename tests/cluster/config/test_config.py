@@ -113,6 +113,16 @@ def test_the_algorithm_section_is_that_of_the_algorithm_it_names() -> None:
     assert "discount: 0.5" in to_yaml(own)
 
 
+def test_another_algorithm_over_a_config_of_ppo_begins_with_its_own_defaults() -> None:
+    """In any order of the words, which are one layer."""
+    name = "algorithm.name=examples.own_algorithm.reinforce:Reinforce"
+    for words in ([name, "algorithm.discount=0.5"], ["algorithm.discount=0.5", name]):
+        algorithm = load_config([ROOT / "configs" / "numberline.yaml"], words).algorithm
+        assert algorithm.model_dump() == {"name": name.removeprefix("algorithm.name="), "epochs": 4, "discount": 0.5}
+    same = load_config([ROOT / "configs" / "numberline.yaml"], ["algorithm.name=ppo"]).algorithm
+    assert same == load_config([ROOT / "configs" / "numberline.yaml"]).algorithm
+
+
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
