@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,8 +111,11 @@ def test_a_person_does_a_task_on_the_page() -> None:
     try:
         assert playing.stdout is not None
         (url,) = re.findall(r"the screen is at (\S+)", playing.stdout.readline())
-        with urllib.request.urlopen(f"{url}state?0", timeout=60) as response:
-            assert "Open the Clock app" in json.load(response)["prompt"]
+        prompt, deadline = "", time.monotonic() + 60
+        while not prompt and time.monotonic() < deadline:  # the page is there before the phone is
+            with urllib.request.urlopen(f"{url}state?0", timeout=60) as response:
+                prompt = json.load(response)["prompt"]
+        assert "Open the Clock app" in prompt
         urllib.request.urlopen(f"{url}answer", b"tap 780 560", timeout=60).close()
         output, _ = playing.communicate(timeout=60)
     finally:
