@@ -1,7 +1,7 @@
 """Steps per second of one rollout worker whose environments show large screens, beside an earlier commit.
 
-    git worktree add /tmp/before COMMIT
-    python -m benchmarks.images --before /tmp/before [--out benchmarks/results/images.json]
+    git worktree add ../before COMMIT
+    python -m benchmarks.images --before ../before [--out benchmarks/results/images.json]
 
 The screens are those of an embedded phone that is tapped at random, recorded first, so Chromium must be there. 64
 environments replay them in two ways: as recorded, where many taps change nothing, and with a few pixels changed at

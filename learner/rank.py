@@ -110,6 +110,7 @@ class LearnerRank:
         """
         from learner.finite import require_finite_steps
         from learner.mismatch import mismatch_metrics, token_versions
+        from learner.policy.batch import target_columns
 
         setup = self.setup
         self._check_columns(trajectories)
@@ -125,8 +126,6 @@ class LearnerRank:
         self.engine.train(False, checkpointing=setup.learner.gradient_checkpointing)
 
         def loss_of(output: Any, batch: Any, indices: np.ndarray) -> Any:
-            from learner.policy.batch import target_columns
-
             batch.targets = target_columns(targets, indices, self.engine.device)
             return self.algorithm.loss(output, batch)
 
