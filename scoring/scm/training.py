@@ -205,8 +205,8 @@ class ScmTrainer:
         distinct, which = self._distinct(pairs)
         logits, labels = self._logits(distinct)
         scaled = [each / self.temperature for each in logits]
-        confidence, correct = _predictions(scaled, labels)
-        confidence, correct = confidence[which.cpu()], correct[which.cpu()]
+        rows = which.cpu().numpy()  # a tensor of one element would be taken for a number
+        confidence, correct = (of_distinct[rows] for of_distinct in _predictions(scaled, labels))
         curve = of_probabilities(confidence, correct)
         metrics = {
             "new_loss": float(labels_loss(scaled, labels)[which].mean()),
@@ -220,7 +220,7 @@ class ScmTrainer:
             metrics["unseen_accuracy"] = float(correct[unseen].mean())
             metrics["unseen_ece"] = of_probabilities(confidence[unseen], correct[unseen]).error
         if self.settings.temperature_scaling:
-            metrics["unscaled_ece"] = of_probabilities(_predictions(logits, labels)[0][which.cpu()], correct).error
+            metrics["unscaled_ece"] = of_probabilities(_predictions(logits, labels)[0][rows], correct).error
         return metrics
 
     def _logits(self, pairs: Sequence[Pair]) -> tuple[list[Tensor], Tensor]:

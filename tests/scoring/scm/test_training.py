@@ -157,6 +157,17 @@ def test_utterances_that_did_not_parse_are_left_out_and_the_buffer_keeps_the_lat
     np.testing.assert_array_equal(kept, labels[-100:])
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_batch_of_a_single_utterance_is_measured(count: int):
+    """An array indexed by a tensor of one element would be a number, not an array of one."""
+    settings = SETTINGS.model_copy(update={"temperature_scaling": True})
+    utterances, labels, _ = make_language(4, 1)
+    report = ScmTrainer(settings, SIZES, seed=SEED).train(utterances * count, np.repeat(labels, count, axis=0))
+    assert report.metrics["unseen"] == count
+    curve = read_curve(report.metrics, "")
+    assert curve is not None and curve.count.sum() == count
+
+
 def test_nothing_to_learn_from_is_no_error():
     report = make_trainer().train([], np.empty((0, 2), np.int32))
     assert report.metrics == {"version": 1, "buffer": 0, "new": 0, "steps": 0}
