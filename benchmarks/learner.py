@@ -61,7 +61,7 @@ class BareLoop:
         self.head = torch.nn.Sequential(
             torch.nn.Linear(width, hidden[0]), torch.nn.ReLU(), torch.nn.Linear(hidden[0], 1)
         )
-        self.head.load_state_dict(rank.model.value_head.state_dict())
+        self.head.load_state_dict(rank.model.value_head.mlp.state_dict())
         options = {"lr": learner.learning_rate, "betas": learner.betas, "eps": learner.epsilon, "weight_decay": 0.0}
         self.optimizers = [
             torch.optim.AdamW(self.vlm.parameters(), **options),

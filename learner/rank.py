@@ -77,6 +77,7 @@ class LearnerRank:
             dtype=getattr(torch, setup.model.dtype),
             lora=setup.learner.lora,
             value_hidden=setup.model.value_hidden,
+            value_attention=setup.model.value_attention,
             gradient_checkpointing=setup.learner.gradient_checkpointing,
             value_gradient=self.algorithm.value_gradient,
             seed=setup.seed,
@@ -122,6 +123,7 @@ class LearnerRank:
         behaviour = trajectories.ragged("behaviour_logprobs", np.float32)
         metrics = mismatch_metrics(evaluation.logprobs, behaviour, versions, self.version)
         targets = self.algorithm.targets(trajectories, evaluation)
+        self.model.value_head.rescale(targets.value_gain, targets.value_shift)
         self._set_learning_rates(update_index)
         self.engine.train(False, checkpointing=setup.learner.gradient_checkpointing)
 
