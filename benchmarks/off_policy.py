@@ -262,17 +262,25 @@ def report(arguments: argparse.Namespace) -> None:
             "by_game_and_lag": found,
         },
     )
-    print(f"{'game':11} {'lag':>3}  {'decoupled':26} {'plain':26} difference")
+    print("\n".join(markdown(found)))
+
+
+def markdown(found: dict[str, Any]) -> list[str]:
+    """The rows of the table in docs/algorithms.md: success at the end, mean and interval."""
+    rows = []
     for game, lags in found.items():
         for lag, row in lags.items():
-            cells = [shown(row[name]["success_after"]) if name in row else "" for name in VARIANTS]
-            difference = shown(row["difference"]) if "difference" in row else ""
-            print(f"{game:11} {lag:>3}  {cells[0]:26} {cells[1]:26} {difference}")
+            figures = [row[name]["success_after"] if name in row else None for name in VARIANTS]
+            cells = [game, lag, *map(shown, [*figures, row.get("difference")])]
+            rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
-def shown(figure: dict[str, Any]) -> str:
-    between = "[{:.3f}, {:.3f}]".format(*figure["interval"]) if "interval" in figure else "one seed"
-    return f"{figure['mean']:.3f} {between}"
+def shown(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return "–"
+    between = "{:.2f} to {:.2f}".format(*figure["interval"]) if "interval" in figure else "one seed"
+    return f"{figure['mean']:.3f} ({between})"
 
 
 def main() -> None:

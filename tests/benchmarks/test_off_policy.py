@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import off_policy
-from benchmarks.off_policy import PinnedLag, check_lags, finished, interval, table
+from benchmarks.off_policy import PinnedLag, check_lags, finished, interval, markdown, table
 from cluster.config.files import load_config, validate
 from cluster.run.controller import Controller
 from cluster.run.run_folder import Progress, RunFolder
@@ -103,6 +103,9 @@ def test_the_table_compares_the_variants_seed_by_seed() -> None:
     assert row["decoupled"]["success_over_evaluations"]["mean"] == 0.75  # without that before training
     assert row["decoupled"]["of_seeds"] == {1: 0.9, 2: 0.8} and row["decoupled"]["env_steps"] == 2301.5
     assert row["difference"]["seeds"] == 2 and row["difference"]["mean"] == 0.2  # seed 3 has no partner
+    assert markdown({"numberline": {"4": row}}) == [
+        "| numberline | 4 | 0.850 (0.21 to 1.49) | 0.433 (-0.51 to 1.37) | 0.200 (-1.07 to 1.47) |"
+    ]
     assert table(runs[2:])["numberline"]["4"].keys() == {"plain"}
 
 
