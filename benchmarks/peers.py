@@ -48,15 +48,15 @@ STAGES = {
     "ray::PolicyServer": "policy server",
     "VLLM": "policy server",
     "ray::RolloutWorker": "rollout worker",
-    "multiprocessing": "environments",
+    "environment_process": "environments",
     "ray::LearnerRank": "learner",
-    "benchmarks.peers": "driver",
+    "cluster.cli.main": "driver",
 }
 
 
 @dataclass
 class CpuClock:
-    """CPU seconds of a process and of all that it started, read again and again: what ended keeps its last reading."""
+    """CPU seconds of a process and of all that it started. What has ended counts as of the reading before."""
 
     root: psutil.Process
     seconds: dict[tuple[int, float], tuple[str, float]] = field(default_factory=dict)
