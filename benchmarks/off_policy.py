@@ -10,7 +10,8 @@ for one state of the program (`commit`: the last one that changed the code). `re
 A run is a whole training in lock-step by the game's config, so its result does not depend on the machine's load. At a
 lag of L, update u trains on the batch that version u − 1 − L collected; until there is such a version, on a batch of
 version 0. So the lag of update u is min(u − 1, L). The first L + 1 batches are collected before the first update, and
-none is collected that no update would use: all runs of a game take the same number of batches. Every run checks its
+none is collected that no update would use: all runs of a game take the same number of batches. A batch is of whole
+episodes, which are longer where the policy is worse; `env_steps` says how many steps were taken. Every run checks its
 lags in its own metrics. Nothing is dropped, since in lock-step the learner has no limit of lag.
 
 decoupled: the config's algorithm, which clips around the policy as the update begins and weighs by its truncated ratio

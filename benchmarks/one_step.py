@@ -27,9 +27,6 @@ class OneStepNumberLine(NumberLine):
 
     invalid_penalty: ClassVar[float] = 0.0
 
-    def __init__(self, render_mode: str | None = None) -> None:
-        super().__init__(invalid_action="penalty", render_mode=render_mode)
-
     def _set_state(self, state: dict[str, Any] | None) -> None:
         super()._set_state(STATES[int(self.np_random.integers(len(STATES)))] if state is None else state)
 
@@ -39,4 +36,4 @@ class OneStepNumberLine(NumberLine):
 
 
 if ID not in gymnasium.registry:
-    gymnasium.register(ID, entry_point="benchmarks.one_step:OneStepNumberLine")
+    gymnasium.register(ID, entry_point="benchmarks.one_step:OneStepNumberLine", kwargs={"invalid_action": "penalty"})

@@ -134,7 +134,6 @@ def ours(model: str, updates: int, passes: int) -> dict[str, Any]:
     words = [
         "configs/numberline.yaml",
         f"environment.id=benchmarks.one_step:{ID}",
-        "environment.kwargs={}",
         f"model.path={model}",
         f"folder={FOLDER}",
         "name=ours",
