@@ -5,9 +5,10 @@
 
 Both train the same small VLM on a task of one answer (`benchmarks/one_step.py`): the same 24 pictures, 192 answers an
 update, 8 to a picture (ours draws pictures, so 8 on average), one pass over them in minibatches of 64, float32. Ours is
-the whole system by `configs/numberline.yaml` in async mode, without entropy bonus, with PPO's value head. TRL's trainer
-is GRPO as it comes, without reference model; it generates with transformers, since its vLLM mode needs a GPU. It runs
-with one thread of torch and with one per core. Cores are the same: those that this process may use.
+the whole system by `configs/numberline.yaml` in async mode, with 64 environments, without entropy bonus, with PPO's
+value head. TRL's trainer is GRPO as it comes, without reference model; it generates 192 answers at once with
+transformers, since its vLLM mode needs a GPU. It runs with one thread of torch and with one per core, and the faster
+counts. Cores are the same: those that this process may use.
 
 TRL lives in an environment of its own: `--python` names its Python. Without it, one is made in `runs/peers/venv`, which
 takes torch and transformers from the environment that runs this, and TRL from the package index.
@@ -143,6 +144,7 @@ def ours(model: str, updates: int, passes: int) -> dict[str, Any]:
         "training.evaluate_every=0",
         "training.evaluation_episodes=8",
         "training.checkpoint_every=1000",
+        f"rollout.envs_per_worker={MINIBATCH}",
         f"rollout.max_new_tokens={MAX_NEW_TOKENS}",
         f"learner.minibatch={MINIBATCH}",
         f"learner.learning_rate={LEARNING_RATE}",
