@@ -40,11 +40,14 @@ from benchmarks.record import record
 LAGS = (0, 1, 2, 4, 8)
 SEEDS = (1, 2, 3)
 VARIANTS = {"decoupled": "algorithm.decoupled=true", "plain": "algorithm.decoupled=false"}
-#: What the runs of both variants have in common, beside the game's config.
+#: What the runs of both variants have in common, beside the game's config. They are short, and learn faster than the
+#: config says: what is old is then also far away.
 WORDS = [
     "mode=sync",
     "entropy.mode=none",
     "rollout.envs_per_worker=8",
+    "learner.learning_rate=1.0e-3",
+    "learner.final_learning_rate=2.0e-4",
     "learner.minibatch=32",
     "training.updates=20",
     "training.steps_per_update=48",
@@ -56,7 +59,7 @@ WORDS = [
     "logging.console=false",
 ]
 #: Overrides of each game's config.
-GAMES: dict[str, list[str]] = {"numberline": [], "ezpoints": []}
+GAMES: dict[str, list[str]] = {"numberline": [], "ezpoints": ["training.steps_per_update=64"]}
 #: Code that a run depends on: what a run was made by is the last commit that changed any of it.
 PROGRAM = ("actors", "cluster", "configs", "envs", "learner", "benchmarks/off_policy.py")
 FOLDER = Path("runs/off_policy")
