@@ -147,7 +147,8 @@ def sample(model: str, rank: Any, steps: int) -> Any:
     import pyarrow as pa
 
     from actors.chat import ChatProcessor
-    from actors.trajectory import STEP_SCHEMA, TrajectoryBatch, TrajectoryLog, decode_png
+    from actors.images import decode_png
+    from actors.trajectory import STEP_SCHEMA, TrajectoryBatch, TrajectoryLog
 
     chat = ChatProcessor(model)
     shown = TrajectoryLog(Path(model) / "demonstrations").read(0)
