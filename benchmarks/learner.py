@@ -73,24 +73,18 @@ class BareLoop:
 
     def tensors(self, trajectories: Any, update_index: int) -> tuple[list, list]:
         """(whole batch, then minibatches of micro-batches): what `update` takes as given."""
-        from learner.division import divide, minibatches
-        from learner.passes import FORWARD_ONLY_FACTOR, lengths
-        from learner.rank import _ORDER
+        from learner.division import divide
+        from learner.passes import FORWARD_ONLY_FACTOR
+        from learner.plan import plan_update, step_lengths
 
-        learner, of_all = self.setup.learner, lengths(trajectories)
+        plan, lengths = plan_update(trajectories, self.setup, update_index, 1), step_lengths(trajectories)
 
         def built(rows: np.ndarray, factor: int = 1) -> list:
-            parts = divide(rows, of_all, learner.micro_batch * factor, 0, 1)
+            parts = divide(rows, lengths, self.setup.learner.micro_batch * factor, plan.owners, 0)
             return [(part.indices, self.builder.build(trajectories, part.indices)) for part in parts]
 
-        rows = np.arange(len(trajectories))
-        epochs = range(self.setup.algorithm.epochs)
-        orders = [
-            chosen
-            for epoch in epochs
-            for chosen in minibatches(len(rows), learner.minibatch, (self.setup.seed, _ORDER, update_index, epoch))
-        ]
-        return built(rows, FORWARD_ONLY_FACTOR), [built(chosen) for chosen in orders]
+        whole = built(np.arange(len(trajectories)), FORWARD_ONLY_FACTOR)
+        return whole, [built(chosen) for chosen in plan.minibatches]
 
     def forward(self, batch: Any, with_entropy: bool) -> Any:
         import torch

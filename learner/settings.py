@@ -52,6 +52,11 @@ class LearnerSettings(Section):
     )
     micro_batch: PositiveInt = Field(1, description="Steps per forward pass of one rank; the rest is accumulated.")
     token_chunk: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
+    image_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        4 << 30,
+        description="Processed images that a rank keeps in files, bytes. The files have no names and lie in $TMPDIR; "
+        "they are written at most as fast as the processor works. With room for two batches, it works once per image.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     update_deadline_s: PositiveFloat = Field(3600.0, description="Deadline of one update, seconds.")
     start_deadline_s: PositiveFloat = Field(600.0, description="Deadline for the ranks to start, seconds.")

@@ -6,23 +6,26 @@ exactly the prompt ids that the engine saw. Response ids are those that were sam
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from actors.chat import ChatProcessor
-from actors.images import decode_png
+from actors.images import RecentImages
 from actors.trajectory import TrajectoryBatch
 from learner.algorithms.base import Targets
+from learner.plan import step_lengths
+from learner.policy.image_tensors import ImageTensors, nbytes
 
 #: Answers whose action parts a `BatchBuilder` remembers; of a thousand tokens each, they take up 128 MiB.
 ACTION_STARTS = 16384
+
+#: Bytes of prompts' ids that it remembers.
+PROMPT_BYTES = 64 << 20
 
 
 class PromptMismatch(ValueError):
@@ -62,46 +65,72 @@ class TokenBatch:
         return replace(self, model_inputs=inputs, targets=targets, **moved)
 
 
-class BatchBuilder:
-    """Builds `TokenBatch`es, remembering what the processor made of recent (prompt, image) pairs."""
+class StepColumns:
+    """What forward passes need of the steps of a batch, as lists and arrays, made once for all passes."""
 
-    def __init__(self, chat: ChatProcessor, cache_bytes: int = 256 << 20) -> None:
-        """cache_bytes: bound on the remembered tensors (least recently used go first)."""
+    def __init__(self, trajectories: TrajectoryBatch) -> None:
+        self.trajectories = trajectories
+        steps = trajectories.steps
+        self.prompts, self.images = steps["prompt"].to_pylist(), steps["image"].to_pylist()
+        self.final_prompts, self.final_images = steps["final_prompt"].to_pylist(), steps["final_image"].to_pylist()
+        self.prompt_ids = trajectories.ragged("prompt_ids", np.int64)
+        self.final_prompt_ids = trajectories.ragged("final_prompt_ids", np.int64)
+        self.response_ids = trajectories.ragged("response_ids", np.int64)
+        self.action_starts = steps["action_start"].to_pylist()
+        #: Zeros where null: demonstrations were not sampled, and not every step is scored.
+        self.behaviour_logprobs = self._floats("behaviour_logprobs")
+        self.influence = self._floats("influence")
+        self.lengths = step_lengths(trajectories)
+
+    def _floats(self, column: str) -> list[np.ndarray]:
+        values = self.trajectories.ragged(column, np.float32)
+        known = self.trajectories.steps[column].is_valid().to_pylist()
+        empty = [np.zeros(len(ids), np.float32) for ids in self.response_ids]
+        return [row if there else zeros for row, there, zeros in zip(values, known, empty, strict=True)]
+
+
+class BatchBuilder:
+    """Builds `TokenBatch`es, remembering what the processor made of recent images and prompts."""
+
+    def __init__(self, chat: ChatProcessor, image_cache_bytes: int = 256 << 20) -> None:
+        """image_cache_bytes: see `ImageTensors`."""
         self._chat = chat
-        self._capacity = cache_bytes
-        self._size = 0
-        self._encoded: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
+        self._tensors = ImageTensors(chat, image_cache_bytes)
+        self._prompts: RecentImages[dict[str, Tensor]] = RecentImages(PROMPT_BYTES)
+        self._columns: StepColumns | None = None
         # Every pass over a batch asks again, and each time the tokenizer would decode the answer several times.
         self._action_start = lru_cache(maxsize=ACTION_STARTS)(
             lambda ids, start: chat.action_start(np.frombuffer(ids, np.int64), start)
         )
 
+    def prepare(self, images: Mapping[str, bytes]) -> None:
+        """Run the processor on images of a coming batch. Another thread may build batches meanwhile."""
+        self._tensors.prepare(images)
+
+    def columns(self, trajectories: TrajectoryBatch) -> StepColumns:
+        """Those of a batch; remembered until another one is asked for."""
+        if self._columns is None or self._columns.trajectories is not trajectories:
+            self._columns = StepColumns(trajectories)
+        return self._columns
+
     def build(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
         """The steps of the given row numbers. Raises `PromptMismatch`, and `KeyError` for an image that is missing."""
-        steps = _rows(
-            trajectories,
-            indices,
-            "prompt",
-            "image",
-            "prompt_ids",
-            "response_ids",
-            "action_start",
-            "behaviour_logprobs",
-            "influence",
-        )
-        prompts = [self._encode(trajectories, row["prompt"], row["image"], row["prompt_ids"]) for row in steps]
-        responses = [np.asarray(row["response_ids"], np.int64) for row in steps]
+        columns, rows = self.columns(trajectories), np.asarray(indices).tolist()
+        responses = [columns.response_ids[row] for row in rows]
         action_masks = []
-        for row, ids in zip(steps, responses, strict=True):
+        for row, ids in zip(rows, responses, strict=True):
             mask = np.zeros(len(ids), bool)
-            mask[self._action_start(ids.tobytes(), row["action_start"]) :] = True
+            mask[self._action_start(ids.tobytes(), columns.action_starts[row]) :] = True
             action_masks.append(mask)
         return _assemble(
-            prompts,
+            [
+                self._encode(trajectories, columns.prompts[row], columns.images[row], columns.prompt_ids[row])
+                for row in rows
+            ],
             responses,
             action_masks,
-            [_floats(row["behaviour_logprobs"], len(row["response_ids"])) for row in steps],
-            [_floats(row["influence"], len(row["response_ids"])) for row in steps],
+            [columns.behaviour_logprobs[row] for row in rows],
+            [columns.influence[row] for row in rows],
         )
 
     def build_final(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
@@ -109,41 +138,34 @@ class BatchBuilder:
 
         Raises `ValueError` for a row that has no final observation.
         """
-        steps = _rows(trajectories, indices, "final_prompt", "final_image", "final_prompt_ids")
-        for index, row in zip(indices, steps, strict=True):
-            if row["final_image"] is None:
-                raise ValueError(f"step {index} of the batch has no final observation to take a value of")
-        prompts = [
-            self._encode(trajectories, row["final_prompt"], row["final_image"], row["final_prompt_ids"])
-            for row in steps
-        ]
-        nothing = [np.empty(0, np.int64) for _ in steps]
+        columns, rows = self.columns(trajectories), np.asarray(indices).tolist()
+        prompts = []
+        for row in rows:
+            prompt, image = columns.final_prompts[row], columns.final_images[row]
+            if image is None:
+                raise ValueError(f"step {row} of the batch has no final observation to take a value of")
+            prompts.append(self._encode(trajectories, prompt, image, columns.final_prompt_ids[row]))
+        nothing = [np.empty(0, np.int64) for _ in rows]
         return _assemble(prompts, nothing, nothing, nothing, nothing)
 
     def _encode(
-        self, trajectories: TrajectoryBatch, prompt: str, image: str, expected_ids: list[int] | None
+        self, trajectories: TrajectoryBatch, prompt: str, image: str, expected_ids: np.ndarray
     ) -> dict[str, Tensor]:
-        key = (prompt, image)
-        encoded = self._encoded.get(key)
-        if encoded is None:
-            raw = self._chat.encode_prompt(prompt, decode_png(trajectories.images[image]))
-            encoded = {name: value for name, value in raw.items() if isinstance(value, Tensor)}
-            self._encoded[key] = encoded
-            self._size += _nbytes(encoded)
-            while self._size > self._capacity and len(self._encoded) > 1:
-                _, dropped = self._encoded.popitem(last=False)
-                self._size -= _nbytes(dropped)
-        else:
-            self._encoded.move_to_end(key)
-        if expected_ids is not None:
-            ids = encoded["input_ids"][0].tolist()
-            if ids != expected_ids:
-                raise PromptMismatch(
-                    f"the processor of {self._chat.path!r} makes {len(ids)} prompt tokens where the engine saw "
-                    f"{len(expected_ids)} (first difference at token {_first_difference(ids, expected_ids)}). "
-                    "Engine and learner must be given the same model folder and the same chat template."
-                )
-        return encoded
+        """expected_ids: int64 (P,), or empty where the engine has not seen the prompt."""
+        of_image = self._tensors.of(image, trajectories.images[image])
+        key = f"{image} {prompt}"
+        of_tokens = self._prompts.get(key)
+        if of_tokens is None:
+            of_tokens = self._chat.with_text(of_image, prompt)
+            self._prompts.put(key, of_tokens, nbytes(of_tokens))
+        ids = of_tokens["input_ids"][0].numpy()
+        if len(expected_ids) and not np.array_equal(ids, expected_ids):
+            raise PromptMismatch(
+                f"the processor of {self._chat.path!r} makes {len(ids)} prompt tokens where the engine saw "
+                f"{len(expected_ids)} (first difference at token {_first_difference(ids, expected_ids)}). "
+                "Engine and learner must be given the same model folder and the same chat template."
+            )
+        return {name: value for name, value in (of_image | of_tokens).items() if isinstance(value, Tensor)}
 
 
 def target_columns(targets: Targets, rows: np.ndarray, device: torch.device | str) -> dict[str, Tensor]:
@@ -154,23 +176,9 @@ def target_columns(targets: Targets, rows: np.ndarray, device: torch.device | st
     return {name: column.to(device) for name, column in columns.items()}
 
 
-def _rows(trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray, *columns: str) -> list[dict]:
-    table = trajectories.steps.select(list(columns))
-    return table.take(pa.array(np.asarray(indices, np.int64))).to_pylist()
-
-
-def _floats(values: list[float] | None, length: int) -> np.ndarray:
-    """A row's list, zeros where it is null (demonstrations were not sampled; not every step is scored)."""
-    return np.zeros(length, np.float32) if values is None else np.asarray(values, np.float32)
-
-
-def _nbytes(tensors: dict[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _first_difference(left: list[int], right: list[int]) -> int:
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+def _first_difference(left: np.ndarray, right: np.ndarray) -> int:
+    shorter = min(len(left), len(right))
+    return int(np.append(left[:shorter] != right[:shorter], True).argmax())
 
 
 def _assemble(
