@@ -128,6 +128,11 @@ class DeepSpeedEngine:
                     layer.training = True  # of the layer itself, not of the dropout inside
 
     @property
+    def dropout(self) -> bool:
+        """Whether dropout is on."""
+        return bool(self.module.training)
+
+    @property
     def learning_rate(self) -> float:
         """Of the module, for the coming steps."""
         return float(self._engine.optimizer.param_groups[0]["lr"])

@@ -19,6 +19,7 @@ from learner.metric_sums import MetricSums
 from learner.plan import final_rows
 from learner.policy.batch import BatchBuilder, TokenBatch
 from learner.policy.model import PolicyOutput
+from learner.policy.shared_prompts import shares_prompts
 from learner.setup import LearnerSetup
 
 #: Passes without gradients keep no activations, so they take this many times as many steps at once.
@@ -49,6 +50,12 @@ class Passes:
         self._engine = engine
         self._chat = chat
         self._builder = BatchBuilder(chat, setup.learner.image_cache_bytes)
+        # Under ZeRO-3 ranks must make the same passes whatever repeats; checkpointed layers keep no keys and values.
+        self._may_share = (
+            setup.learner.zero_stage < 3
+            and not setup.learner.gradient_checkpointing
+            and shares_prompts(engine.module.hf_model)
+        )
 
     def prepare(self, images: Mapping[str, bytes]) -> None:
         """Run the model's processor on images of a coming batch; may be called beside everything else."""
@@ -67,7 +74,7 @@ class Passes:
         tokens, values, final_values = np.zeros(offsets[-1]), np.zeros(count), np.zeros(count)
         with torch.no_grad():
             for part in self._share(np.arange(count), columns.lengths, owners, FORWARD_ONLY_FACTOR):
-                batch = self._builder.build(trajectories, part.indices).to(self._engine.device)
+                batch = self._builder.build(trajectories, part.indices, self._may_share).to(self._engine.device)
                 output = self._forward(batch, with_entropy=False)
                 if part.filler:
                     continue
@@ -106,15 +113,15 @@ class Passes:
     ) -> StepResult:
         """One step of the optimizer, whose gradient is that of the mean loss over `rows` however they are divided.
 
-        owners: as for `evaluate`. with_part_norms: measure the gradient norms of the policy's and the entropy's part before the step, which holds
-        two more gradients for that long.
+        owners: as for `evaluate`. with_part_norms: measure the gradient norms of the policy's and the entropy's part
+        before the step, which holds two more gradients for that long.
         """
         sums = MetricSums()
         seen: list[tuple[np.ndarray, Tensor]] = []  # row numbers and their loss, looked at when the step goes wrong
         gradients: dict[str, list[Tensor]] = {}
         scale = self._engine.place.world_size / len(rows)
         for part in self._share(rows, self._builder.columns(trajectories).lengths, owners):
-            batch = self._builder.build(trajectories, part.indices)
+            batch = self._builder.build(trajectories, part.indices, self._may_share and not self._engine.dropout)
             if part.filler:
                 batch.sample_weight.zero_()
             batch = batch.to(self._engine.device)

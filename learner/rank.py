@@ -34,7 +34,8 @@ logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
-    """Every method but `ping`, `prepare` and `rendezvous` is to be called on all ranks at once, with the same arguments."""
+    """Every method but `ping`, `prepare` and `rendezvous` is to be called on all ranks at once, and but for `images`
+    with the same arguments."""
 
     def __init__(self, setup: LearnerSetup, rank: int, world_size: int) -> None:
         self.setup = setup

@@ -122,9 +122,8 @@ class EpisodeRecorder:
             self._note_final_observation()
 
     def refuse(self, reason: RefusalReason) -> None:
-        """There can be no answer to the present observation, and no value of it, also where it is what a cut-off episode
-        ended at. So the episode ends with the step before, and that step's observation stands for what would have
-        followed."""
+        """There can be neither an answer to the present observation nor a value of it, also where an episode was cut
+        off at it. So the episode ends with the step before, whose observation stands for what would have followed."""
         if self._rows:
             refused_after = self._rows.pop()
             self._prompt, self._image = refused_after["prompt"], refused_after["image"]

@@ -6,7 +6,7 @@ exactly the prompt ids that the engine saw. Response ids are those that were sam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
@@ -27,6 +27,9 @@ ACTION_STARTS = 16384
 #: Bytes of prompts' ids that it remembers.
 PROMPT_BYTES = 64 << 20
 
+#: Prompts are shared where no more than this share of them is distinct.
+LARGEST_DISTINCT_SHARE = 0.75
+
 
 class PromptMismatch(ValueError):
     """The processor gives other prompt ids than those the engine saw: not the model that made the trajectory."""
@@ -37,7 +40,7 @@ class TokenBatch:
     """B steps as tensors; L = longest prompt + response, R = longest response of the batch, padding on the right."""
 
     #: What the model's forward takes: `input_ids` int64 (B, L), `attention_mask` int64 (B, L), the family's own
-    #: per-token inputs (B, L) and image tensors.
+    #: per-token inputs (B, L) and image tensors. With `prompt_of`, of P prompts without responses instead.
     model_inputs: dict[str, Tensor]
     prompt_lengths: Tensor  # int64 (B,), tokens, image tokens included
     response_lengths: Tensor  # int64 (B,)
@@ -47,6 +50,8 @@ class TokenBatch:
     behaviour_logprobs: Tensor  # float32 (B, R), nats, of the distribution sampled from; 0 where padded or none
     influence: Tensor  # float32 (B, R) in [0, 1]; 0 where padded or not scored
     sample_weight: Tensor  # float32 (B,), 0 for a sample that only fills up a micro-batch
+    #: int64 (B,), the row of `model_inputs` that holds a step's prompt; None: its own, its response behind it.
+    prompt_of: Tensor | None = None
     #: Columns of `learner.algorithms.base.Targets`: float32, (B,) per step and (B, R) per token, 0 where padded.
     targets: dict[str, Tensor] = field(default_factory=dict)
 
@@ -113,8 +118,13 @@ class BatchBuilder:
             self._columns = StepColumns(trajectories)
         return self._columns
 
-    def build(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
-        """The steps of the given row numbers. Raises `PromptMismatch`, and `KeyError` for an image that is missing."""
+    def build(
+        self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray, share_prompts: bool = False
+    ) -> TokenBatch:
+        """The steps of the given row numbers. share_prompts: hold each prompt once where many are equal.
+
+        Raises `PromptMismatch`, and `KeyError` for an image that is missing.
+        """
         columns, rows = self.columns(trajectories), np.asarray(indices).tolist()
         responses = [columns.response_ids[row] for row in rows]
         action_masks = []
@@ -122,15 +132,18 @@ class BatchBuilder:
             mask = np.zeros(len(ids), bool)
             mask[self._action_start(ids.tobytes(), columns.action_starts[row]) :] = True
             action_masks.append(mask)
+        shown = [(columns.images[row], columns.prompts[row]) for row in rows]
+        prompts = [
+            self._encode(trajectories, prompt, image, columns.prompt_ids[row])
+            for row, (image, prompt) in zip(rows, shown, strict=True)
+        ]
         return _assemble(
-            [
-                self._encode(trajectories, columns.prompts[row], columns.images[row], columns.prompt_ids[row])
-                for row in rows
-            ],
+            prompts,
             responses,
             action_masks,
             [columns.behaviour_logprobs[row] for row in rows],
             [columns.influence[row] for row in rows],
+            _repeated(shown) if share_prompts else None,
         )
 
     def build_final(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
@@ -187,12 +200,44 @@ def _assemble(
     action_masks: list[np.ndarray],
     behaviour_logprobs: list[np.ndarray],
     influence: list[np.ndarray],
+    repeated: tuple[list[int], list[int]] | None = None,
 ) -> TokenBatch:
+    """repeated: see `_repeated`; None: every row has a prompt of its own."""
     prompt_lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     response_lengths = [len(ids) for ids in responses]
-    lengths = [p + r for p, r in zip(prompt_lengths, response_lengths, strict=True)]
-    width = max(lengths)
+    if repeated is None:
+        model_inputs = _model_inputs(prompts, responses)
+    else:
+        distinct = [prompts[row] for row in repeated[0]]
+        model_inputs = _model_inputs(distinct, [np.empty(0, np.int64)] * len(distinct))
+    return TokenBatch(
+        model_inputs=model_inputs,
+        prompt_lengths=torch.tensor(prompt_lengths),
+        response_lengths=torch.tensor(response_lengths),
+        response_ids=right_padded(responses, torch.int64),
+        response_mask=right_padded([np.ones(n, bool) for n in response_lengths], torch.bool),
+        action_mask=right_padded(action_masks, torch.bool),
+        behaviour_logprobs=right_padded(behaviour_logprobs, torch.float32),
+        influence=right_padded(influence, torch.float32),
+        sample_weight=torch.ones(len(prompts)),
+        prompt_of=None if repeated is None else torch.tensor(repeated[1]),
+    )
+
+
+def _repeated(prompts: Sequence[Hashable]) -> tuple[list[int], list[int]] | None:
+    """(position of each distinct prompt, and for every prompt which of those it equals); None where few repeat, since
+    prompts and responses in a pass each cost more than both in one."""
+    first = dict.fromkeys(prompts)
+    if len(first) > LARGEST_DISTINCT_SHARE * len(prompts):
+        return None
+    number = {prompt: index for index, prompt in enumerate(first)}
+    return [prompts.index(prompt) for prompt in first], [number[prompt] for prompt in prompts]
+
+
+def _model_inputs(prompts: list[dict[str, Tensor]], responses: list[np.ndarray]) -> dict[str, Tensor]:
+    """Prompts with a response behind each, as `TokenBatch.model_inputs`."""
     rows = len(prompts)
+    width = max(prompt["input_ids"].shape[1] + len(ids) for prompt, ids in zip(prompts, responses, strict=True))
     input_ids = torch.zeros(rows, width, dtype=torch.int64)
     attention_mask = torch.zeros(rows, width, dtype=torch.int64)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -216,17 +261,7 @@ def _assemble(
             model_inputs[name] = extended
         else:
             model_inputs[name] = concatenate_padded(parts)
-    return TokenBatch(
-        model_inputs=model_inputs,
-        prompt_lengths=torch.tensor(prompt_lengths),
-        response_lengths=torch.tensor(response_lengths),
-        response_ids=right_padded(responses, torch.int64),
-        response_mask=right_padded([np.ones(n, bool) for n in response_lengths], torch.bool),
-        action_mask=right_padded(action_masks, torch.bool),
-        behaviour_logprobs=right_padded(behaviour_logprobs, torch.float32),
-        influence=right_padded(influence, torch.float32),
-        sample_weight=torch.ones(rows),
-    )
+    return model_inputs
 
 
 def right_padded(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:

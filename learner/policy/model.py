@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from actors.chat import NotAVisionLanguageModel
 from learner.policy.batch import TokenBatch
 from learner.policy.repeated_pictures import encode_repeats_once
+from learner.policy.shared_prompts import hidden_states
 from learner.policy.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
 from learner.policy.weight_export import Materialize, checkpoint_weights
 from learner.settings import LoraSettings
@@ -70,21 +71,13 @@ class PolicyModel(nn.Module):
             name: tensor.to(head.weight.dtype) if tensor.is_floating_point() else tensor
             for name, tensor in batch.model_inputs.items()
         }
-        hidden = self.hf_model.base_model(**inputs, use_cache=False).last_hidden_state  # (B, L, width)
-
-        rows = torch.arange(len(batch), device=hidden.device)
-        state = hidden[rows, batch.prompt_lengths - 1]
-        if not self.value_gradient:
-            state = state.detach()
-        values = self.value_head(state.float())[:, 0]
+        state, predicting = hidden_states(self.hf_model, inputs, batch)
+        values = self.value_head((state if self.value_gradient else state.detach()).float())[:, 0]
 
         mask = batch.response_mask
-        logprobs = torch.zeros(mask.shape, device=hidden.device)
-        entropy = torch.zeros(mask.shape, device=hidden.device)
-        if mask.shape[1] > 0:
-            # Response token j is predicted at the position before it; prompt positions never reach the head.
-            row, token = mask.nonzero(as_tuple=True)
-            predicting = hidden[row, batch.prompt_lengths[row] - 1 + token]
+        logprobs = torch.zeros(mask.shape, device=state.device)
+        entropy = torch.zeros(mask.shape, device=state.device)
+        if mask.shape[1] > 0:  # prompt positions never reach the head
             distribution = SamplingDistribution(temperature, banned_token_ids, token_chunk, with_entropy)
             token_logprobs, token_entropy = head(predicting, batch.response_ids[mask], distribution)
             logprobs = logprobs.masked_scatter(mask, token_logprobs)

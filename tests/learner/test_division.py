@@ -36,7 +36,7 @@ def test_every_step_is_in_one_micro_batch_and_ranks_make_the_same_number(lengths
 def test_rows_stay_with_one_rank_and_every_minibatch_is_spread_evenly(steps, size, epochs, world_size):
     sets = [rows for epoch in range(epochs) for rows in minibatches(steps, size, (1, epoch))]
     owners = assign_rows([np.arange(steps), *sets], np.arange(steps), world_size)
-    assert owners.shape == (steps,) and 0 <= owners.min() and owners.max() < world_size
+    assert owners.shape == (steps,) and owners.min() >= 0 and owners.max() < world_size
     for rows in sets:
         even = -(-len(rows) // world_size)
         assert np.bincount(owners[rows], minlength=world_size).max() <= even + 2
