@@ -54,8 +54,8 @@ class LearnerSettings(Section):
     token_chunk: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
     image_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         4 << 30,
-        description="Processed images that a rank keeps in files, bytes. The files have no names and lie in $TMPDIR; "
-        "they are written at most as fast as the processor works. With room for two batches, it works once per image.",
+        description="Processed images of 1 MiB and more that a rank keeps, in files without names under $TMPDIR, "
+        "bytes. With room for its share of two batches, it processes each image once.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     update_deadline_s: PositiveFloat = Field(3600.0, description="Deadline of one update, seconds.")
