@@ -50,9 +50,9 @@ class Passes:
         self._engine = engine
         self._chat = chat
         self._builder = BatchBuilder(chat, setup.learner.image_cache_bytes)
-        # Under ZeRO-3 ranks must make the same passes whatever repeats; checkpointed layers keep no keys and values.
+        # Which prompts repeat differs from rank to rank. Checkpointed layers keep no keys and values.
         self._may_share = (
-            setup.learner.zero_stage < 3
+            engine.graphs_may_differ
             and not setup.learner.gradient_checkpointing
             and shares_prompts(engine.module.hf_model)
         )
