@@ -54,7 +54,7 @@ class LearnerSettings(Section):
     token_chunk: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
     image_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         4 << 30,
-        description="Processed images of 1 MiB and more that a rank keeps, in files without names under $TMPDIR, "
+        description="Processed images of 256 KiB and more that a rank keeps, in files without names under $TMPDIR, "
         "bytes. With room for its share of two batches, it processes each image once.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")

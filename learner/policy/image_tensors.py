@@ -21,7 +21,7 @@ from actors.chat import ChatProcessor
 from actors.images import RecentImages, decode_png
 
 #: Tensors of an image that take less are kept in memory, and together no more than `MEMORY_BYTES`.
-LARGE_BYTES = 1 << 20
+LARGE_BYTES = 256 << 10
 MEMORY_BYTES = 256 << 20
 #: Tensors in a file begin at multiples of this.
 ALIGNMENT = 64
@@ -34,7 +34,7 @@ class ImageTensors:
         """file_bytes, memory_bytes: bounds on what is kept in files and in memory; what was used least recently goes
         first."""
         self._chat = chat
-        self._file_bytes = file_bytes
+        self._file_bytes, self._memory_bytes = file_bytes, memory_bytes
         self._large: RecentImages[dict[str, Any]] = RecentImages(file_bytes)
         self._small: RecentImages[dict[str, Any]] = RecentImages(memory_bytes)
         self._looking = threading.Lock()
@@ -53,10 +53,14 @@ class ImageTensors:
 
     def prepare(self, images: Mapping[str, bytes]) -> None:
         """Encode images that will be needed, in their order, up to half of the room: the rest is for those in use."""
-        room = self._file_bytes // 2
+        large, small = self._file_bytes // 2, self._memory_bytes // 2
         for key, png in images.items():
-            room -= nbytes(self.of(key, png))
-            if room < 0:
+            size = nbytes(self.of(key, png))
+            if size >= LARGE_BYTES:
+                large -= size
+            else:
+                small -= size
+            if min(large, small) < 0:
                 return
 
     def _held(self, key: str) -> dict[str, Any] | None:
