@@ -110,3 +110,12 @@ def test_image_tensors_of_different_sizes_are_padded_with_zeros():
     assert joined.shape == (3, 2, 4)
     assert torch.equal(joined[:1, :, :3], left) and torch.equal(joined[1:, :1], right)
     assert joined.sum() == left.sum() + right.sum()
+
+
+def test_columns_are_read_once_for_all_passes_over_a_batch(chat):
+    first, second = (steps(chat, [PROMPT], [picture()], [[7] * length]) for length in (1, 2))
+    builder = BatchBuilder(chat)
+    columns = builder.columns(first)
+    builder.build(first, [0])
+    assert builder.columns(first) is columns and columns.lengths.tolist() == [len(columns.prompt_ids[0]) + 1]
+    assert builder.columns(second).lengths.tolist() == [len(columns.prompt_ids[0]) + 2]
