@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
+from actors.settings import ModelSettings
 from actors.trajectory import TrajectoryBatch
 from learner.algorithms.base import Evaluation
 from learner.algorithms.entropy import EntropyBonus
@@ -17,6 +16,7 @@ from learner.plan import UpdatePlan, final_rows, images_of_rank, plan_update, st
 from learner.policy.batch import BatchBuilder, target_columns
 from learner.policy.model import build_policy
 from learner.settings import EntropySettings, LearnerSettings
+from learner.setup import LearnerSetup
 from tests.learner.sample_trajectories import sample_trajectories
 from tests.tiny_models import make_idefics3
 
@@ -34,10 +34,17 @@ def trajectories(tiny) -> TrajectoryBatch:
 
 
 def planned(trajectories: TrajectoryBatch, ranks: int) -> UpdatePlan:
-    setup = SimpleNamespace(
-        algorithm=PpoSettings(epochs=2), learner=LearnerSettings(minibatch=8), max_policy_lag=None, seed=1
+    setup = LearnerSetup(
+        model=ModelSettings(path="unused"),
+        learner=LearnerSettings(minibatch=8),
+        algorithm=PpoSettings(epochs=2),
+        entropy=EntropySettings(),
+        temperature=1.0,
+        total_updates=1,
+        max_policy_lag=None,
+        seed=1,
     )
-    return plan_update(trajectories, setup, 0, ranks)  # type: ignore[arg-type]  # what of a setup it reads
+    return plan_update(trajectories, setup, 0, ranks)
 
 
 def cut(trajectories: TrajectoryBatch, plan: UpdatePlan, rank: int) -> TrajectoryBatch:
