@@ -54,6 +54,11 @@ class LearnerSettings(Section):
     )
     micro_batch: PositiveInt = Field(1, description="Steps per forward pass of one rank; the rest is accumulated.")
     token_chunk: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
+    image_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        4 << 30,
+        description="Processed images of 256 KiB and more that a rank keeps, in files without names under $TMPDIR, "
+        "bytes. With room for its share of two batches, it processes each image once.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     update_deadline_s: PositiveFloat = Field(3600.0, description="Deadline of one update, seconds.")
     start_deadline_s: PositiveFloat = Field(600.0, description="Deadline for the ranks to start, seconds.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from actors.chat import NotAVisionLanguageModel
 from learner.policy.batch import TokenBatch
 from learner.policy.repeated_pictures import encode_repeats_once
+from learner.policy.shared_prompts import hidden_states
 from learner.policy.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
 from learner.policy.value_head import ValueHead
 from learner.policy.weight_export import Materialize, checkpoint_weights
@@ -71,22 +72,25 @@ class PolicyModel(nn.Module):
             name: tensor.to(head.weight.dtype) if tensor.is_floating_point() else tensor
             for name, tensor in batch.model_inputs.items()
         }
-        hidden = self.hf_model.base_model(**inputs, use_cache=False).last_hidden_state  # (B, L, width)
-
-        values = self.value_head(hidden if self.value_gradient else hidden.detach(), batch.prompt_lengths)
+        hidden, predicting = hidden_states(self.hf_model, inputs, batch)
+        values = self._values(hidden if self.value_gradient else hidden.detach(), batch)
 
         mask = batch.response_mask
         logprobs = torch.zeros(mask.shape, device=hidden.device)
         entropy = torch.zeros(mask.shape, device=hidden.device)
-        if mask.shape[1] > 0:
-            # Response token j is predicted at the position before it; prompt positions never reach the head.
-            row, token = mask.nonzero(as_tuple=True)
-            predicting = hidden[row, batch.prompt_lengths[row] - 1 + token]
+        if mask.shape[1] > 0:  # prompt positions never reach the head
             distribution = SamplingDistribution(temperature, banned_token_ids, token_chunk, with_entropy)
             token_logprobs, token_entropy = head(predicting, batch.response_ids[mask], distribution)
             logprobs = logprobs.masked_scatter(mask, token_logprobs)
             entropy = entropy.masked_scatter(mask, token_entropy)
         return PolicyOutput(logprobs, entropy, values)
+
+    def _values(self, hidden: Tensor, batch: TokenBatch) -> Tensor:
+        """float32 (B,); hidden: as `hidden_states` returns it. A prompt that many steps have is read once."""
+        if batch.prompt_of is None:
+            return self.value_head(hidden, batch.prompt_lengths)
+        lengths = batch.prompt_lengths.new_ones(len(hidden)).scatter(0, batch.prompt_of, batch.prompt_lengths)
+        return self.value_head(hidden, lengths)[batch.prompt_of]
 
     def checkpoint_weights(self, materialize: Materialize) -> Iterator[tuple[str, Tensor]]:
         """The vlm's weights as `save_pretrained` would write them: (checkpoint name, tensor), adapters merged, tied
