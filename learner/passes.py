@@ -48,6 +48,7 @@ class Passes:
         self._engine = engine
         self._chat = chat
         self._builder = BatchBuilder(chat)
+        self.done = 0  # forward passes, the sign that a long call comes further
 
     def evaluate(self, trajectories: TrajectoryBatch, trained: np.ndarray) -> Evaluation:
         """What the present model says of every step, float32, without dropout. trained: see `Evaluation`."""
@@ -129,6 +130,7 @@ class Passes:
         return divide(rows, of_all, self._setup.learner.micro_batch * factor, place.rank, place.world_size)
 
     def _forward(self, batch: TokenBatch, with_entropy: bool) -> Any:
+        self.done += 1
         return self._engine.forward(
             batch,
             temperature=self._setup.temperature,

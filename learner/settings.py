@@ -53,7 +53,11 @@ class LearnerSettings(Section):
     micro_batch: PositiveInt = Field(1, description="Steps per forward pass of one rank; the rest is accumulated.")
     token_chunk: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
-    update_deadline_s: PositiveFloat = Field(3600.0, description="Deadline of one update, seconds.")
+    update_deadline_s: PositiveFloat = Field(
+        3600.0,
+        description="The ranks may be silent for so long before they are given up, seconds: no forward pass is done and "
+        "no call answered. A whole update may take longer.",
+    )
     start_deadline_s: PositiveFloat = Field(600.0, description="Deadline for the ranks to start, seconds.")
     collective_deadline_s: PositiveFloat = Field(
         600.0, description="How long a rank waits for the others in one exchange, seconds."

@@ -13,14 +13,15 @@ import multiprocessing
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest, Refusal
-from actors.serving.admission import BusyMeter, Gate
-from actors.serving.policy_engine import PolicyServerLaunch, start_engine
+from actors.serving.admission import BusyMeter, Gate, Silence
+from actors.serving.policy_engine import OwnErrorLog, PolicyServerLaunch, start_engine
 from actors.serving.prompt_renderer import PromptRenderer
 from actors.serving.weight_transfer import (
     COLLECTIVE_TRANSPORTS,
@@ -67,11 +68,15 @@ class PolicyServer:
         self._name = launch.name
         self._registry = registry
         self._incarnation = 0  # how often this server was started before
+        self._log = OwnErrorLog()
+        self._last_words = LastWords(Path(launch.temp_folder) / f"last_words_{launch.index}")
+        self._last_failure = self._last_words.read()
         self._broken: Exception | None = None
         self._current = asyncio.Event()  # set once the engine holds the current weights
         self._pausing = asyncio.Lock()  # held while the engine's scheduler is paused
         self._gate = Gate()
         self._meter = BusyMeter()
+        self._silence = Silence()
         self._request_ids = itertools.count()
         self._version = 0
         self._requests = 0
@@ -84,7 +89,8 @@ class PolicyServer:
         return await self.status()
 
     async def generate(self, request: GenerationRequest) -> Generation | Refusal:
-        """One answer. Raises TimeoutError, naming this server, past the deadline."""
+        """One answer. Raises TimeoutError, naming this server, when it gives no answer to anybody for as long as
+        `generate_deadline_s` says."""
         async with self._answering(f"{self._name} did not finish an answer"), self._gate.shared():
             received = time.monotonic()
             engine_input = await self._renderer.render(request)
@@ -137,7 +143,7 @@ class PolicyServer:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
     async def status(self) -> dict[str, Any]:
-        """Process ids, how often it was started before, weights version, requests running and answered, tokens
+        """Process ids, how often it was started before and why it last ended itself ("" if it did not), weights version, requests running and answered, tokens
         generated, seconds busy and memory in bytes."""
         import psutil
 
@@ -153,6 +159,7 @@ class PolicyServer:
             "pid": os.getpid(),
             "engine_pids": engines,
             "incarnation": self._incarnation,
+            "last_failure": self._last_failure,
             "version": self._version,
             "running": self._gate.inside,
             "requests": self._requests,
@@ -181,7 +188,7 @@ class PolicyServer:
                 self._bias = dict.fromkeys(self._chat.banned_token_ids, BAN_LOGIT_BIAS)
                 loop = asyncio.get_running_loop()
                 for process in multiprocessing.active_children():
-                    loop.add_reader(process.sentinel, _end_this_process, f"{self._name}: the vLLM engine died")
+                    loop.add_reader(process.sentinel, self._end_this_process)
                 if self._settings.device == "cpu":
                     await self._engine.collective_rpc("unlink_own_semaphores")
                 await self._engine.update_weight_version("0")
@@ -222,22 +229,34 @@ class PolicyServer:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if isinstance(error, EngineDeadError):
-            _end_this_process(f"{self._name}: the vLLM engine died")
+            self._end_this_process()
+
+    def _end_this_process(self) -> None:
+        """End the actor, so that Ray restarts it. Ray does not notice a dead engine in an actor that still runs."""
+        found = self._log.last_error()
+        reason = f"the vLLM engine died{f' ({found})' if found else ''}"
+        logger.error("%s: %s; the actor ends and Ray restarts it", self._name, reason)
+        self._last_words.write(reason)
+        logging.shutdown()
+        os._exit(1)
 
     # ---------------------------------------------------------------- answers
 
     @asynccontextmanager
     async def _answering(self, failure: str) -> AsyncIterator[None]:
-        """Run the block on a started engine with current weights, within the deadline of an answer."""
+        """Run the block on a started engine with current weights. TimeoutError after too long a silence: no answer of
+        this server, to this request or to another, and no new weights."""
         await self._started()
         deadline_s = self._settings.generate_deadline_s
         try:
-            async with asyncio.timeout(deadline_s):
+            async with self._silence.bounded(deadline_s):
                 await self._current.wait()
                 with self._meter.running():
                     yield
         except TimeoutError as error:
-            raise TimeoutError(f"{failure} within {deadline_s:.0f} s (policy_server.generate_deadline_s)") from error
+            raise TimeoutError(
+                f"{failure}: it was silent for {deadline_s:.0f} s (policy_server.generate_deadline_s)"
+            ) from error
         except Exception as error:
             self._end_with_engine(error)
             raise
@@ -278,6 +297,7 @@ class PolicyServer:
         finally:
             collector.close()
         (completion,) = output.outputs
+        self._silence.broken()
         self._requests += 1
         self._generated_tokens += len(completion.token_ids)
         return Generation(
@@ -342,12 +362,26 @@ class PolicyServer:
                 )
                 raise self._broken from error
         self._version = version
+        self._silence.broken()
         self._current.set()
         return LoadReport(seconds=time.monotonic() - started, version=version, checksums=checksums[0])
 
 
-def _end_this_process(reason: str) -> None:
-    """End the actor, so that Ray restarts it. Ray does not notice a dead engine in an actor that still runs."""
-    logger.error("%s; the actor ends and Ray restarts it", reason)
-    logging.shutdown()
-    os._exit(1)
+class LastWords:
+    """Why a server ended itself, in a file for the process that Ray starts in its place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, reason: str) -> None:
+        with suppress(OSError):  # the server must end, with or without words
+            self._path.write_text(reason, encoding="utf-8")
+
+    def read(self) -> str:
+        """The reason, once; "" if the process before, if any, did not end itself on this node."""
+        try:
+            reason = self._path.read_text(encoding="utf-8")
+            self._path.unlink()
+        except OSError:
+            return ""
+        return reason

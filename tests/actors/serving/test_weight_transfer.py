@@ -370,6 +370,7 @@ def test_a_server_whose_engine_is_killed_comes_back_with_current_weights(
         except ray_cluster.exceptions.RayActorError:
             time.sleep(0.5)
     assert after["pid"] != before["pid"] and after["version"] == policy_server.last_version
+    assert (before["last_failure"], after["last_failure"]) == ("", "the vLLM engine died")
     assert_serves(policy_server, reference)
     # Its engine has another seed now (`engine_seed`). Answers of a batch come from the seeds of the requests alone.
     assert after["incarnation"] == before["incarnation"] + 1

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -15,9 +17,9 @@ from scoring.effects.effects import influence_statistics
 from scoring.effects.estimators import make_estimator
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts
+from scoring.pool.priority import TwoPriorities
 from scoring.pool.scorers import ScorerPool, ScoringError
 from scoring.pool.scoring_pool import ScoringContext, ScoringPool
-from scoring.pool.workers import may_leave_idle_policy, run_where_cores_are_idle
 from scoring.scm.shape import ScmSizes
 from scoring.scm.training import ScmTrainer
 from scoring.settings import ScmSettings, ScoringSettings
@@ -130,22 +132,66 @@ def test_scores_and_training_are_those_of_one_process(pool):
     assert sum(worker["utterances"] for worker in workers) == 2 * 39
 
 
-def test_actors_run_only_where_cores_are_idle(pool):
-    for pid in (pool.trainer_pid(), *(int(answer["pid"]) for answer in pool.check())):
-        assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+def policy_of_the_thread_at_work(pid, seconds=30):
+    """The kernel's policy of the thread of a process that next uses 30 ms of CPU time."""
+
+    def used():
+        times = {}
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+            times[int(thread)] = int(fields[11]) + int(fields[12])  # user and system time, ticks
+        return times
+
+    before, deadline = used(), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for thread, ticks in used().items():
+            if ticks - before.get(thread, 0) >= 0.03 * os.sysconf("SC_CLK_TCK"):
+                return os.sched_getscheduler(thread)
+        time.sleep(0.01)
+    raise TimeoutError(f"no thread of process {pid} worked for {seconds} s")
 
 
-@pytest.mark.skipif(not may_leave_idle_policy(), reason="the kernel lets no thread of this user leave the idle policy")
-def test_actors_are_raised_while_somebody_waits(pool):
-    def policies():
-        return {os.sched_getscheduler(pid) for pid in (pool.trainer_pid(), *(int(w["pid"]) for w in pool.check()))}
+def test_a_training_under_way_is_raised_when_somebody_begins_to_wait(pool):
+    """It also takes longer than its deadline, which is one of silence."""
+    utterances, labels = make_batch(90)
+    twin, patient = twin_of(pool), pool.settings
+    pool.settings = patient.model_copy(update={"deadline_s": 1.0})
+    reports = []
+    training = threading.Thread(target=lambda: reports.append(pool.train(utterances, labels, rounds=700)))
+    try:
+        begun = time.monotonic()
+        training.start()
+        assert policy_of_the_thread_at_work(pool.trainer_pid()) == os.SCHED_IDLE
+        pool.waited_for = True
+        assert policy_of_the_thread_at_work(pool.trainer_pid()) == os.SCHED_OTHER
+        training.join(timeout=120)
+    finally:
+        pool.settings, pool.waited_for = patient, False
+    assert time.monotonic() - begun > 1.0
+    assert pool.recoveries["scm_trainer"] == 0
+    assert reports == [twin.train(utterances, labels, rounds=700)]  # whichever thread trains, the result is the same
 
-    for waited, policy in ((True, os.SCHED_OTHER), (False, os.SCHED_IDLE)):
-        pool.waited_for = waited
-        utterances, labels = make_batch(90 + waited)
-        pool.score(utterances, labels, "gradient")
-        pool.train(utterances, labels)
-        assert policies() == {policy}
+
+def test_a_user_without_privileges_can_raise_and_lower_work():
+    """Such a user may not take a thread out of the idle policy."""
+    code = """if True:
+        import os
+        from scoring.pool.priority import TwoPriorities
+        if os.geteuid() == 0:
+            os.seteuid(65534)  # which drops the privileges
+        priority = TwoPriorities("cpu")
+        for priority.waited_for in (False, True, False):
+            print(priority.run(os.sched_getscheduler, 0), priority.run(os.getpriority, os.PRIO_PROCESS, 0))
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    expected = [f"{policy} {niceness}" for policy in (os.SCHED_IDLE, os.SCHED_OTHER, os.SCHED_IDLE)]
+    assert ended.stdout.splitlines() == expected, ended.stderr
+
+
+def test_work_for_a_gpu_is_never_lowered():
+    assert TwoPriorities("cuda").run(os.sched_getscheduler, 0) == os.sched_getscheduler(0)
 
 
 def test_tasks_that_start_after_the_wait_began_are_raised():
@@ -319,6 +365,9 @@ class Sleeper:
     def ping(self):
         return {"pid": os.getpid()}
 
+    def progress(self):
+        return 0
+
     def score(self, value, silent_in):
         if silent_in == "all" or silent_in == os.getpid():
             time.sleep(600)
@@ -370,10 +419,74 @@ def test_where_the_idle_policy_is_refused_the_highest_niceness_is_set(monkeypatc
     def refused(*_):
         raise PermissionError("not here")
 
-    asked = []
     monkeypatch.setattr(os, "sched_setscheduler", refused)
-    monkeypatch.setattr(os, "nice", asked.append)
-    run_where_cores_are_idle("cuda")
-    assert asked == []
-    run_where_cores_are_idle("cpu")
-    assert asked == [19]
+    priority = TwoPriorities("cpu")
+    assert priority.run(os.getpriority, os.PRIO_PROCESS, 0) == 19
+    priority.waited_for = True
+    assert priority.run(os.getpriority, os.PRIO_PROCESS, 0) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+class Counting:
+    """A scorer that needs as many tenths of a second for a task as the task says."""
+
+    def __init__(self):
+        self.done = 0
+
+    def ping(self):
+        return {"pid": os.getpid()}
+
+    @ray.method(concurrency_group="watch")
+    def progress(self):
+        return self.done
+
+    def score(self, tenths, silent):
+        for _ in range(tenths):
+            time.sleep(0.1)
+            self.done += not silent
+        return tenths
+
+
+def test_a_task_longer_than_its_deadline_is_waited_for_as_long_as_it_comes_further():
+    scorers = ScorerPool(
+        lambda: ray.remote(num_cpus=0.1, concurrency_groups={"watch": 1})(Counting).remote(),
+        count=1,
+        start_deadline_s=60,
+        task_deadline_s=2,
+        max_failures=21,
+    )
+    scorers.start()
+    try:
+        assert scorers.run([(45, False)]) == [45]
+        assert scorers.replaced == 0
+        with pytest.raises(ScoringError, match="failed twice in the same way.*did not score task 1 of 1 within 2 s"):
+            scorers.run([(60, True)])
+        assert scorers.replaced == 1  # of the 20 that `max_failures` would allow
+    finally:
+        scorers.close()
+
+
+def test_a_trainer_that_dies_twice_in_the_same_way_is_not_started_a_third_time(pool, monkeypatch):
+    utterances, labels = make_batch(91)
+    pool.train(utterances, labels)
+    replaced = pool.recoveries["scm_trainer"]
+    context = pool.context
+    pool.context = replace(context, max_failures=21)
+    made = pool._make_trainer
+
+    def dying():
+        trainer = made()
+        os.kill(ray.get(trainer.pid.remote(), timeout=60), signal.SIGKILL)
+        return trainer
+
+    os.kill(pool.trainer_pid(), signal.SIGKILL)
+    monkeypatch.setattr(pool, "_make_trainer", dying)
+    try:
+        with pytest.raises(ScoringError, match="the SCM's trainer failed twice in the same way.*died"):
+            pool.train(utterances, labels)
+        assert pool.recoveries["scm_trainer"] == replaced + 1
+    finally:
+        monkeypatch.undo()
+        pool.context = context
+    version = pool.version
+    pool.train(utterances, labels)  # what was learned before is there
+    assert pool.version == version + 1
