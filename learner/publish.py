@@ -219,7 +219,8 @@ def sync_servers(
     """Bring `update` to every policy server (name -> actor handle) and wait until all of them serve it.
 
     A server that is restarting is asked again. The deadline is of silence: each answer starts it again. `sending`:
-    ObjectRef of a broadcast under way. Raises TimeoutError naming the servers that did not answer, and what a server or the broadcast raised.
+    ObjectRef of a broadcast under way. Raises TimeoutError naming the servers that did not answer, and what a server or
+    the broadcast raised.
     """
     waiting = {name: (lambda server=server: server.load.remote(update)) for name, server in servers.items()}
     return _wait_for_all(waiting, f"weights version {update.version}", deadline_s, sending)

@@ -55,8 +55,8 @@ class LearnerSettings(Section):
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     update_deadline_s: PositiveFloat = Field(
         3600.0,
-        description="The ranks may be silent for so long before they are given up, seconds: no forward pass is done and "
-        "no call answered. A whole update may take longer.",
+        description="The ranks are given up after so long a silence, seconds: no forward pass, no call answered. "
+        "A whole update may take longer.",
     )
     start_deadline_s: PositiveFloat = Field(600.0, description="Deadline for the ranks to start, seconds.")
     collective_deadline_s: PositiveFloat = Field(

@@ -89,7 +89,7 @@ class ScoringSettings(Section):
     )
     deadline_s: PositiveFloat = Field(
         300.0,
-        description="A scorer that scores no utterance of its task for so long, or an SCM's trainer that is through with "
-        "no minibatch, is replaced, seconds. A task or a training as a whole may take longer.",
+        description="A scorer that scores no utterance of its task for so long, or an SCM's trainer that ends no "
+        "minibatch, is replaced, seconds. A task or a training as a whole may take longer.",
     )
     scm: ScmSettings = ScmSettings()

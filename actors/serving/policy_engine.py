@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,3 +189,23 @@ class OwnErrorLog:
             text = file.read().decode(errors="replace")
         found = [line for line in self._ERROR.findall(text) if "EngineDeadError" not in line]
         return found[-1].strip() if found else ""
+
+
+class LastWords:
+    """Why a server ended itself, in a file for the process that Ray starts in its place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, reason: str) -> None:
+        with suppress(OSError):  # the server must end, with or without words
+            self._path.write_text(reason, encoding="utf-8")
+
+    def read(self) -> str:
+        """The reason, once; "" if the process before, if any, did not end itself on this node."""
+        try:
+            reason = self._path.read_text(encoding="utf-8")
+            self._path.unlink()
+        except OSError:
+            return ""
+        return reason

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from actors.generation import Generation, GenerationRequest, Refusal
 from actors.serving.admission import BusyMeter, Gate, Silence
-from actors.serving.policy_engine import OwnErrorLog, PolicyServerLaunch, start_engine
+from actors.serving.policy_engine import LastWords, OwnErrorLog, PolicyServerLaunch, start_engine
 from actors.serving.prompt_renderer import PromptRenderer
 from actors.serving.weight_transfer import (
     COLLECTIVE_TRANSPORTS,
@@ -30,6 +30,7 @@ from actors.serving.weight_transfer import (
     WeightTransferError,
     WeightUpdate,
     anonymous_file,
+    check_held,
     check_readable,
     check_received,
 )
@@ -143,8 +144,8 @@ class PolicyServer:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
     async def status(self) -> dict[str, Any]:
-        """Process ids, how often it was started before and why it last ended itself ("" if it did not), weights version, requests running and answered, tokens
-        generated, seconds busy and memory in bytes."""
+        """Process ids, how often it was started before, `last_failure` (why the process before ended itself, or ""),
+        weights version, requests running and answered, tokens generated, seconds busy and memory in bytes."""
         import psutil
 
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
@@ -191,6 +192,8 @@ class PolicyServer:
                     loop.add_reader(process.sentinel, self._end_this_process)
                 if self._settings.device == "cpu":
                     await self._engine.collective_rpc("unlink_own_semaphores")
+                if Path(self._model.path).is_dir() and self._launch.transport != "nccl":
+                    await self._engine.collective_rpc("remember_held_weights", args=(self._model.path,))
                 await self._engine.update_weight_version("0")
                 await self._take_current_weights()
         except BaseException as error:
@@ -345,14 +348,29 @@ class PolicyServer:
 
     async def _swap(self, update: WeightUpdate, request: Any) -> LoadReport:
         version, started = update.version, time.monotonic()
+        parts: dict[str, float] = {}
+        since = started
+
+        def part(name: str) -> None:
+            nonlocal since
+            before, since = since, time.monotonic()
+            parts[name] = since - before
+
         async with self._paused():
+            part("pause")
             try:
                 await self._engine.start_weight_update()
+                part("prepare")
                 await self._engine.update_weights(request)
+                part("load")
                 await self._engine.finish_weight_update(str(version))
+                part("process")
                 checksums: list[Any] = await self._engine.collective_rpc("received_checksums")
                 for received in checksums:  # of each worker
                     check_received(update, received, self._name)
+                held = [each for each in await self._engine.collective_rpc("compare_held_weights") if each]
+                check_held(update, [piece for _, wrong in held for piece in wrong], self._name)
+                part("check")
             except Exception as error:
                 self._end_with_engine(error)
                 # Some of its weights are new and some old, so it must not answer again.
@@ -361,27 +379,14 @@ class PolicyServer:
                     f"restarted: {error}"
                 )
                 raise self._broken from error
+        part("resume")
         self._version = version
         self._silence.broken()
         self._current.set()
-        return LoadReport(seconds=time.monotonic() - started, version=version, checksums=checksums[0])
-
-
-class LastWords:
-    """Why a server ended itself, in a file for the process that Ray starts in its place."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def write(self, reason: str) -> None:
-        with suppress(OSError):  # the server must end, with or without words
-            self._path.write_text(reason, encoding="utf-8")
-
-    def read(self) -> str:
-        """The reason, once; "" if the process before, if any, did not end itself on this node."""
-        try:
-            reason = self._path.read_text(encoding="utf-8")
-            self._path.unlink()
-        except OSError:
-            return ""
-        return reason
+        return LoadReport(
+            seconds=since - started,
+            parts=parts,
+            version=version,
+            checksums=checksums[0],
+            held=min((len(equal) for equal, _ in held), default=None),
+        )

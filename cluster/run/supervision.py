@@ -21,8 +21,8 @@ WATCH_INTERVAL_S = 1.0
 
 class Supervisor:
     """Asks every watched actor for its status once a second. A changed process id means that Ray restarted the actor:
-    the restart is counted, and `on_restart` restores the state of the new process. An actor that dies twice for the same
-    reason, and answered no request or made no step in between, ends the run.
+    the restart is counted, and `on_restart` restores the state of the new process. An actor that dies twice for the
+    same reason, and answered no request and made no step in between, ends the run.
 
     recoveries: number of restarts in the whole run by kind ("policy server", "rollout worker", "environment",
     "scorer", "scm_trainer", "learner").

@@ -60,8 +60,8 @@ class _Slot:
 class ScorerPool:
     """Driver's side of `count` scorer actors; one thread at a time may call it.
 
-    make_actor: starts one scorer, an actor with `ping()` and `score(...)`, and `progress()` and `set_waited_for(waited)`
-        that are answered during a task; returns its handle at once.
+    make_actor: starts one scorer and returns its handle at once: an actor with `ping()` and `score(...)`, and with
+        `progress()` and `set_waited_for(waited)`, which are answered during a task.
     start_deadline_s: for a scorer to start or answer a ping. task_deadline_s: for a scorer to finish a task or to make
         progress with it; a task as a whole may take longer.
     max_failures: a scorer and its replacements that fail, or a task whose scorers fail, this many times in a row are an

@@ -72,6 +72,8 @@ def test_a_live_engine_serves_pushed_weights(
     update = ray_cluster.get(learner.publish.remote(policy_server.next_version(), seed), timeout=60)
     report = policy_server.sync(update, learner.send.remote() if transport == "gloo" else None)
     assert report.version == policy_server.last_version and 0 < report.seconds < 30
+    assert sum(report.parts.values()) == pytest.approx(report.seconds)
+    assert report.held >= 0.9 * len(update.checksums)  # not the kernel of the first convolution, which vLLM reshapes
     reference.perturb(seed)
     assert np.abs(reference.logprobs(question, before.response_ids) - before.logprobs).max() > 0.1
     assert_serves(policy_server, reference)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
-from actors.serving.policy_server import LastWords
+from actors.serving.policy_engine import LastWords
 from cluster.errors import CosoError, DeadlineExceeded
 from cluster.run import supervision
 from cluster.run.supervision import Supervisor
