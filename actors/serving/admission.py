@@ -64,6 +64,7 @@ class Silence:
         """Raise TimeoutError in the block after `deadline_s` of silence since it began."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
+        timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer

@@ -223,6 +223,9 @@ class Raised:
     def ping(self):
         return {"pid": os.getpid()}
 
+    def progress(self):
+        return 0
+
     def set_waited_for(self, waited):
         self.waited = waited
 
