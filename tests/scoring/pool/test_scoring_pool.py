@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -17,8 +15,7 @@ from scoring.effects.effects import influence_statistics
 from scoring.effects.estimators import make_estimator
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts
-from scoring.pool.priority import TwoPriorities
-from scoring.pool.scorers import ScorerPool, ScoringError
+from scoring.pool.scorers import ScoringError
 from scoring.pool.scoring_pool import ScoringContext, ScoringPool
 from scoring.scm.shape import ScmSizes
 from scoring.scm.training import ScmTrainer
@@ -173,67 +170,6 @@ def test_a_training_under_way_is_raised_when_somebody_begins_to_wait(pool):
     assert reports == [twin.train(utterances, labels, rounds=700)]  # whichever thread trains, the result is the same
 
 
-def test_a_user_without_privileges_can_raise_and_lower_work():
-    """Such a user may not take a thread out of the idle policy."""
-    code = """if True:
-        import os
-        from scoring.pool.priority import TwoPriorities
-        if os.geteuid() == 0:
-            os.seteuid(65534)  # which drops the privileges
-        priority = TwoPriorities("cpu")
-        for priority.waited_for in (False, True, False):
-            print(priority.run(os.sched_getscheduler, 0), priority.run(os.getpriority, os.PRIO_PROCESS, 0))
-    """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    niceness = os.getpriority(os.PRIO_PROCESS, 0)
-    expected = [f"{policy} {niceness}" for policy in (os.SCHED_IDLE, os.SCHED_OTHER, os.SCHED_IDLE)]
-    assert ended.stdout.splitlines() == expected, ended.stderr
-
-
-def test_work_for_a_gpu_is_never_lowered():
-    assert TwoPriorities("cuda").run(os.sched_getscheduler, 0) == os.sched_getscheduler(0)
-
-
-def test_tasks_that_start_after_the_wait_began_are_raised():
-    scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1)(Raised).remote(),
-        count=1,
-        start_deadline_s=60,
-        task_deadline_s=60,
-        max_failures=2,
-    )
-    scorers.start()
-    try:
-        start = threading.Timer(0.5, setattr, (scorers, "waited_for", True))
-        start.start()
-        seen = scorers.run([(0.2,)] * 8)
-        assert seen == sorted(seen) and {False, True} == set(seen)
-        scorers.waited_for = False
-        assert scorers.run([(0.0,)] * 2) == [False, False]
-    finally:
-        scorers.close()
-
-
-class Raised:
-    """A scorer whose tasks answer whether it was raised."""
-
-    def __init__(self):
-        self.waited = False
-
-    def ping(self):
-        return {"pid": os.getpid()}
-
-    def progress(self):
-        return 0
-
-    def set_waited_for(self, waited):
-        self.waited = waited
-
-    def score(self, seconds):
-        time.sleep(seconds)
-        return self.waited
-
-
 def test_nothing_to_score_is_no_error_and_bad_input_is_named_and_harmless(pool):
     values, statistics = pool.score([], np.empty((0, 2), np.int32))
     assert values == [] and statistics["utterances"] == 0 and statistics["influence_mean"] == 0
@@ -362,46 +298,6 @@ def test_scorers_parse(pool):
     assert statistics["counterfactuals"] == 5
 
 
-class Sleeper:
-    """A scorer that does not answer on some tasks, always or in its first process only."""
-
-    def ping(self):
-        return {"pid": os.getpid()}
-
-    def progress(self):
-        return 0
-
-    def score(self, value, silent_in):
-        if silent_in == "all" or silent_in == os.getpid():
-            time.sleep(600)
-        if value < 0:
-            raise ValueError("a negative task")
-        return value
-
-
-def test_a_scorer_that_does_not_answer_is_replaced_and_a_task_that_none_finishes_is_an_error():
-    scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1)(Sleeper).remote(),
-        count=2,
-        start_deadline_s=60,
-        task_deadline_s=2,
-        max_failures=2,
-    )
-    scorers.start()
-    try:
-        silent = scorers.check()[0]["pid"]
-        assert scorers.run([(i, silent) for i in range(6)]) == list(range(6))
-        assert scorers.replaced == 1
-        wait_until_gone(silent)
-        with pytest.raises(ValueError, match="a negative task"):  # what a scorer raises is raised here
-            scorers.run([(i - 1, None) for i in range(6)])
-        assert scorers.run([(i, None) for i in range(6)]) == list(range(6))  # and leaves no stale result
-        with pytest.raises(ScoringError, match="score task 3 of 3"):
-            scorers.run([(0, None), (1, None), (2, "all")])
-    finally:
-        scorers.close()
-
-
 def test_actors_that_cannot_be_placed_are_an_error_and_none_is_left():
     settings = SETTINGS.model_copy(update={"start_deadline_s": 1.0})
     pool = ScoringPool(settings, replace(CONTEXT, actor_cpus=64.0))
@@ -416,56 +312,6 @@ def test_a_context_that_does_not_fit_is_refused():
         ScoringPool(ScoringSettings(device="cuda"), CONTEXT)
     with pytest.raises(ValueError, match="max_failures is 0"):
         replace(CONTEXT, max_failures=0)
-
-
-def test_where_the_idle_policy_is_refused_the_highest_niceness_is_set(monkeypatch):
-    def refused(*_):
-        raise PermissionError("not here")
-
-    monkeypatch.setattr(os, "sched_setscheduler", refused)
-    priority = TwoPriorities("cpu")
-    assert priority.run(os.getpriority, os.PRIO_PROCESS, 0) == 19
-    priority.waited_for = True
-    assert priority.run(os.getpriority, os.PRIO_PROCESS, 0) == os.getpriority(os.PRIO_PROCESS, 0)
-
-
-class Counting:
-    """A scorer that needs as many tenths of a second for a task as the task says."""
-
-    def __init__(self):
-        self.done = 0
-
-    def ping(self):
-        return {"pid": os.getpid()}
-
-    @ray.method(concurrency_group="watch")
-    def progress(self):
-        return self.done
-
-    def score(self, tenths, silent):
-        for _ in range(tenths):
-            time.sleep(0.1)
-            self.done += not silent
-        return tenths
-
-
-def test_a_task_longer_than_its_deadline_is_waited_for_as_long_as_it_comes_further():
-    scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1, concurrency_groups={"watch": 1})(Counting).remote(),
-        count=1,
-        start_deadline_s=60,
-        task_deadline_s=2,
-        max_failures=21,
-    )
-    scorers.start()
-    try:
-        assert scorers.run([(45, False)]) == [45]
-        assert scorers.replaced == 0
-        with pytest.raises(ScoringError, match="failed twice in the same way.*did not score task 1 of 1 within 2 s"):
-            scorers.run([(60, True)])
-        assert scorers.replaced == 1  # of the 20 that `max_failures` would allow
-    finally:
-        scorers.close()
 
 
 def test_a_trainer_that_dies_twice_in_the_same_way_is_not_started_a_third_time(pool, monkeypatch):
