@@ -388,5 +388,5 @@ class PolicyServer:
             parts=parts,
             version=version,
             checksums=checksums[0],
-            held=min((len(equal) for equal, _ in held), default=None),
+            held=min((equal for equal, _ in held), default=None),
         )

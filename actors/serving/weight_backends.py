@@ -130,10 +130,14 @@ class WorkerExtension:
         dtype = self.model_runner.model_config.dtype
         self._held = HeldWeights(model, checkpoint_fingerprints(Path(folder), dtype))
 
-    def compare_held_weights(self) -> tuple[set[str], list[str]] | None:
-        """`HeldWeights.compare` after a weight update; None where it is not known what was given or held."""
+    def compare_held_weights(self) -> tuple[int, list[str]] | None:
+        """After a weight update, how many tensors the model was seen to hold as given, and the pieces that it does not
+        (`HeldWeights.compare`); None where it is not known what was given or held."""
         given = getattr(self.weight_transfer_engine, "fingerprints", None)
-        return None if given is None or self._held is None else self._held.compare(given)
+        if given is None or self._held is None:
+            return None
+        equal, wrong = self._held.compare(given)
+        return len(equal), wrong
 
     def received_checksums(self) -> dict[str, int] | None:
         """Checksums of the tensors that the last weight update gave to the model's loader; None with vLLM's own

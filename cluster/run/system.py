@@ -181,7 +181,7 @@ class System:
             return {}
         name, server = list(self.servers.items())[version % len(self.servers)]
         client = PolicyClient([server], self.config.policy_server.answer_deadline_s, f"the sync check of {name}")
-        made = await client.generate_batch(0, requests)
+        made: list[Any] = await client.generate_batch(0, requests)
         for refusal in (each for each in made if isinstance(each, Refusal)):
             # The prompts are those of a batch, so this server or another one has answered each of them before.
             raise CosoError(f"the sync check of {name}: a prompt of the batch is refused now ({refusal.detail})")
