@@ -93,6 +93,6 @@ class _Patience:
                 given = (await server.status.remote())["requests"]
         except (RayActorError, TimeoutError):
             return
-        before = self._answers.setdefault(server, given)
-        if given > before:
-            self._last, self._answers[server] = asked, given
+        if given > self._answers.get(server, given):
+            self._last = asked
+        self._answers[server] = given  # fewer than before, where the server was restarted

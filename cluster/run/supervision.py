@@ -159,14 +159,14 @@ class Supervisor:
                     self.failed(kind, reason, index)
                 else:
                     self.count(kind)
-                environment_restarts, why_silent = 0, ""
+                environment_restarts = 0
                 if on_restart is not None:
                     try:
                         await on_restart()
                     except RayActorError as error:
                         pid, why_silent = status["pid"], str(error)
                         continue  # it died again; the next status has another process id
-            pid = status["pid"]
+            pid, why_silent = status["pid"], ""
             if status.get("requests") or status.get("steps"):  # of this process
                 self._failures.progressed(name)
             if (restarts := status.get("restarts", 0)) > environment_restarts:
