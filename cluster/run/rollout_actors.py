@@ -79,3 +79,5 @@ async def wait_for_servers(config: RunConfig, servers: Sequence[Any]) -> None:
         await answers([server.ready.remote() for server in servers], deadline, "starting the policy servers")
     except ray.exceptions.RayTaskError as error:
         raise CosoError(f"a policy server could not start: {error.cause}") from None
+    except ray.exceptions.RayActorError as error:
+        raise CosoError(f"a policy server died as it started: {error}") from None
