@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from scoring.pool.priority import TwoPriorities
 
 
+@pytest.mark.integration  # another process imports torch
 def test_a_user_without_privileges_can_raise_and_lower_work():
     """Such a user may not take a thread out of the idle policy."""
     code = """if True:
