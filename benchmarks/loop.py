@@ -165,8 +165,7 @@ def main() -> None:
     result = {
         "runs": runs,
         "async_over_sync": {
-            environment: by_case["async", environment] / by_case["sync", environment]
-            for environment in ENVIRONMENTS
+            environment: by_case["async", environment] / by_case["sync", environment] for environment in ENVIRONMENTS
         },
     }
     record(arguments.out, result)

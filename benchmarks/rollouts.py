@@ -30,7 +30,7 @@ import psutil
 from benchmarks.record import record
 
 #: Answers that are collected before anything is measured, per slot.
-WARM_UP_STEPS = 8
+WARM_UP_STEPS = 4
 
 
 def cpu_seconds(pids: Mapping[int, str]) -> dict[int, float]:
@@ -134,10 +134,14 @@ def serve_bare(connection: Connection, model: str, max_model_len: int, slots: in
         ({"prompt_token_ids": chat.prompt_ids(step["prompt"])}, decode_png(step["png"]), step["tokens"])
         for step in connection.recv()
     ]
-    connection.send("ready")
-    while seconds := connection.recv():
-        connection.send(asyncio.run(measure_bare(engine, requests, slots, seconds)))
+    asyncio.run(answer_measurements(connection, engine, requests, slots))  # one event loop, as the engine needs
     engine.shutdown()
+
+
+async def answer_measurements(connection: Connection, engine: Any, requests: list[Any], slots: int) -> None:
+    connection.send("ready")
+    while seconds := await asyncio.to_thread(connection.recv):
+        connection.send(await measure_bare(engine, requests, slots, seconds))
 
 
 async def measure_bare(engine: Any, requests: list[Any], slots: int, seconds: float) -> dict[str, Any]:
