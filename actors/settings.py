@@ -64,7 +64,11 @@ class PolicyServerSettings(Section):
     kv_cache_bytes: PositiveInt = Field(32 << 20, description="KV cache of a CPU engine, bytes.")
     gpu_memory_utilization: Probability = Field(0.85, description="Share of GPU memory an engine takes.")
     start_deadline_s: PositiveFloat = Field(300.0, description="Deadline for an engine to start, seconds.")
-    generate_deadline_s: PositiveFloat = Field(120.0, description="Deadline of one answer, seconds.")
+    generate_deadline_s: PositiveFloat = Field(
+        120.0,
+        description="A server that has requests and gives no answer for so long fails them, seconds. A whole batch, or "
+        "a request that waits for its turn, may take longer.",
+    )
 
     @model_validator(mode="after")
     def _only_gpus_share_a_model(self) -> PolicyServerSettings:
@@ -74,7 +78,7 @@ class PolicyServerSettings(Section):
 
     @property
     def answer_deadline_s(self) -> float:
-        """Longest wait for an answer, seconds, when the server may have to be restarted first."""
+        """Longest wait without any answer of a server, seconds, when it may have to be restarted first."""
         return self.start_deadline_s + self.generate_deadline_s
 
 
@@ -87,7 +91,9 @@ class WeightSyncSettings(Section):
         "nccl: GPU to GPU; gloo: the same collective on CPU. auto: nccl on GPUs, else shared_memory on one node, "
         "else object_store.",
     )
-    deadline_s: PositiveFloat = Field(120.0, description="Deadline for every server to swap, seconds.")
+    deadline_s: PositiveFloat = Field(
+        120.0, description="Deadline for the next server to have swapped, seconds; each answer starts it again."
+    )
     check_every: Count = Field(
         1,
         description="After every n-th swap, compare a live engine's log-probabilities with the learner's, at the "

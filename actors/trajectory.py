@@ -103,6 +103,10 @@ class SchemaMismatch(ValueError):
     """A trajectory file has another schema version than this program reads."""
 
 
+def _from_stream(buffer: pa.Buffer, images: dict[str, bytes]) -> TrajectoryBatch:
+    return TrajectoryBatch(pa.ipc.open_stream(buffer).read_all(), images)
+
+
 @dataclass
 class TrajectoryBatch:
     """Steps and the images they refer to."""
@@ -131,6 +135,14 @@ class TrajectoryBatch:
 
     def __len__(self) -> int:
         return self.steps.num_rows
+
+    def __reduce__(self) -> tuple[Any, tuple[pa.Buffer, dict[str, bytes]]]:
+        """Between processes, the table travels as one buffer of Arrow's own stream format. Pickled column by column, an
+        episode takes twenty times as long."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.steps.schema) as writer:
+            writer.write_table(self.steps)
+        return _from_stream, (sink.getvalue(), self.images)
 
     @property
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Utilisation by the loop: sync and async, fast and slow environments, rollouts against bare vLLM.
+"""Utilisation by the loop: sync and async, fast and slow environments.
 
     python -m benchmarks.loop MODEL [--updates N] [--out benchmarks/results/loop.json]
     python -m benchmarks.loop MODEL --only-scoring --updates 168 --out benchmarks/results/scoring_overhead.json
@@ -10,16 +10,13 @@ one machine; compare ratios, not absolute numbers. Each command takes about 15 m
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -139,95 +136,10 @@ def scoring_overhead(model: str, folder: Path, updates: int) -> dict[str, Any]:
     }
 
 
-async def rollouts(model: str, seconds: float) -> tuple[float, list[dict[str, Any]], int]:
-    """Rollout workers and a policy server alone: (tokens/s, steps, number of environments)."""
-    import ray
-
-    from actors.rollouts.stream import TrajectoryStream
-    from cluster.config.files import load_config
-    from cluster.launch.ray_runtime import ray_session
-    from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
-
-    config = load_config(["configs/numberline.yaml"], [f"model.path={model}"])
-    with ray_session(config) as temporary:
-        servers = start_policy_servers(config, temporary, "shared_memory", None)
-        await wait_for_servers(config, servers)
-        stream = ray.remote(TrajectoryStream).options(num_cpus=0, max_concurrency=1000).remote(1 << 30, 1 << 30)
-        (worker,) = start_rollout_workers(config, list(servers.values()), stream)
-        await worker.start.remote(0)
-        await stream.take.remote(400, 120.0)  # warm
-        (server,) = servers.values()
-        before, begun = (await server.status.remote())["generated_tokens"], time.monotonic()
-        await asyncio.sleep(seconds)
-        rate = ((await server.status.remote())["generated_tokens"] - before) / (time.monotonic() - begun)
-        batch = await stream.take.remote(500, 60.0)
-        await worker.stop.remote()
-        steps = batch.steps.select(["prompt", "image", "response_ids"]).to_pylist()
-        for step in steps:
-            step["png"] = batch.images[step["image"]]
-        return rate, steps, config.rollout.envs_per_worker
-
-
-def bare_engine(model: str, steps: list[dict[str, Any]], concurrent: int, temporary: str, seconds: float) -> float:
-    """Tokens/s of vLLM's AsyncLLM alone, in this process, on the same prompts with answers of the same lengths."""
-    from actors.images import decode_png
-    from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment, start_engine
-    from actors.settings import ModelSettings, PolicyServerSettings
-
-    policy, settings = ModelSettings(path=model), PolicyServerSettings(max_model_len=256)
-    launch = PolicyServerLaunch(index=0, run_seed=0, temp_folder=temporary)
-    os.environ.update(policy_server_environment(policy, settings, launch))
-    chat, engine = start_engine(policy, settings, launch)
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    async def measure() -> float:
-        tokens, deadline, counting = 0, 0.0, False
-
-        async def one(number: int) -> None:
-            nonlocal tokens
-            turn = 0
-            while not deadline or time.monotonic() < deadline:
-                step = steps[(number + concurrent * turn) % len(steps)]
-                turn += 1
-                parameters = SamplingParams(
-                    temperature=1.0,
-                    max_tokens=len(step["response_ids"]),
-                    ignore_eos=True,
-                    logprobs=0,
-                    detokenize=False,
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                )
-                prompt = {
-                    "prompt_token_ids": chat.prompt_ids(step["prompt"]),
-                    "multi_modal_data": {"image": decode_png(step["png"])},
-                }
-                async for output in engine.generate(prompt, parameters, request_id=f"{number}-{turn}"):
-                    if counting:
-                        tokens += len(output.outputs[0].token_ids)
-
-        tasks = [asyncio.create_task(one(number)) for number in range(concurrent)]
-        await asyncio.sleep(5.0)  # warm
-        counting, begun = True, time.monotonic()
-        await asyncio.sleep(seconds)
-        counting, rate = False, tokens / (time.monotonic() - begun)
-        deadline = time.monotonic()
-        await asyncio.gather(*tasks)
-        return rate
-
-    rate = asyncio.run(measure())
-    engine.shutdown()
-    return rate
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="warm-started model folder")
     parser.add_argument("--updates", type=int, default=12, help="updates of each run (default 12)")
-    parser.add_argument("--seconds", type=float, default=15.0, help="length of each throughput measurement, seconds")
-    parser.add_argument(
-        "--only-rollouts", action="store_true", help="measure only rollouts and bare vLLM, no training runs"
-    )
     parser.add_argument(
         "--only-scoring",
         action="store_true",
@@ -245,28 +157,19 @@ def main() -> None:
 
     runs = []
     with tempfile.TemporaryDirectory(prefix="coso-bench-") as folder:
-        for environment in () if arguments.only_rollouts else ENVIRONMENTS:
+        for environment in ENVIRONMENTS:
             for mode in ("sync", "async"):
                 runs.append(train(arguments.model, Path(folder), mode, environment, arguments.updates))
                 print(json.dumps(runs[-1]), flush=True)
-    rate, steps, concurrent = asyncio.run(rollouts(arguments.model, arguments.seconds))
-    with tempfile.TemporaryDirectory(prefix="coso-") as folder:
-        bare = bare_engine(arguments.model, steps, concurrent, folder, arguments.seconds)
     by_case = {(run["mode"], run["environment"]): run["env_steps_per_s"] for run in runs}
     result = {
         "runs": runs,
         "async_over_sync": {
-            environment: by_case["async", environment] / by_case["sync", environment]
-            for environment in ENVIRONMENTS
-            if by_case
+            environment: by_case["async", environment] / by_case["sync", environment] for environment in ENVIRONMENTS
         },
-        "rollout_tokens_per_s": rate,
-        "bare_vllm_tokens_per_s": bare,
-        "rollout_over_bare_vllm": rate / bare,
-        "concurrent_requests": concurrent,
     }
     record(arguments.out, result)
-    print(json.dumps({key: result[key] for key in ("async_over_sync", "rollout_over_bare_vllm")}, indent=1))
+    print(json.dumps(result["async_over_sync"], indent=1))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from cluster.launch.ray_runtime import ray_session
     from cluster.run.collection import SynchronousCollector
     from cluster.run.rollout_actors import evaluation_actors
+    from cluster.run.supervision import Supervisor
     from cluster.run.system import require_model
     from cluster.telemetry.console import Console
     from cluster.telemetry.summaries import episode_metrics
@@ -74,12 +75,14 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     async def measure(temporary: Path) -> dict[str, float]:
         from actors.rollouts.episode import EVALUATION_SEED_BASE
 
-        workers = await evaluation_actors(config, temporary)
+        supervisor = Supervisor(config.cluster.max_recoveries, config.cluster.recovery_window_s)
+        workers = await evaluation_actors(config, temporary, supervisor)
         seeds = range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + config.training.evaluation_episodes)
         try:
             collector = SynchronousCollector(config, workers)
-            result = await collector.evaluate(seeds, config.training.evaluation_temperature)
+            result = await supervisor.guard(collector.evaluate(seeds, config.training.evaluation_temperature))
         finally:
+            await supervisor.close()
             await asyncio.gather(*(_await(worker.stop.remote()) for worker in workers), return_exceptions=True)
         row = episode_metrics(result.episodes, "evaluation")
         row["evaluation/environment_failures"] += result.failed

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: After one rank's failure, how long to look whether another's death is behind it, seconds.
 BLAME_WINDOW_S = 3.0
 
+#: While a call is under way, how often to ask the ranks whether they come further, at most, seconds.
+PROGRESS_POLL_S = 5.0
+
 
 class LearnerFailed(RuntimeError):
     """A rank died, failed or did not answer in time. The ranks are of no use any more until `LearnerGroup.restart`."""
@@ -81,9 +84,9 @@ class LearnerGroup:
         self._actors = []
 
     def ping(self, deadline_s: float = 30.0) -> list[dict[str, int]]:
-        """Of every rank: `pid`, `update`, `version`, `rss` (bytes). Answered during an update, too."""
-        references = [actor.ping.options(concurrency_group="watch").remote() for actor in self._actors]
-        return self._wait(references, "ping", deadline_s)
+        """Of every rank: `pid`, `update`, `version`, `passes` (forward passes done), `rss` (bytes). Answered during an
+        update, too."""
+        return self._wait(self._pings(), "ping", deadline_s)
 
     # --- work
 
@@ -198,25 +201,48 @@ class LearnerGroup:
             references = [
                 getattr(actor, method).remote(*arguments, *own) for actor, own in zip(self._actors, more, strict=False)
             ]
-        return self._wait(references, method.replace("_", " "), self.setup.learner.update_deadline_s)
+        return self._wait(references, method.replace("_", " "), self.setup.learner.update_deadline_s, working=True)
 
-    def _wait(self, references: Sequence[Any], operation: str, deadline_s: float) -> list[Any]:
-        """All answers, in order of rank. Raises as the class says, as soon as one rank fails."""
+    def _wait(self, references: Sequence[Any], operation: str, deadline_s: float, working: bool = False) -> list[Any]:
+        """All answers, in order of rank. Raises as the class says, as soon as one rank fails. The deadline is of
+        silence: an answer starts it again, and so does a forward pass of ranks that are `working`."""
         import ray
 
         if not references:
             raise LearnerFailed(f"{operation}: the learner has no ranks; restart it first")
-        deadline = time.monotonic() + deadline_s
+        last = time.monotonic()
+        passes: dict[int, int] = {}  # that each rank had done when it was last asked
+        poll_s = min(PROGRESS_POLL_S, deadline_s / 4)
         pending = list(references)
         while pending:
-            done, pending = ray.wait(pending, timeout=max(0.0, deadline - time.monotonic()))
-            if not done:
+            left = last + deadline_s - time.monotonic()
+            done, pending = ray.wait(pending, timeout=min(max(0.0, left), poll_s))
+            if not done and left <= 0:
                 late = ", ".join(str(references.index(reference)) for reference in pending)
-                raise LearnerFailed(f"{operation}: learner rank {late} did not finish within {deadline_s:.0f} s")
+                raise LearnerFailed(
+                    f"{operation}: learner rank {late} did not finish within {deadline_s:.0f} s of the last progress"
+                )
+            if not done and working:
+                asked, now = time.monotonic(), self._passes(poll_s)
+                if any(done_so_far > passes.get(rank, done_so_far) for rank, done_so_far in now.items()):
+                    last = asked
+                passes |= now
             for reference in done:
+                last = time.monotonic()
                 if self._failure_of(reference) is not None:
                     self._raise_failure(references, operation)
         return ray.get(list(references))
+
+    def _pings(self) -> list[Any]:
+        return [actor.ping.options(concurrency_group="watch").remote() for actor in self._actors]
+
+    def _passes(self, limit_s: float) -> dict[int, int]:
+        """Forward passes that each rank has done, of those that answer within the limit."""
+        import ray
+
+        answered, _ = ray.wait(asked := self._pings(), num_returns=self.ranks, timeout=limit_s)
+        alive = {rank: ping for rank, ping in enumerate(asked) if ping in answered and self._failure_of(ping) is None}
+        return {rank: ray.get(ping)["passes"] for rank, ping in alive.items()}
 
     def _raise_failure(self, references: Sequence[Any], operation: str) -> None:
         """Name the failure that is behind the others: input that is wrong, else a rank that died, else the first."""

@@ -56,6 +56,7 @@ class Passes:
             and not setup.learner.gradient_checkpointing
             and shares_prompts(engine.module.hf_model)
         )
+        self.done = 0  # forward passes, the sign that a long call comes further
 
     def prepare(self, images: Mapping[str, bytes]) -> None:
         """Run the model's processor on images of a coming batch; may be called beside everything else."""
@@ -151,6 +152,7 @@ class Passes:
         return divide(rows, lengths, micro_batch, owners, place.rank)
 
     def _forward(self, batch: TokenBatch, with_entropy: bool) -> Any:
+        self.done += 1
         return self._engine.forward(
             batch,
             temperature=self._setup.temperature,

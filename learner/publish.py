@@ -218,8 +218,9 @@ def sync_servers(
 ) -> dict[str, LoadReport]:
     """Bring `update` to every policy server (name -> actor handle) and wait until all of them serve it.
 
-    A server that is restarting is asked again until the deadline. `sending`: ObjectRef of a broadcast under way.
-    Raises TimeoutError naming the servers that did not answer, and what a server or the broadcast raised.
+    A server that is restarting is asked again. The deadline is of silence: each answer starts it again. `sending`:
+    ObjectRef of a broadcast under way. Raises TimeoutError naming the servers that did not answer, and what a server or
+    the broadcast raised.
     """
     waiting = {name: (lambda server=server: server.load.remote(update)) for name, server in servers.items()}
     return _wait_for_all(waiting, f"weights version {update.version}", deadline_s, sending)
@@ -252,7 +253,7 @@ def _wait_for_all(calls: Mapping[str, Any], what: str, deadline_s: float, other:
             silent = sorted([*pending.values(), *again])
             detail = "".join(f"; {name}: {last_errors[name]}" for name in silent if name in last_errors)
             raise TimeoutError(
-                f"{what}: no answer from {', '.join(silent)} within {deadline_s:.0f} s (weight_sync.deadline_s){detail}"
+                f"{what}: no answer from {', '.join(silent)} for {deadline_s:.0f} s (weight_sync.deadline_s){detail}"
             )
         done, _ = ray.wait(list(pending), timeout=min(left, 0.5)) if pending else ([], [])
         if not pending:
@@ -264,6 +265,7 @@ def _wait_for_all(calls: Mapping[str, Any], what: str, deadline_s: float, other:
             name = pending.pop(ref)
             try:
                 answers[name] = ray.get(ref)
+                deadline = time.monotonic() + deadline_s
             except RayActorError as error:
                 if name not in calls:
                     raise

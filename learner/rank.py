@@ -46,6 +46,7 @@ class LearnerRank:
         self._course: Any = None
         self._skipped_in_a_row = 0
         self._open_publisher: Any = None
+        self.passes: Any = None  # there once `start` is through
 
     def rendezvous(self) -> tuple[str, int]:
         """(this node's address, a free port on it)."""
@@ -89,10 +90,11 @@ class LearnerRank:
         self.passes = Passes(setup, self.engine, chat)
 
     def ping(self) -> dict[str, int]:
-        """pid, updates made, version published, resident memory in bytes."""
+        """pid, updates made, version published, forward passes done, resident memory in bytes."""
         import psutil
 
         return {
+            "passes": self.passes.done if self.passes is not None else 0,
             "pid": os.getpid(),
             "update": self.updates,
             "version": self.version,

@@ -60,7 +60,11 @@ class LearnerSettings(Section):
         "bytes. With room for its share of two batches, it processes each image once.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
-    update_deadline_s: PositiveFloat = Field(3600.0, description="Deadline of one update, seconds.")
+    update_deadline_s: PositiveFloat = Field(
+        3600.0,
+        description="The ranks are given up after so long a silence, seconds: no forward pass, no call answered. "
+        "A whole update may take longer.",
+    )
     start_deadline_s: PositiveFloat = Field(600.0, description="Deadline for the ranks to start, seconds.")
     collective_deadline_s: PositiveFloat = Field(
         600.0, description="How long a rank waits for the others in one exchange, seconds."

@@ -88,6 +88,8 @@ class ScoringSettings(Section):
         120.0, description="Deadline for a scorer or the SCM's trainer to start, seconds."
     )
     deadline_s: PositiveFloat = Field(
-        300.0, description="Deadline of one task of a scorer and of one training of the SCM, seconds."
+        300.0,
+        description="A scorer that scores no utterance of its task for so long, or an SCM's trainer that ends no "
+        "minibatch, is replaced, seconds. A task or a training as a whole may take longer.",
     )
     scm: ScmSettings = ScmSettings()

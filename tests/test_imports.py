@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "envs": set(),
     "actors": {"envs"},
-    "scoring": {"actors.trajectory", "envs"},
+    "scoring": {"actors.repeated_failures", "actors.trajectory", "envs"},
     "learner": {"actors", "scoring", "envs"},
     "cluster": {"envs", "actors", "scoring", "learner"},
 }

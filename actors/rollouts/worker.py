@@ -43,7 +43,7 @@ class RolloutLaunch:
     run: str  # the run's name
     run_seed: int
     worker: int  # index of this worker
-    answer_deadline_s: float  # longest wait for an answer: `PolicyServerSettings.answer_deadline_s`
+    answer_deadline_s: float  # longest silence of a server: `PolicyServerSettings.answer_deadline_s`
 
 
 @dataclass

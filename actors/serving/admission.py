@@ -1,8 +1,9 @@
-"""Admission of requests to an engine, and the time that it was busy."""
+"""Admission of requests to an engine, how long it may be silent, and the time that it was busy."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -45,6 +46,40 @@ class Gate:
             async with self._changed:
                 self._alone = False
                 self._changed.notify_all()
+
+
+class Silence:
+    """Bounds work by the time since any of it came further, not by the time since it began: work that waits for its
+    turn is not late while what runs before it comes to its end."""
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    def broken(self) -> None:
+        """Some of the work came further just now."""
+        self._last = asyncio.get_running_loop().time()
+
+    @asynccontextmanager
+    async def bounded(self, deadline_s: float) -> AsyncIterator[None]:
+        """Raise TimeoutError in the block after `deadline_s` of silence since it began."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            due = max(begun, self._last) + deadline_s
+            if due <= loop.time():
+                timeout.reschedule(loop.time())
+            else:
+                timer = loop.call_at(due, look)
+
+        timer = loop.call_at(begun + deadline_s, look)
+        try:
+            async with asyncio.timeout(None) as timeout:
+                yield
+        finally:
+            timer.cancel()
 
 
 class BusyMeter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,22 +100,38 @@ def start_engine(
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    log = _OwnErrorLog()
+    log = OwnErrorLog()
     try:
         arguments = engine_arguments(model, settings, launch, incarnation)
         config = AsyncEngineArgs(**arguments).create_engine_config()
+        _check_servable(model.path, config.model_config, settings.device)
         engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
+    except ModelNotServable:
+        raise
     except Exception as error:
         # If the engine's process failed, the reason is in its log and not in the exception.
         reason = log.last_error() or str(error).strip() or type(error).__name__
         raise ModelNotServable(f"vLLM cannot serve model.path {model.path!r} on {settings.device}: {reason}") from error
-    if not config.model_config.is_multimodal_model:
-        engine.shutdown()
-        raise ModelNotServable(
-            f"vLLM serves model.path {model.path!r} as a text model ({config.model_config.architecture}), "
-            "without images. Name a vision-language model."
-        )
     return chat, engine
+
+
+def _check_servable(path: str, model_config: Any, device: str) -> None:
+    """Raise `ModelNotServable` for what vLLM would find out with the first request only, or not at all."""
+    if not model_config.is_multimodal_model:
+        raise ModelNotServable(
+            f"vLLM serves model.path {path!r} as a text model ({model_config.architecture}), without images. Name a "
+            "vision-language model."
+        )
+    if device == "cpu":
+        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+        width, widths = model_config.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
+        if width not in widths:
+            raise ModelNotServable(
+                f"vLLM cannot serve model.path {path!r} on cpu: its attention heads are {width} wide, and vLLM has CPU "
+                f"kernels for {', '.join(map(str, widths))} only. The width is head_dim, or hidden_size divided by "
+                "num_attention_heads."
+            )
 
 
 def engine_arguments(
@@ -153,7 +170,7 @@ def engine_arguments(
     return arguments | {"gpu_memory_utilization": settings.gpu_memory_utilization}
 
 
-class _OwnErrorLog:
+class OwnErrorLog:
     """What this process and its children write to standard error from now on, if that is a file (as under Ray)."""
 
     _ERROR = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception): \S.*")
@@ -163,11 +180,32 @@ class _OwnErrorLog:
         self._start = self._path.stat().st_size if self._path.is_file() else None
 
     def last_error(self) -> str:
-        """The last line that reads like an exception; "" if there is none or the log cannot be read."""
+        """The last line that reads like an exception, other than vLLM's word for an engine that is dead already; "" if
+        there is none or the log cannot be read."""
         if self._start is None:
             return ""
         with open(self._path, "rb") as file:
             file.seek(self._start)
             text = file.read().decode(errors="replace")
-        found = self._ERROR.findall(text)
+        found = [line for line in self._ERROR.findall(text) if "EngineDeadError" not in line]
         return found[-1].strip() if found else ""
+
+
+class LastWords:
+    """Why a server ended itself, in a file for the process that Ray starts in its place."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, reason: str) -> None:
+        with suppress(OSError):  # the server must end, with or without words
+            self._path.write_text(reason, encoding="utf-8")
+
+    def read(self) -> str:
+        """The reason, once; "" if the process before, if any, did not end itself on this node."""
+        try:
+            reason = self._path.read_text(encoding="utf-8")
+            self._path.unlink()
+        except OSError:
+            return ""
+        return reason

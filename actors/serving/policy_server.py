@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest, Refusal
-from actors.serving.admission import BusyMeter, Gate
-from actors.serving.policy_engine import PolicyServerLaunch, start_engine
+from actors.serving.admission import BusyMeter, Gate, Silence
+from actors.serving.policy_engine import LastWords, OwnErrorLog, PolicyServerLaunch, start_engine
 from actors.serving.prompt_renderer import PromptRenderer
 from actors.serving.weight_transfer import (
     COLLECTIVE_TRANSPORTS,
@@ -29,6 +30,7 @@ from actors.serving.weight_transfer import (
     WeightTransferError,
     WeightUpdate,
     anonymous_file,
+    check_held,
     check_readable,
     check_received,
 )
@@ -67,11 +69,15 @@ class PolicyServer:
         self._name = launch.name
         self._registry = registry
         self._incarnation = 0  # how often this server was started before
+        self._log = OwnErrorLog()
+        self._last_words = LastWords(Path(launch.temp_folder) / f"last_words_{launch.index}")
+        self._last_failure = self._last_words.read()
         self._broken: Exception | None = None
         self._current = asyncio.Event()  # set once the engine holds the current weights
         self._pausing = asyncio.Lock()  # held while the engine's scheduler is paused
         self._gate = Gate()
         self._meter = BusyMeter()
+        self._silence = Silence()
         self._request_ids = itertools.count()
         self._version = 0
         self._requests = 0
@@ -84,7 +90,8 @@ class PolicyServer:
         return await self.status()
 
     async def generate(self, request: GenerationRequest) -> Generation | Refusal:
-        """One answer. Raises TimeoutError, naming this server, past the deadline."""
+        """One answer. Raises TimeoutError, naming this server, when it gives no answer to anybody for as long as
+        `generate_deadline_s` says."""
         async with self._answering(f"{self._name} did not finish an answer"), self._gate.shared():
             received = time.monotonic()
             engine_input = await self._renderer.render(request)
@@ -143,8 +150,8 @@ class PolicyServer:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
     async def status(self) -> dict[str, Any]:
-        """Process ids, how often it was started before, weights version, requests running and answered, tokens
-        generated, seconds busy and memory in bytes."""
+        """Process ids, how often it was started before, `last_failure` (why the process before ended itself, or ""),
+        weights version, requests running and answered, tokens generated, seconds busy and memory in bytes."""
         import psutil
 
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
@@ -159,6 +166,7 @@ class PolicyServer:
             "pid": os.getpid(),
             "engine_pids": engines,
             "incarnation": self._incarnation,
+            "last_failure": self._last_failure,
             "version": self._version,
             "running": self._gate.inside,
             "requests": self._requests,
@@ -187,9 +195,11 @@ class PolicyServer:
                 self._bias = dict.fromkeys(self._chat.banned_token_ids, BAN_LOGIT_BIAS)
                 loop = asyncio.get_running_loop()
                 for process in multiprocessing.active_children():
-                    loop.add_reader(process.sentinel, _end_this_process, f"{self._name}: the vLLM engine died")
+                    loop.add_reader(process.sentinel, self._end_this_process)
                 if self._settings.device == "cpu":
                     await self._engine.collective_rpc("unlink_own_semaphores")
+                if Path(self._model.path).is_dir() and self._launch.transport != "nccl":
+                    await self._engine.collective_rpc("remember_held_weights", args=(self._model.path,))
                 await self._engine.update_weight_version("0")
                 await self._take_current_weights()
         except BaseException as error:
@@ -228,22 +238,34 @@ class PolicyServer:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         if isinstance(error, EngineDeadError):
-            _end_this_process(f"{self._name}: the vLLM engine died")
+            self._end_this_process()
+
+    def _end_this_process(self) -> None:
+        """End the actor, so that Ray restarts it. Ray does not notice a dead engine in an actor that still runs."""
+        found = self._log.last_error()
+        reason = f"the vLLM engine died{f' ({found})' if found else ''}"
+        logger.error("%s: %s; the actor ends and Ray restarts it", self._name, reason)
+        self._last_words.write(reason)
+        logging.shutdown()
+        os._exit(1)
 
     # ---------------------------------------------------------------- answers
 
     @asynccontextmanager
     async def _answering(self, failure: str) -> AsyncIterator[None]:
-        """Run the block on a started engine with current weights, within the deadline of an answer."""
+        """Run the block on a started engine with current weights. TimeoutError after too long a silence: no answer of
+        this server, to this request or to another, and no new weights."""
         await self._started()
         deadline_s = self._settings.generate_deadline_s
         try:
-            async with asyncio.timeout(deadline_s):
+            async with self._silence.bounded(deadline_s):
                 await self._current.wait()
                 with self._meter.running():
                     yield
         except TimeoutError as error:
-            raise TimeoutError(f"{failure} within {deadline_s:.0f} s (policy_server.generate_deadline_s)") from error
+            raise TimeoutError(
+                f"{failure}: it was silent for {deadline_s:.0f} s (policy_server.generate_deadline_s)"
+            ) from error
         except Exception as error:
             self._end_with_engine(error)
             raise
@@ -284,6 +306,7 @@ class PolicyServer:
         finally:
             collector.close()
         (completion,) = output.outputs
+        self._silence.broken()
         self._requests += 1
         self._generated_tokens += len(completion.token_ids)
         return Generation(
@@ -331,14 +354,29 @@ class PolicyServer:
 
     async def _swap(self, update: WeightUpdate, request: Any) -> LoadReport:
         version, started = update.version, time.monotonic()
+        parts: dict[str, float] = {}
+        since = started
+
+        def part(name: str) -> None:
+            nonlocal since
+            before, since = since, time.monotonic()
+            parts[name] = since - before
+
         async with self._paused():
+            part("pause")
             try:
                 await self._engine.start_weight_update()
+                part("prepare")
                 await self._engine.update_weights(request)
+                part("load")
                 await self._engine.finish_weight_update(str(version))
+                part("process")
                 checksums: list[Any] = await self._engine.collective_rpc("received_checksums")
                 for received in checksums:  # of each worker
                     check_received(update, received, self._name)
+                held = [each for each in await self._engine.collective_rpc("compare_held_weights") if each]
+                check_held(update, [piece for _, wrong in held for piece in wrong], self._name)
+                part("check")
             except Exception as error:
                 self._end_with_engine(error)
                 # Some of its weights are new and some old, so it must not answer again.
@@ -347,13 +385,14 @@ class PolicyServer:
                     f"restarted: {error}"
                 )
                 raise self._broken from error
+        part("resume")
         self._version = version
+        self._silence.broken()
         self._current.set()
-        return LoadReport(seconds=time.monotonic() - started, version=version, checksums=checksums[0])
-
-
-def _end_this_process(reason: str) -> None:
-    """End the actor, so that Ray restarts it. Ray does not notice a dead engine in an actor that still runs."""
-    logger.error("%s; the actor ends and Ray restarts it", reason)
-    logging.shutdown()
-    os._exit(1)
+        return LoadReport(
+            seconds=since - started,
+            parts=parts,
+            version=version,
+            checksums=checksums[0],
+            held=min((equal for equal, _ in held), default=None),
+        )

@@ -22,6 +22,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from actors.serving.held_weights import Fingerprint, HeldWeights, checkpoint_fingerprints, fingerprinted
 from actors.serving.weight_transfer import GlooGroup, checksummed
 
 BACKEND = "coso"
@@ -56,6 +57,8 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
     _group: GlooGroup | None = None
     #: Of the tensors of the last update that the model's loader was given.
     received: dict[str, int]
+    #: Of the same tensors.
+    fingerprints: dict[str, Fingerprint]
 
     def init_transfer_engine(self, init_info: GroupInfo) -> None:
         """Connect to the learner and the other engines; an older group is dropped."""
@@ -69,13 +72,13 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-        self.received = {}
+        self.received, self.fingerprints = {}, {}
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         tensors = self._read(update_info.path) if update_info.path else self._receive(update_info)
         model: Any = self.model  # vLLM's models have load_weights, but their base class does not declare it
-        model.load_weights(checksummed(tensors, self.received))
+        model.load_weights(fingerprinted(checksummed(tensors, self.received), self.fingerprints))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -118,6 +121,23 @@ class WorkerExtension:
     """Mixed into vLLM's worker class."""
 
     weight_transfer_engine: Any  # the worker's
+    model_runner: Any  # the worker's
+    _held: HeldWeights | None = None
+
+    def remember_held_weights(self, folder: str) -> None:
+        """Learn which piece of the model is which tensor of the folder that it was just loaded from."""
+        model = self.model_runner.get_model()
+        dtype = self.model_runner.model_config.dtype
+        self._held = HeldWeights(model, checkpoint_fingerprints(Path(folder), dtype))
+
+    def compare_held_weights(self) -> tuple[int, list[str]] | None:
+        """After a weight update, how many tensors the model was seen to hold as given, and the pieces that it does not
+        (`HeldWeights.compare`); None where it is not known what was given or held."""
+        given = getattr(self.weight_transfer_engine, "fingerprints", None)
+        if given is None or self._held is None:
+            return None
+        equal, wrong = self._held.compare(given)
+        return len(equal), wrong
 
     def received_checksums(self) -> dict[str, int] | None:
         """Checksums of the tensors that the last weight update gave to the model's loader; None with vLLM's own

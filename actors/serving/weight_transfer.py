@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -56,8 +56,10 @@ class LoadReport:
     """A server's answer once it serves new weights."""
 
     seconds: float  # how long it paused generation
+    parts: Mapping[str, float]  # seconds of each part of that
     version: int
     checksums: Mapping[str, int] | None = None  # of the tensors that the engine's loader was given; None with nccl
+    held: int | None = None  # tensors that the engine was seen to hold as given; None where that is not looked at
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,16 @@ def check_received(update: WeightUpdate, received: Mapping[str, int] | None, ser
         raise WeightTransferError(
             f"{server} did not load weights version {update.version} as published: {len(wrong)} of "
             f"{len(update.checksums)} tensors are missing or differ ({', '.join(wrong[:3])}{', …' * (len(wrong) > 3)})"
+        )
+
+
+def check_held(update: WeightUpdate, wrong: Sequence[str], server: str) -> None:
+    """Raise `WeightTransferError` if a server's engine holds something else than it was given; wrong: where, as
+    `actors.serving.held_weights` found it."""
+    if wrong:
+        raise WeightTransferError(
+            f"{server} was given weights version {update.version} but holds others in {len(wrong)} places "
+            f"({', '.join(wrong[:3])}{', …' * (len(wrong) > 3)})"
         )
 
 

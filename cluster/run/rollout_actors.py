@@ -15,14 +15,20 @@ from actors.settings import Transport
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
+from cluster.run.supervision import Supervisor
 from cluster.run.waiting import answers
 
 
-async def evaluation_actors(config: RunConfig, temporary: Path) -> list[Any]:
-    """Policy servers and rollout workers only, ready for lock-step evaluation; returns the workers."""
-    servers = start_policy_servers(config, temporary, "shared_memory", None)
+async def evaluation_actors(config: RunConfig, temporary: Path, supervisor: Supervisor) -> list[Any]:
+    """Policy servers and rollout workers only, ready for lock-step evaluation and watched; returns the workers."""
+    servers = list(start_policy_servers(config, temporary, "shared_memory", None).values())
     await wait_for_servers(config, servers)
-    return start_rollout_workers(config, list(servers.values()), None)
+    workers = start_rollout_workers(config, servers, None)
+    for index, server in enumerate(servers):
+        supervisor.watch("policy server", index, server, config.policy_server.start_deadline_s)
+    for index, worker in enumerate(workers):
+        supervisor.watch("rollout worker", index, worker, config.environment.start_deadline_s)
+    return workers
 
 
 def start_policy_servers(config: RunConfig, temporary: Path, transport: Transport, registry: Any) -> dict[str, Any]:
@@ -66,10 +72,12 @@ def start_rollout_workers(config: RunConfig, servers: Sequence[Any], stream: Any
     return workers
 
 
-async def wait_for_servers(config: RunConfig, servers: dict[str, Any]) -> None:
+async def wait_for_servers(config: RunConfig, servers: Sequence[Any]) -> None:
     """Wait until every engine serves. Raises `CosoError` naming the server and vLLM's reason."""
     deadline = config.policy_server.start_deadline_s + 60.0
     try:
-        await answers([server.ready.remote() for server in servers.values()], deadline, "starting the policy servers")
+        await answers([server.ready.remote() for server in servers], deadline, "starting the policy servers")
     except ray.exceptions.RayTaskError as error:
         raise CosoError(f"a policy server could not start: {error.cause}") from None
+    except ray.exceptions.RayActorError as error:
+        raise CosoError(f"a policy server died as it started: {error}") from None

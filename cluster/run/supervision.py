@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.repeated_failures import RepeatedFailures
 from cluster.errors import CosoError, DeadlineExceeded
 
 Result = TypeVar("Result")
@@ -21,7 +21,8 @@ WATCH_INTERVAL_S = 1.0
 
 class Supervisor:
     """Asks every watched actor for its status once a second. A changed process id means that Ray restarted the actor:
-    the restart is counted, and `on_restart` restores the state of the new process.
+    the restart is counted, and `on_restart` restores the state of the new process. An actor that dies twice for the
+    same reason, and answered no request and made no step in between, ends the run.
 
     recoveries: number of restarts in the whole run by kind ("policy server", "rollout worker", "environment",
     "scorer", "scm_trainer", "learner").
@@ -37,7 +38,7 @@ class Supervisor:
         self._window_s = window_s
         self._recent: deque[tuple[float, str]] = deque()  # time and kind of the recoveries within the window
         self._totals: Counter[str] = Counter()  # as last told to `count_total`
-        self._failures: set[tuple[str, str]] = set()  # kind and message of those since the last progress
+        self._failures = RepeatedFailures()
         self._tasks: list[asyncio.Task[None]] = []
 
     def watch(
@@ -76,24 +77,18 @@ class Supervisor:
             new, self._totals[kind] = total - self._totals[kind], total
             self.count(kind, new)
 
-    def failed(self, kind: str, reason: str) -> None:
-        """Count the recovery from a failure with a known reason.
+    def failed(self, kind: str, reason: str, index: int | None = None) -> None:
+        """Count the recovery from a failure with a known reason; index: of the actor, where there are several.
 
-        Raises `CosoError` that quotes the reason if the same kind failed for the same reason before without progress
-        in between: to try once more would not help. Two reasons are the same if they differ in numbers only.
+        Raises `CosoError` that quotes the reason where `RepeatedFailures` says that to try once more would not help.
         """
-        failure = (kind, re.sub(r"0x[0-9a-f]+|\b[0-9a-f]{16,}\b|\d+", "#", reason))
-        if failure in self._failures:
-            raise CosoError(
-                f"the {kind} failed twice in the same way without progress in between, so it is not started again: "
-                f"{reason}"
-            )
-        self._failures.add(failure)
+        if verdict := self._failures.verdict(kind if index is None else f"{kind} {index}", reason):
+            raise CosoError(verdict)
         self.count(kind)
 
-    def progressed(self) -> None:
-        """The run has come further than ever before; whatever fails from here on fails for the first time."""
-        self._failures.clear()
+    def progressed(self, kind: str = "learner") -> None:
+        """The learner has come further than ever before; whatever fails from here on fails for the first time."""
+        self._failures.progressed(kind)
 
     def note(self, name: str, status: Mapping[str, Any]) -> None:
         """Keep an actor's status as its present one, and count the training steps in it."""
@@ -141,6 +136,7 @@ class Supervisor:
         name = f"{kind} {index}"
         pid: int | None = None
         environment_restarts = 0
+        why_silent = ""
         last_sign = time.monotonic()
         while True:
             try:
@@ -154,18 +150,25 @@ class Supervisor:
                     raise DeadlineExceeded(
                         f"{name} gave no sign of life for {silence_deadline_s:.0f} s: {error or 'no answer'}"
                     ) from None
+                why_silent = str(error) or why_silent
                 await asyncio.sleep(WATCH_INTERVAL_S)
                 continue
             last_sign = time.monotonic()
             if pid is not None and status["pid"] != pid:
-                self.count(kind)
+                if reason := status.get("last_failure") or why_silent:
+                    self.failed(kind, reason, index)
+                else:
+                    self.count(kind)
                 environment_restarts = 0
                 if on_restart is not None:
                     try:
                         await on_restart()
-                    except RayActorError:
+                    except RayActorError as error:
+                        pid, why_silent = status["pid"], str(error)
                         continue  # it died again; the next status has another process id
-            pid = status["pid"]
+            pid, why_silent = status["pid"], ""
+            if status.get("requests") or status.get("steps"):  # of this process
+                self._failures.progressed(name)
             if (restarts := status.get("restarts", 0)) > environment_restarts:
                 self.count("environment", restarts - environment_restarts)
                 environment_restarts = restarts

@@ -14,6 +14,7 @@ import ray
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.generation import Refusal
+from actors.rollouts.policy_client import PolicyClient
 from actors.rollouts.stream import TrajectoryStream
 from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry, check_received
 from actors.trajectory import TrajectoryBatch
@@ -179,11 +180,8 @@ class System:
         if not (requests := self._sync_check.requests):
             return {}
         name, server = list(self.servers.items())[version % len(self.servers)]
-        made = await answer_of_restarted(
-            lambda: server.generate_batch.remote(requests),
-            self.config.policy_server.answer_deadline_s,
-            f"the sync check of {name}",
-        )
+        client = PolicyClient([server], self.config.policy_server.answer_deadline_s, f"the sync check of {name}")
+        made: list[Any] = await client.generate_batch(0, requests)
         for refusal in (each for each in made if isinstance(each, Refusal)):
             # The prompts are those of a batch, so this server or another one has answered each of them before.
             raise CosoError(f"the sync check of {name}: a prompt of the batch is refused now ({refusal.detail})")
@@ -228,7 +226,7 @@ class System:
     # ---------------------------------------------------------------- parts
 
     async def _wait_for_servers(self) -> None:
-        await wait_for_servers(self.config, self.servers)
+        await wait_for_servers(self.config, list(self.servers.values()))
 
     def _start_learner(self, checkpoint: Path | None) -> None:
         publishing = PublishTarget(

@@ -47,21 +47,26 @@ async def answer_of_restarted(call: Callable[[], Any], deadline_s: float, what: 
 
 
 async def answers(references: Sequence[Any], deadline_s: float, what: str) -> list[Any]:
-    """The results of several Ray calls, in order, within one deadline. Raises as `answer`."""
+    """The results of several Ray calls, in order. The deadline is of silence: each answer starts it again. Raises as
+    `answer`."""
+    loop = asyncio.get_running_loop()
 
     async def one(reference: Any) -> Any:
-        return await reference
+        result = await reference
+        deadline.reschedule(loop.time() + deadline_s)
+        return result
 
-    tasks = [asyncio.ensure_future(one(reference)) for reference in references]
     try:
         async with asyncio.timeout(deadline_s) as deadline:
+            tasks = [asyncio.ensure_future(one(reference)) for reference in references]
             return await asyncio.gather(*tasks)
     except TimeoutError:
         if not deadline.expired():
             raise  # the call's own TimeoutError, which says what it waited for
         late = sum(not task.done() or task.cancelled() for task in tasks)
         share = f" ({late} of {len(tasks)} did not answer)" if len(tasks) > 1 else ""
-        raise DeadlineExceeded(f"{what} did not finish within {deadline_s:.0f} s{share}") from None
+        since = " of the last answer" if late < len(tasks) else ""
+        raise DeadlineExceeded(f"{what} did not finish within {deadline_s:.0f} s{since}{share}") from None
 
 
 async def while_progressing(

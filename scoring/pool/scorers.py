@@ -10,9 +10,14 @@ from typing import Any
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
+from actors.repeated_failures import RepeatedFailures
+
 ACTOR_GONE = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 
 logger = logging.getLogger(__name__)
+
+#: While a call is under way, how often to ask its scorer whether it comes further, at most, seconds.
+PROGRESS_POLL_S = 5.0
 
 
 class ScoringError(RuntimeError):
@@ -21,36 +26,47 @@ class ScoringError(RuntimeError):
 
 @dataclass
 class _Call:
-    """A call in progress: what for, for which task (None: its result is not used), its deadline (monotonic)."""
+    """A call in progress: what for, how long it may be silent, for which task (None: its result is not used).
+
+    last: time of its last progress (monotonic). asked, progress: the question about its progress that is not answered
+    yet and the time of it, and the last answer.
+    """
 
     ref: ray.ObjectRef
     what: str
     limit_s: float
-    deadline: float
     task: int | None
+    last: float
+    asked_at: float
+    asked: ray.ObjectRef | None = None
+    progress: int | None = None
+
+    @property
+    def poll_s(self) -> float:
+        return min(PROGRESS_POLL_S, self.limit_s / 4)
 
 
 @dataclass
 class _Slot:
-    """The place of one scorer; its actor is replaced when it fails. raised: what its actor was told last."""
+    """The place of one scorer; its actor is replaced when it fails. why: the last one failed."""
 
     index: int
     actor: Any
     call: _Call | None = None
     failures: int = 0
-    raised: bool = False
+    why: str = ""
 
 
 class ScorerPool:
     """Driver's side of `count` scorer actors; one thread at a time may call it.
 
-    make_actor: starts one scorer, an actor with `ping()` and `score(...)`, and returns its handle at once.
-    start_deadline_s, task_deadline_s: for a scorer to start or answer a ping, and to finish one task.
+    make_actor: starts one scorer and returns its handle at once: an actor with `ping()` and `score(...)`, and with
+        `progress()` and `set_waited_for(waited)`, which are answered during a task.
+    start_deadline_s: for a scorer to start or answer a ping. task_deadline_s: for a scorer to finish a task or to make
+        progress with it; a task as a whole may take longer.
     max_failures: a scorer and its replacements that fail, or a task whose scorers fail, this many times in a row are an
-        error.
+        error. A scorer that fails twice in the same way, without finishing a task in between, is one at once.
     replaced: scorers replaced since `start`.
-    waited_for: whether somebody waits for the scores. May change during `run`; tasks that start later have the new
-        priority. True needs actors with `set_waited_for(waited)`.
     """
 
     def __init__(
@@ -63,7 +79,8 @@ class ScorerPool:
         max_failures: int,
     ) -> None:
         self.replaced = 0
-        self.waited_for = False
+        self._waited_for = False
+        self._repeated = RepeatedFailures()
         self._make_actor = make_actor
         self._count = count
         self._start_deadline_s = start_deadline_s
@@ -71,6 +88,17 @@ class ScorerPool:
         self._max_failures = max_failures
         self._slots: list[_Slot] = []
         self._started = False
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether somebody waits for the scores. May be set during `run`, by another thread."""
+        return self._waited_for
+
+    @waited_for.setter
+    def waited_for(self, waited: bool) -> None:
+        self._waited_for = waited
+        for slot in list(self._slots):
+            slot.actor.set_waited_for.remote(waited)
 
     def start(self) -> None:
         """Start all scorers and wait until each answers; raises ScoringError at the first that does not."""
@@ -107,21 +135,21 @@ class ScorerPool:
         results: dict[int, Any] = {}
         waiting = deque(range(len(tasks)))
         attempts: Counter[int] = Counter()
+        repeated = RepeatedFailures()
         try:
             while len(results) < len(tasks):
                 for slot in self._slots:
                     if slot.call is None and waiting:
                         task = waiting.popleft()
                         attempts[task] += 1
-                        if slot.raised != self.waited_for:
-                            slot.raised = self.waited_for
-                            slot.actor.set_waited_for.remote(slot.raised)
                         ref = slot.actor.score.remote(*tasks[task])
                         what = f"score task {task + 1} of {len(tasks)}"
                         self._note(slot, ref, what, self._task_deadline_s, task)
-                for _, call, answer in self._settle():
+                for slot, call, answer in self._settle():
                     if call.task is None:
                         continue
+                    if answer is None and (verdict := repeated.verdict(f"scoring of task {call.task + 1}", slot.why)):
+                        raise ScoringError(verdict)
                     if answer is not None:
                         results[call.task] = answer
                     elif attempts[call.task] < self._max_failures:
@@ -147,16 +175,16 @@ class ScorerPool:
         self._note(slot, slot.actor.ping.remote(), what, self._start_deadline_s, None)
 
     def _note(self, slot: _Slot, ref: ray.ObjectRef, what: str, limit_s: float, task: int | None) -> None:
-        slot.call = _Call(ref, what, limit_s, time.monotonic() + limit_s, task)
+        now = time.monotonic()
+        slot.call = _Call(ref, what, limit_s, task, last=now, asked_at=now)
 
     def _settle(self) -> Iterator[tuple[_Slot, _Call, Any]]:
-        """Wait until a call ends or is overdue; yield (slot, call, answer) of each such call.
+        """Wait for a while until a call ends or was silent for too long; yield (slot, call, answer) of each such call.
 
         The answer is None where the call failed; its scorer is then being replaced.
         """
         calls = {slot.call.ref: slot.call for slot in self._slots if slot.call is not None}
-        patience = max(0.0, min(call.deadline for call in calls.values()) - time.monotonic())
-        ray.wait(list(calls), num_returns=1, timeout=patience)
+        ray.wait(list(calls), num_returns=1, timeout=min(call.poll_s for call in calls.values()))
         ended, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
         now = time.monotonic()
         for slot in self._slots:
@@ -172,21 +200,43 @@ class ScorerPool:
                     yield slot, call, None
                 else:
                     slot.failures = 0
+                    if call.task is not None:
+                        self._repeated.progressed(f"scorer {slot.index}")
                     yield slot, call, answer
-            elif now >= call.deadline:
+                continue
+            self._look_at(slot, call)
+            if now >= call.last + call.limit_s:
                 slot.call = None
-                self._replace(slot, f"did not {call.what} within {call.limit_s:g} s")
+                self._replace(slot, f"did not {call.what} within {call.limit_s:g} s, and made no progress")
                 yield slot, call, None
+
+    def _look_at(self, slot: _Slot, call: _Call) -> None:
+        """Ask a scorer at work how far it is, and note whether it came further since it was asked before."""
+        if call.asked is not None and ray.wait([call.asked], timeout=0)[0]:
+            try:
+                done = ray.get(call.asked)
+            except ACTOR_GONE:
+                return  # its call fails, too
+            if call.progress is not None and done > call.progress:
+                call.last = call.asked_at
+            call.asked, call.progress = None, done
+        elif call.asked is None and call.task is not None and time.monotonic() >= call.asked_at + call.poll_s:
+            call.asked, call.asked_at = slot.actor.progress.remote(), time.monotonic()
 
     def _replace(self, slot: _Slot, why: str) -> None:
         slot.failures += 1
+        slot.why = why
         story = f"scorer {slot.index} {why}"
         logger.warning("%s; replacing it", story)
         ray.kill(slot.actor)
+        if verdict := self._repeated.verdict(f"scorer {slot.index}", why):
+            raise ScoringError(verdict)
         if not self._started or slot.failures >= self._max_failures:
             raise ScoringError(f"{story} (failure {slot.failures} in a row)")
         self.replaced += 1
-        slot.actor, slot.raised = self._make_actor(), False
+        slot.actor = self._make_actor()
+        if self._waited_for:
+            slot.actor.set_waited_for.remote(True)
         self._ping(slot, "start")
 
 

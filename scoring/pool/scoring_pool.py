@@ -2,13 +2,14 @@
 
 A score depends on its utterance, its action and the SCM's version alone, to the last bit. So results do not depend on
 how the work is cut into tasks, on the number of scorers, or on which scorer takes which task. A trainer that dies, or
-does not answer within its deadline, is replaced; the new one continues from the state that the trainer returned last.
+makes no progress within its deadline, is replaced; the new one continues from the state that the trainer returned last.
 Scorers are replaced too (see `scoring.pool.scorers`); they have no state but the weights, which each task names.
 """
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,13 @@ from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError
 from torch import Tensor
 
+from actors.repeated_failures import RepeatedFailures
 from scoring.effects.effects import influence_statistics
 from scoring.effects.estimators import WITHOUT_SCM
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts
 from scoring.pool.cache import ScoreCache, score_key
-from scoring.pool.scorers import ACTOR_GONE, ScorerPool, ScoringError
+from scoring.pool.scorers import ACTOR_GONE, PROGRESS_POLL_S, ScorerPool, ScoringError
 from scoring.pool.workers import ScmTrainerActor, Scorer, to_arrays
 from scoring.scm.shape import ScmSizes, check_shape
 from scoring.scm.training import ScmTrainingReport
@@ -52,7 +54,8 @@ class ScoringContext:
     parser: the environment's, for the estimators that parse; None where it has none.
     seed: of the SCM's first weights and of the sampling in its training.
     actor_cpus, actor_gpus: what Ray reserves for each scorer and for the SCM's trainer; may be fractions.
-    max_failures: an actor that fails, or a task whose scorer fails, this many times in a row is an error.
+    max_failures: an actor that fails, or a task whose scorer fails, this many times in a row is an error. The same
+        failure twice without progress in between is one at once.
     """
 
     tokens: TokenFacts
@@ -96,6 +99,7 @@ class ScoringPool:
         self._trainer: Any = None
         self._trainer_current = False  # whether the trainer's state is `_state`
         self._trainers_replaced = 0
+        self._repeated = RepeatedFailures()
         # References that the driver owns: they outlive the trainer's process. Version and weights change together.
         self._current: ScmWeights = (0, None)
         self._state: ray.ObjectRef | None = None
@@ -112,12 +116,14 @@ class ScoringPool:
     @property
     def waited_for(self) -> bool:
         """Whether somebody waits for `score` or `train`. Where not, they take only cores that would be idle. May be set
-        at any time; the tasks and the training that start later have the new priority."""
+        at any time; it holds from the next utterance and minibatch on, also of calls under way."""
         return self._scorers.waited_for
 
     @waited_for.setter
     def waited_for(self, waited: bool) -> None:
         self._scorers.waited_for = waited
+        if (trainer := self._trainer) is not None:
+            trainer.set_waited_for.remote(waited)
 
     @property
     def recoveries(self) -> dict[str, int]:
@@ -286,26 +292,46 @@ class ScoringPool:
                 self._trainer.set_waited_for.remote(self.waited_for)
                 call = getattr(self._trainer, method).options(num_returns=3)
                 answer, weights, state = call.remote(*arguments)
-                version, report = ray.get(answer, timeout=limit_s)
+                version, report = self._progressing(answer, limit_s)
             except (*ACTOR_GONE, GetTimeoutError) as error:
                 self._end_trainer()
                 failures += 1
                 how = "did not answer in time" if isinstance(error, TimeoutError) else f"died: {error}"
                 story = f"the SCM's trainer, asked to {what} within {limit_s:g} s, {how}"
+                if verdict := self._repeated.verdict("SCM's trainer", how):
+                    raise ScoringError(verdict) from error
                 if self._state is None or failures >= self.context.max_failures:
                     raise ScoringError(f"{story} (failure {failures} in a row)") from error
                 logger.warning("%s; replacing it", story)
                 self._trainers_replaced += 1
             else:
                 self._current, self._state = (version, weights), state
+                self._repeated.progressed("SCM's trainer")
                 return report
+
+    def _progressing(self, answer: ray.ObjectRef, limit_s: float) -> tuple[int, ScmTrainingReport | None]:
+        """The trainer's answer, however long it takes. Raises GetTimeoutError after `limit_s` without a minibatch."""
+        poll_s = min(PROGRESS_POLL_S, limit_s / 4)
+        last, before = time.monotonic(), None
+        while not ray.wait([answer], timeout=poll_s)[0]:
+            asked = time.monotonic()
+            with suppress(GetTimeoutError, *ACTOR_GONE):
+                done = ray.get(self._trainer.progress.remote(), timeout=poll_s)
+                if before is not None and done > before:
+                    last = asked
+                before = done
+            if asked - last >= limit_s:
+                raise GetTimeoutError(f"no minibatch for {limit_s:g} s")
+        return ray.get(answer)
 
     def _make_trainer(self) -> Any:
         actor = self._actor(ScmTrainerActor)
         return actor.remote(self.settings.scm, self.sizes, seed=self.context.seed, device=self.settings.device)
 
     def _actor(self, kind: type) -> Any:
-        return ray.remote(num_cpus=self.context.actor_cpus, num_gpus=self.context.actor_gpus)(kind)
+        in_ray: Any = ray.remote  # "watch" gets a thread of its own, which answers during a task
+        cpus, gpus = self.context.actor_cpus, self.context.actor_gpus
+        return in_ray(num_cpus=cpus, num_gpus=gpus, concurrency_groups={"watch": 1})(kind)
 
     def _end_trainer(self) -> None:
         if self._trainer is not None:

@@ -7,7 +7,6 @@ copy in Ray's object store.
 import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from scoring.effects.estimators import WITHOUT_SCM, Estimator, make_estimator
 from scoring.effects.parser_effects import ParserInterventions, ParserSource
 from scoring.effects.tokens import TokenFacts
+from scoring.pool.priority import TwoPriorities
 from scoring.scm.encoder import in_precision
 from scoring.scm.model import StructuralCausalModel
 from scoring.scm.shape import ScmSizes
@@ -37,7 +37,10 @@ ScorerAnswer = tuple[NDArray[np.float32], dict[str, float]]
 
 
 class Scorer:
-    """Scores tasks with the weights that each task names; holds one SCM on one device, on one thread.
+    """Scores tasks with the weights that each task names; holds one SCM on one device, and computes on one core.
+
+    While nobody waits for its scores it takes only cores that would be idle (see `scoring.pool.priority`); an utterance
+    that starts after `set_waited_for` obeys it.
 
     It makes the estimator of the settings at once, so that an error shows when the pool starts; others are made when
     first asked for. parser: None where the environment has none.
@@ -47,7 +50,7 @@ class Scorer:
         self, settings: ScoringSettings, sizes: ScmSizes, tokens: TokenFacts, parser: ParserSource | None
     ) -> None:
         torch.set_num_threads(1)
-        run_where_cores_are_idle(settings.device)
+        self._priority = TwoPriorities(settings.device)
         self._scm = in_precision(StructuralCausalModel(settings.scm, sizes).to(settings.device), settings.precision)
         self._scm.requires_grad_(False)
         self._settings = settings
@@ -70,9 +73,15 @@ class Scorer:
             "seconds": self._seconds,
         }
 
+    @ray.method(concurrency_group="watch")
     def set_waited_for(self, waited: bool) -> None:
-        """Whether somebody waits for the calls that follow; they run as `run_where_cores_are_idle` says if not."""
-        set_waited_for(self._settings.device, waited)
+        """Whether somebody waits for this scorer; answered during a task, too."""
+        self._priority.waited_for = waited
+
+    @ray.method(concurrency_group="watch")
+    def progress(self) -> int:
+        """Return the number of utterances scored so far; answered during a task, too."""
+        return self._utterances
 
     def score(
         self,
@@ -97,9 +106,11 @@ class Scorer:
             arrays = ray.get(weights[0], timeout=deadline_s)
             self._scm.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
             self._weights_key, self._version = key, version
-        scored = [scorer.score(row, action) for row, action in zip(split(ids, lengths), labels, strict=True)]
+        scored = []
+        for row, action in zip(split(ids, lengths), labels, strict=True):
+            scored.append(self._priority.run(scorer.score, row, action))
+            self._utterances += 1
         seconds = time.monotonic() - started
-        self._utterances += len(scored)
         self._seconds += seconds
         return flatten([each.values for each in scored])[0], {
             "counterfactuals": sum(each.counterfactuals for each in scored),
@@ -120,21 +131,30 @@ class Scorer:
 
 
 class ScmTrainerActor:
-    """The actor that trains the SCM, on one thread, so that training is the same in every run."""
+    """The actor that trains the SCM, on one core, so that training is the same in every run.
+
+    While nobody waits for it, it takes only cores that would be idle (see `scoring.pool.priority`); a minibatch that
+    starts after `set_waited_for` obeys it.
+    """
 
     def __init__(self, settings: ScmSettings, sizes: ScmSizes, *, seed: int, device: str) -> None:
         torch.set_num_threads(1)
-        run_where_cores_are_idle(device)
-        self._device = device
-        self._trainer = ScmTrainer(settings, sizes, seed=seed, device=device)
+        self._priority = TwoPriorities(device)
+        self._trainer = ScmTrainer(settings, sizes, seed=seed, device=device, run=self._priority.run)
 
     def pid(self) -> int:
         """Return the id of the trainer's process."""
         return os.getpid()
 
+    @ray.method(concurrency_group="watch")
     def set_waited_for(self, waited: bool) -> None:
         """As `Scorer.set_waited_for`."""
-        set_waited_for(self._device, waited)
+        self._priority.waited_for = waited
+
+    @ray.method(concurrency_group="watch")
+    def progress(self) -> int:
+        """Return the number of minibatches done so far; answered during a training, too."""
+        return self._trainer.done
 
     def restore(self, state: TrainerState) -> None:
         """Continue from a state that `train` or `snapshot` returned."""
@@ -159,39 +179,6 @@ class ScmTrainerActor:
     def _answer(self, report: ScmTrainingReport | None) -> TrainerAnswer:
         tensors, facts = self._trainer.state_dict()
         return (self._trainer.version, report), to_arrays(self._trainer.weights()), (to_arrays(tensors), facts)
-
-
-def run_where_cores_are_idle(device: str) -> None:
-    """On a CPU, let this thread run only where cores would be idle.
-
-    The loop always waits for its learner, but for scores only if they are late; `set_waited_for` then raises them.
-    Linux's idle policy gives a thread 3 shares, beside the 36 of Ray's other workers and the 1,024 of a process of
-    normal priority. Where the kernel does not let a thread leave this policy again (that takes CAP_SYS_NICE or
-    RLIMIT_NICE), the highest niceness is set instead for good: 15 shares.
-    """
-    if device != "cpu":
-        return
-    if may_leave_idle_policy():
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(19)
-
-
-def may_leave_idle_policy() -> bool:
-    """Whether a thread of this process may enter the idle policy and leave it again; a short-lived thread tries it."""
-    with ThreadPoolExecutor(1) as trial:
-        try:
-            for policy in (os.SCHED_IDLE, os.SCHED_OTHER):
-                trial.submit(os.sched_setscheduler, 0, policy, os.sched_param(0)).result()
-        except OSError:
-            return False
-    return True
-
-
-def set_waited_for(device: str, waited: bool) -> None:
-    """Raise this thread from the idle policy to the priority of Ray's other workers, or lower it again."""
-    if device == "cpu" and may_leave_idle_policy():
-        os.sched_setscheduler(0, os.SCHED_OTHER if waited else os.SCHED_IDLE, os.sched_param(0))
 
 
 def to_arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:

@@ -6,7 +6,7 @@ utterances per iteration, with Adam at 1e-5.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,11 @@ from scoring.utterances import check_utterances, distinct_pairs, flatten, padded
 
 Pair = tuple[NDArray[np.int32], NDArray[np.int32]]
 """One utterance's ids (n,) and its action labels (K,)."""
+
+
+def run_here(piece: Callable[..., Any], *arguments: Any) -> Any:
+    """Return `piece(*arguments)`."""
+    return piece(*arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +59,27 @@ class ScmTrainer:
     of them between two calls changes nothing.
 
     seed: of the first weights and of the sampling. last_batch: number of the last batch that it learned, 0 at first.
-    temperature: of the weights that scorers use.
+    temperature: of the weights that scorers use. done: minibatches trained or measured on so far.
     """
 
-    def __init__(self, settings: ScmSettings, sizes: ScmSizes, *, seed: int = 0, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        settings: ScmSettings,
+        sizes: ScmSizes,
+        *,
+        seed: int = 0,
+        device: str = "cpu",
+        run: Callable[..., Any] = run_here,
+    ) -> None:
+        """run: calls a function with arguments, perhaps in another thread; everything on a minibatch goes through
+        it."""
         self.settings = settings
         self.device = torch.device(device)
         self.version = 0
         self.temperature = 1.0
         self.last_batch = 0
+        self.done = 0
+        self._run = run
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.scm = StructuralCausalModel(settings, sizes).to(self.device)
@@ -177,16 +194,21 @@ class ScmTrainer:
             for chosen in order[: self.settings.round_utterances].split(self.settings.minibatch):
                 if not len(chosen):
                     continue
-                distinct, which = self._distinct([pairs[i] for i in chosen.tolist()])
-                ids, lengths, labels = self._tensors(distinct)
-                losses = labels_loss(self.scm(ids, lengths), labels)[which]
-                self._optimiser.zero_grad()
-                losses.mean().backward()
-                self._optimiser.step()
-                total += losses.detach().sum()
+                total += self._run(self._step, [pairs[i] for i in chosen.tolist()])
+                self.done += 1
                 seen += len(chosen)
                 steps += 1
         return {"steps": steps} | ({"loss": float(total) / seen} if seen else {})
+
+    def _step(self, pairs: Sequence[Pair]) -> Tensor:
+        """One step of the optimizer; returns the sum of the utterances' losses."""
+        distinct, which = self._distinct(pairs)
+        ids, lengths, labels = self._tensors(distinct)
+        losses = labels_loss(self.scm(ids, lengths), labels)[which]
+        self._optimiser.zero_grad()
+        losses.mean().backward()
+        self._optimiser.step()
+        return losses.detach().sum()
 
     @torch.inference_mode()
     def _fit_temperature(self) -> dict[str, float]:
@@ -226,13 +248,18 @@ class ScmTrainer:
     def _logits(self, pairs: Sequence[Pair]) -> tuple[list[Tensor], Tensor]:
         """Return the unscaled logits of each head, K tensors (B, size_k), and the labels (B, K) int64."""
         self.scm.eval()
-        batches = [
-            self._tensors(pairs[start : start + self.settings.minibatch])
-            for start in range(0, len(pairs), self.settings.minibatch)
-        ]
-        by_batch = [self.scm(ids, lengths) for ids, lengths, _ in batches]
-        labels = torch.cat([labels for _, _, labels in batches])
-        return [torch.cat(of_head) for of_head in zip(*by_batch, strict=True)], labels
+        by_batch, all_labels = [], []
+        for start in range(0, len(pairs), self.settings.minibatch):
+            logits, labels = self._run(self._forward, pairs[start : start + self.settings.minibatch])
+            by_batch.append(logits)
+            all_labels.append(labels)
+            self.done += 1
+        return [torch.cat(of_head) for of_head in zip(*by_batch, strict=True)], torch.cat(all_labels)
+
+    @torch.inference_mode()
+    def _forward(self, pairs: Sequence[Pair]) -> tuple[list[Tensor], Tensor]:
+        ids, lengths, labels = self._tensors(pairs)
+        return self.scm(ids, lengths), labels
 
     def _distinct(self, pairs: Sequence[Pair]) -> tuple[list[Pair], Tensor]:
         """Return the distinct pairs, and the index of each pair among them, (B,) int64. Agents repeat themselves, so

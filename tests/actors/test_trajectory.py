@@ -1,5 +1,7 @@
 """The record of a rollout comes back as it was written, and no crash or repeat loses any of it."""
 
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -184,3 +186,19 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_rows_are_held_to_the_schema():
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
         TrajectoryBatch.from_rows([{"reward": "much"}], {})
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(lengths=lengths, cut=st.integers(0, 6))
+def test_a_batch_travels_between_processes_as_one_buffer_with_what_it_holds_and_no_more(lengths, cut):
+    whole = TrajectoryBatch.concatenate([_batch(*[("e", length, n) for n, length in enumerate(lengths)]), _batch()])
+    part = TrajectoryBatch(whole.steps.slice(cut), whole.images)
+    for batch in (whole, part, TrajectoryBatch.empty(), TrajectoryBatch(pa.concat_tables([whole.steps, part.steps]))):
+        buffers = []
+        pickled = pickle.dumps(batch, protocol=5, buffer_callback=buffers.append)
+        back = pickle.loads(pickled, buffers=buffers)
+        assert len(buffers) == 1
+        assert back.steps.equals(batch.steps, check_metadata=True) and back.images == batch.images
+        for name in ("response_ids", "behaviour_logprobs"):
+            for one, other in zip(back.ragged(name, np.float32), batch.ragged(name, np.float32), strict=True):
+                np.testing.assert_array_equal(one, other)

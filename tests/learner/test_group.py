@@ -23,7 +23,7 @@ from actors.trajectory import TrajectoryBatch
 from learner.algorithms.ppo import PpoSettings
 from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
 from learner.group import LearnerFailed, LearnerGroup, RankResources
-from learner.settings import EntropySettings, LearnerSettings, LoraSettings
+from learner.settings import EntropySettings, LearnerSettings, LoraSettings, WarmStartSettings
 from learner.setup import LearnerSetup, PublishTarget
 from tests.learner.sample_trajectories import sample_trajectories
 from tests.tiny_models import make_idefics3, picture
@@ -193,6 +193,24 @@ def test_a_rank_that_hangs_is_named_within_the_deadline(group, checkpoint, traje
     finally:
         group.setup = patient
         os.kill(pid, signal.SIGCONT)
+
+
+def test_a_call_longer_than_the_deadline_is_waited_for_while_the_ranks_come_further(group, checkpoint, trajectories):
+    patient = group.setup
+    group.begin_supervised(trajectories, WarmStartSettings(steps=1000, batch=8))
+    group.supervised_steps(1)
+    begun = time.monotonic()
+    group.supervised_steps(4)
+    seconds_per_step = (time.monotonic() - begun) / 4
+    deadline_s = 2.0
+    group.setup = replace(patient, learner=patient.learner.model_copy(update={"update_deadline_s": deadline_s}))
+    try:
+        begun, steps = time.monotonic(), int(2 * deadline_s / seconds_per_step) + 1
+        assert len(group.supervised_steps(steps)) == steps
+        assert time.monotonic() - begun > deadline_s
+    finally:
+        group.setup = patient
+        group.load_checkpoint(checkpoint)
 
 
 def test_a_full_disk_leaves_the_former_checkpoint_whole(group, checkpoint, trajectories, uninterrupted):

@@ -196,6 +196,47 @@ def test_a_start_past_its_deadline_names_the_server(
     ray_cluster.kill(server)
 
 
+def test_a_batch_longer_than_the_deadline_of_an_answer_is_answered(policy_server: LiveServer) -> None:
+    """Answers come in waves of 16, since the engine takes no more requests at once; the deadline is of silence."""
+    one_wave = [request(seed, temperature=1.0, max_new_tokens=200) for seed in range(16)]
+
+    def seconds(batch: list[Any]) -> float:
+        begun = time.monotonic()
+        assert len(policy_server.ask("generate_batch", batch, deadline_s=120)) == len(batch)
+        return time.monotonic() - begun
+
+    def set_deadline(server: Any, deadline_s: float) -> None:
+        server._settings = server._settings.model_copy(update={"generate_deadline_s": deadline_s})
+
+    seconds(one_wave[:1])
+    deadline_s = 1.5 * seconds(one_wave)
+    policy_server.ask("__ray_call__", set_deadline, deadline_s)
+    try:
+        assert seconds(5 * one_wave) > deadline_s
+    finally:
+        policy_server.ask("__ray_call__", set_deadline, 60.0)
+
+
+def test_heads_of_a_width_without_cpu_kernels_are_refused_before_the_engine_starts(
+    ray_cluster: Any, tmp_path: Path, policy_server: LiveServer
+) -> None:
+    """Such an engine starts, and dies with the first request."""
+    from actors.serving.policy_engine import ModelNotServable
+    from learner.supervised.default_model import DefaultModelOptions, make_default_vlm
+    from tests.actors.conftest import ANSWER, PROMPT, picture
+
+    make_default_vlm(
+        tmp_path, [PROMPT, ANSWER], [picture(0)], DefaultModelOptions(hidden=96, layers=1, image_size=32), seed=0
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    text = config["text_config"]
+    assert text["hidden_size"] // text["num_attention_heads"] == 24
+    server = _server_of(ray_cluster, tmp_path, policy_server.temp_folder)
+    with pytest.raises(ModelNotServable, match=r"attention heads are 24 wide.*CPU kernels for 32, 64, 80.* only"):
+        ray_cluster.get(server.ready.remote(), timeout=120)
+    ray_cluster.kill(server)
+
+
 def test_a_folder_too_long_for_sockets_is_refused() -> None:
     from actors.serving.policy_engine import PolicyServerLaunch
 

@@ -72,6 +72,8 @@ def test_a_live_engine_serves_pushed_weights(
     update = ray_cluster.get(learner.publish.remote(policy_server.next_version(), seed), timeout=60)
     report = policy_server.sync(update, learner.send.remote() if transport == "gloo" else None)
     assert report.version == policy_server.last_version and 0 < report.seconds < 30
+    assert sum(report.parts.values()) == pytest.approx(report.seconds)
+    assert report.held >= 0.9 * len(update.checksums)  # not the kernel of the first convolution, which vLLM reshapes
     reference.perturb(seed)
     assert np.abs(reference.logprobs(question, before.response_ids) - before.logprobs).max() > 0.1
     assert_serves(policy_server, reference)
@@ -370,6 +372,7 @@ def test_a_server_whose_engine_is_killed_comes_back_with_current_weights(
         except ray_cluster.exceptions.RayActorError:
             time.sleep(0.5)
     assert after["pid"] != before["pid"] and after["version"] == policy_server.last_version
+    assert (before["last_failure"], after["last_failure"]) == ("", "the vLLM engine died")
     assert_serves(policy_server, reference)
     # Its engine has another seed now (`engine_seed`). Answers of a batch come from the seeds of the requests alone.
     assert after["incarnation"] == before["incarnation"] + 1

@@ -7,13 +7,17 @@ restarts is Ray's, what is made of the answers is ours, and so every order of ev
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
+from actors.serving.policy_engine import LastWords
 from cluster.errors import CosoError, DeadlineExceeded
 from cluster.run import supervision
 from cluster.run.supervision import Supervisor
@@ -221,6 +225,68 @@ def test_the_same_failure_twice_without_progress_is_final_and_quoted() -> None:
     with pytest.raises(CosoError, match="learner failed twice in the same way.*OutOfMemoryError: tried to allocate 40"):
         supervisor.failed("learner", reason.format(40, 313, 0xDEF))
     assert supervisor.recoveries["learner"] == 3
+
+
+@pytest.mark.parametrize("kind", ["policy server", "rollout worker"])
+def test_an_actor_that_dies_twice_in_the_same_way_ends_the_run_unless_it_worked_in_between(kind: str) -> None:
+    progress = {"policy server": "requests", "rollout worker": "steps"}[kind]
+
+    def life(pid: int, worked: int, words: str = "") -> list[dict[str, Any]]:
+        return [{"pid": pid, progress: worked, "last_failure": words}] * 2
+
+    async def scenario(supervisor: Supervisor) -> None:
+        first = "the vLLM engine died (RuntimeError: no kernel for {} bytes)"
+        one = [*life(1, 9), *life(2, 3, first.format(1)), *life(3, 4, first.format(2)), *life(4, 0, first.format(3))]
+        working = Actor(*one)
+        supervisor.watch(kind, 0, working, 10.0)
+        await working.seen(len(one))
+        supervisor.raise_failures()
+        assert supervisor.recoveries == {kind: 3}
+        other = Actor(*life(1, 0), *life(2, 0, first.format(4)), *life(3, 0, "of age"), *life(4, 0, first.format(5)))
+        supervisor.watch(kind, 1, other, 10.0)
+        error = await failure(supervisor)
+        assert isinstance(error, CosoError)
+        assert f"the {kind} 1 failed twice in the same way" in str(error) and "no kernel for 5 bytes" in str(error)
+
+    run(scenario)
+
+
+class DiesAtWork:
+    """Ends whenever it is to work, as a server does whose engine has no kernel for its model (a Ray actor class)."""
+
+    def __init__(self, words: Path) -> None:
+        self._last_words = LastWords(words)
+        self._last_failure = self._last_words.read()
+
+    async def status(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), "requests": 0, "last_failure": self._last_failure}
+
+    async def work(self) -> None:
+        self._last_words.write("the vLLM engine died (RuntimeError: Unsupported head size)")
+        os._exit(1)
+
+
+def test_a_real_actor_that_always_dies_at_its_first_request_is_started_again_once(
+    ray_cluster: Any, tmp_path: Path
+) -> None:
+    """Ray would start it again for ever."""
+    actor = ray_cluster.remote(DiesAtWork).options(num_cpus=0, max_restarts=-1).remote(tmp_path / "words")
+
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.watch("policy server", 0, actor, 60.0)
+
+        async def ask() -> None:
+            while True:
+                with contextlib.suppress(RayActorError):
+                    await actor.work.remote()
+                await asyncio.sleep(0.1)
+
+        with pytest.raises(CosoError, match="policy server 0 failed twice .*Unsupported head size"):
+            await supervisor.guard(ask())
+        assert supervisor.recoveries == {"policy server": 1}
+
+    run(scenario)
+    ray_cluster.kill(actor)
 
 
 def test_nothing_is_allowed_to_die_where_no_recovery_is() -> None:

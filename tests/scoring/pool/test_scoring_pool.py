@@ -15,9 +15,8 @@ from scoring.effects.effects import influence_statistics
 from scoring.effects.estimators import make_estimator
 from scoring.effects.parser_effects import ParserSource
 from scoring.effects.tokens import TokenFacts
-from scoring.pool.scorers import ScorerPool, ScoringError
+from scoring.pool.scorers import ScoringError
 from scoring.pool.scoring_pool import ScoringContext, ScoringPool
-from scoring.pool.workers import may_leave_idle_policy, run_where_cores_are_idle
 from scoring.scm.shape import ScmSizes
 from scoring.scm.training import ScmTrainer
 from scoring.settings import ScmSettings, ScoringSettings
@@ -130,59 +129,45 @@ def test_scores_and_training_are_those_of_one_process(pool):
     assert sum(worker["utterances"] for worker in workers) == 2 * 39
 
 
-def test_actors_run_only_where_cores_are_idle(pool):
-    for pid in (pool.trainer_pid(), *(int(answer["pid"]) for answer in pool.check())):
-        assert os.sched_getscheduler(pid) == os.SCHED_IDLE
+def policy_of_the_thread_at_work(pid, seconds=30):
+    """The kernel's policy of the thread of a process that next uses 30 ms of CPU time."""
+
+    def used():
+        times = {}
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+            times[int(thread)] = int(fields[11]) + int(fields[12])  # user and system time, ticks
+        return times
+
+    before, deadline = used(), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for thread, ticks in used().items():
+            if ticks - before.get(thread, 0) >= 0.03 * os.sysconf("SC_CLK_TCK"):
+                return os.sched_getscheduler(thread)
+        time.sleep(0.01)
+    raise TimeoutError(f"no thread of process {pid} worked for {seconds} s")
 
 
-@pytest.mark.skipif(not may_leave_idle_policy(), reason="the kernel lets no thread of this user leave the idle policy")
-def test_actors_are_raised_while_somebody_waits(pool):
-    def policies():
-        return {os.sched_getscheduler(pid) for pid in (pool.trainer_pid(), *(int(w["pid"]) for w in pool.check()))}
-
-    for waited, policy in ((True, os.SCHED_OTHER), (False, os.SCHED_IDLE)):
-        pool.waited_for = waited
-        utterances, labels = make_batch(90 + waited)
-        pool.score(utterances, labels, "gradient")
-        pool.train(utterances, labels)
-        assert policies() == {policy}
-
-
-def test_tasks_that_start_after_the_wait_began_are_raised():
-    scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1)(Raised).remote(),
-        count=1,
-        start_deadline_s=60,
-        task_deadline_s=60,
-        max_failures=2,
-    )
-    scorers.start()
+def test_a_training_under_way_is_raised_when_somebody_begins_to_wait(pool):
+    """It also takes longer than its deadline, which is one of silence."""
+    utterances, labels = make_batch(90)
+    twin, patient = twin_of(pool), pool.settings
+    pool.settings = patient.model_copy(update={"deadline_s": 1.0})
+    reports = []
+    training = threading.Thread(target=lambda: reports.append(pool.train(utterances, labels, rounds=700)))
     try:
-        start = threading.Timer(0.5, setattr, (scorers, "waited_for", True))
-        start.start()
-        seen = scorers.run([(0.2,)] * 8)
-        assert seen == sorted(seen) and {False, True} == set(seen)
-        scorers.waited_for = False
-        assert scorers.run([(0.0,)] * 2) == [False, False]
+        begun = time.monotonic()
+        training.start()
+        assert policy_of_the_thread_at_work(pool.trainer_pid()) == os.SCHED_IDLE
+        pool.waited_for = True
+        assert policy_of_the_thread_at_work(pool.trainer_pid()) == os.SCHED_OTHER
+        training.join(timeout=120)
     finally:
-        scorers.close()
-
-
-class Raised:
-    """A scorer whose tasks answer whether it was raised."""
-
-    def __init__(self):
-        self.waited = False
-
-    def ping(self):
-        return {"pid": os.getpid()}
-
-    def set_waited_for(self, waited):
-        self.waited = waited
-
-    def score(self, seconds):
-        time.sleep(seconds)
-        return self.waited
+        pool.settings, pool.waited_for = patient, False
+    assert time.monotonic() - begun > 1.0
+    assert pool.recoveries["scm_trainer"] == 0
+    assert reports == [twin.train(utterances, labels, rounds=700)]  # whichever thread trains, the result is the same
 
 
 def test_nothing_to_score_is_no_error_and_bad_input_is_named_and_harmless(pool):
@@ -313,43 +298,6 @@ def test_scorers_parse(pool):
     assert statistics["counterfactuals"] == 5
 
 
-class Sleeper:
-    """A scorer that does not answer on some tasks, always or in its first process only."""
-
-    def ping(self):
-        return {"pid": os.getpid()}
-
-    def score(self, value, silent_in):
-        if silent_in == "all" or silent_in == os.getpid():
-            time.sleep(600)
-        if value < 0:
-            raise ValueError("a negative task")
-        return value
-
-
-def test_a_scorer_that_does_not_answer_is_replaced_and_a_task_that_none_finishes_is_an_error():
-    scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1)(Sleeper).remote(),
-        count=2,
-        start_deadline_s=60,
-        task_deadline_s=2,
-        max_failures=2,
-    )
-    scorers.start()
-    try:
-        silent = scorers.check()[0]["pid"]
-        assert scorers.run([(i, silent) for i in range(6)]) == list(range(6))
-        assert scorers.replaced == 1
-        wait_until_gone(silent)
-        with pytest.raises(ValueError, match="a negative task"):  # what a scorer raises is raised here
-            scorers.run([(i - 1, None) for i in range(6)])
-        assert scorers.run([(i, None) for i in range(6)]) == list(range(6))  # and leaves no stale result
-        with pytest.raises(ScoringError, match="score task 3 of 3"):
-            scorers.run([(0, None), (1, None), (2, "all")])
-    finally:
-        scorers.close()
-
-
 def test_actors_that_cannot_be_placed_are_an_error_and_none_is_left():
     settings = SETTINGS.model_copy(update={"start_deadline_s": 1.0})
     pool = ScoringPool(settings, replace(CONTEXT, actor_cpus=64.0))
@@ -366,14 +314,28 @@ def test_a_context_that_does_not_fit_is_refused():
         replace(CONTEXT, max_failures=0)
 
 
-def test_where_the_idle_policy_is_refused_the_highest_niceness_is_set(monkeypatch):
-    def refused(*_):
-        raise PermissionError("not here")
+def test_a_trainer_that_dies_twice_in_the_same_way_is_not_started_a_third_time(pool, monkeypatch):
+    utterances, labels = make_batch(91)
+    pool.train(utterances, labels)
+    replaced = pool.recoveries["scm_trainer"]
+    context = pool.context
+    pool.context = replace(context, max_failures=21)
+    made = pool._make_trainer
 
-    asked = []
-    monkeypatch.setattr(os, "sched_setscheduler", refused)
-    monkeypatch.setattr(os, "nice", asked.append)
-    run_where_cores_are_idle("cuda")
-    assert asked == []
-    run_where_cores_are_idle("cpu")
-    assert asked == [19]
+    def dying():
+        trainer = made()
+        os.kill(ray.get(trainer.pid.remote(), timeout=60), signal.SIGKILL)
+        return trainer
+
+    os.kill(pool.trainer_pid(), signal.SIGKILL)
+    monkeypatch.setattr(pool, "_make_trainer", dying)
+    try:
+        with pytest.raises(ScoringError, match="the SCM's trainer failed twice in the same way.*died"):
+            pool.train(utterances, labels)
+        assert pool.recoveries["scm_trainer"] == replaced + 1
+    finally:
+        monkeypatch.undo()
+        pool.context = context
+    version = pool.version
+    pool.train(utterances, labels)  # what was learned before is there
+    assert pool.version == version + 1
