@@ -11,8 +11,8 @@ from typing import Any
 
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
-from cluster.environments import require_environment
 from cluster.errors import CosoError
+from cluster.launch.preflight import preflight
 from cluster.run.run_folder import Progress, RunFolder
 
 Summary = dict[str, Any]
@@ -23,7 +23,7 @@ def train(config: RunConfig, overwrite: bool = False) -> Summary:
     from cluster.launch.ray_runtime import require_local_resources
     from cluster.run.system import require_model
 
-    require_environment(config.environment.id)
+    preflight(config)
     require_model(config)
     require_local_resources(config)
     run = RunFolder.create(config, overwrite)
@@ -37,7 +37,7 @@ def resume(path: Path, updates: int | None = None) -> Summary:
     """
     run = RunFolder.open_existing(path)
     config = run.config()
-    require_environment(config.environment.id)
+    preflight(config)
     run.lock()
     if updates is not None and updates > config.training.updates:
         config = extended(config, updates)
@@ -66,7 +66,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from cluster.telemetry.console import Console
     from cluster.telemetry.summaries import episode_metrics
 
-    require_environment(config.environment.id)
+    preflight(config)
     require_model(config)
     # Always in lock-step, so that the same model gives the same result.
     config = validate({**config.model_dump(), "mode": "sync"})

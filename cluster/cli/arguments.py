@@ -29,10 +29,10 @@ def print_plan(config: RunConfig) -> None:
 
     Raises `CosoError` for an environment that is unknown or whose module cannot be imported.
     """
-    from cluster.environments import require_environment
+    from cluster.launch.preflight import preflight
     from cluster.launch.ray_runtime import local_cpus, required_resources, total_resources
 
-    require_environment(config.environment.id)
+    preflight(config)
     typer.echo(to_yaml(config))
     typer.echo("# resources")
     for name, row in required_resources(config).items():

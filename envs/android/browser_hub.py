@@ -98,6 +98,12 @@ class _Phone:
             self._shown = "phone"
         await self._page.evaluate(_LOAD, state)
 
+    async def show_page(self, html: str) -> None:
+        self._shown = ""
+        await self._page.goto("about:blank")
+        await self._page.set_content(html)
+        await self._page.evaluate(f"async () => {{ {_DRAWN} }}")
+
     async def show_miniwob(self, path: str, seed: int) -> str:
         await self._page.goto(Path(path).as_uri())
         self._shown = path
