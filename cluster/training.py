@@ -14,6 +14,7 @@ from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.preflight import preflight
 from cluster.run.run_folder import Progress, RunFolder
+from cluster.telemetry.wandb_run import require_wandb
 
 Summary = dict[str, Any]
 
@@ -24,6 +25,7 @@ def train(config: RunConfig, overwrite: bool = False) -> Summary:
     from cluster.run.system import require_model
 
     preflight(config)
+    require_wandb(config)
     require_model(config)
     require_local_resources(config)
     run = RunFolder.create(config, overwrite)
@@ -38,6 +40,7 @@ def resume(path: Path, updates: int | None = None) -> Summary:
     run = RunFolder.open_existing(path)
     config = run.config()
     preflight(config)
+    require_wandb(config)
     run.lock()
     if updates is not None and updates > config.training.updates:
         config = extended(config, updates)
@@ -103,7 +106,12 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
     run.summary.unlink(missing_ok=True)
     resumed_from = None if progress is None else progress.update
     try:
-        writer = MetricsWriter(run.path, config, resumed_from)
+        try:
+            writer = MetricsWriter(run.path, config, resumed_from)
+        except CosoError:
+            if progress is None:
+                run.discard()  # it holds nothing yet, and would stand in the way of the next try
+            raise
         try:
             with Console(title, config.training.updates, config.logging.console) as console:
                 console.stage("starting Ray")

@@ -10,6 +10,7 @@ from cluster.cli.arguments import DryRun, Overwrite, Words, print_plan, print_su
 from cluster.config.files import config_of_words, validate
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.telemetry.wandb_run import require_wandb
 
 
 def train(
@@ -25,6 +26,7 @@ def train(
     configs = _per_seed(config, seed)
     if dry_run:
         for each in configs:
+            require_wandb(each)
             print_plan(each)
         return
     from cluster.training import train as run_training

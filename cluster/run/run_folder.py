@@ -140,6 +140,10 @@ class RunFolder:
         self._remove_leftovers(os.getpid())
         (self.path / "lock").unlink(missing_ok=True)
 
+    def discard(self) -> None:
+        """Remove a new run's folder, before anything was made in it."""
+        shutil.rmtree(self.path)
+
     def require_space(self) -> None:
         """Raise `CosoError` if the disk is nearly full, before a file is half written."""
         free = shutil.disk_usage(self.path).free
