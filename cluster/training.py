@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.files import validate
+from cluster.config.paths import absolute_paths
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.preflight import preflight
@@ -24,12 +25,16 @@ def train(config: RunConfig, overwrite: bool = False) -> Summary:
     from cluster.launch.ray_runtime import require_local_resources
     from cluster.run.system import require_model
 
+    config = absolute_paths(config)
     preflight(config)
     require_wandb(config)
     require_model(config)
     require_local_resources(config)
     run = RunFolder.create(config, overwrite)
-    return _run(config, run, None)
+    try:
+        return _run(config, run, None)
+    finally:
+        run.unlock()
 
 
 def resume(path: Path, updates: int | None = None) -> Summary:
@@ -42,14 +47,18 @@ def resume(path: Path, updates: int | None = None) -> Summary:
     preflight(config)
     require_wandb(config)
     run.lock()
-    if updates is not None and updates > config.training.updates:
-        config = extended(config, updates)
-        run.write_config(config)
-    checkpoints = run.checkpoint_updates()
-    progress = run.read_progress(checkpoints[-1]) if checkpoints else Progress()
-    if progress.update >= config.training.updates and run.summary.exists():
-        raise CosoError(f"{path} is complete ({progress.update} updates); train further with --updates N")
-    return _run(config, run, progress)
+    try:
+        if updates is not None and updates > config.training.updates:
+            config = extended(config, updates)
+            run.write_config(config)
+        checkpoints = run.checkpoint_updates()
+        progress = run.read_progress(checkpoints[-1]) if checkpoints else Progress()
+        if progress.update >= config.training.updates and run.summary.exists():
+            raise CosoError(f"{path} is complete ({progress.update} updates); train further with --updates N")
+        config = run.with_model(config, progress.update)
+        return _run(config, run, progress)
+    finally:
+        run.unlock()
 
 
 def extended(config: RunConfig, updates: int) -> RunConfig:
@@ -69,6 +78,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from cluster.telemetry.console import Console
     from cluster.telemetry.summaries import episode_metrics
 
+    config = absolute_paths(config)
     preflight(config)
     require_model(config)
     # Always in lock-step, so that the same model gives the same result.
@@ -135,8 +145,6 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
         )
         logs = f"; the actors' output is in {run.logs}" if run.logs.exists() else ""
         raise CosoError(f"{str(reason).strip() or type(reason).__name__}\n({saved}{logs})") from error
-    finally:
-        run.unlock()
 
 
 def _expected_failures() -> tuple[type[BaseException], ...]:

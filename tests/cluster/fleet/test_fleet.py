@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,7 +19,8 @@ from typer.testing import CliRunner
 
 from cluster.cli.main import app
 from cluster.errors import CosoError
-from cluster.fleet.agent import AgentOptions, read_options
+from cluster.fleet import node
+from cluster.fleet.agent import AgentOptions, listen, read_options
 from cluster.fleet.capacity import Capacity, emulator_count
 from cluster.fleet.emulator import EmulatorError, EmulatorOptions, lease_port
 from envs.android.device import DeviceError, Start
@@ -244,3 +246,39 @@ def test_the_command_line(fake: Path, adb_port: int, tmp_path: Path, monkeypatch
         stopped = coso("stop", "--fleet", name)
     assert "has stopped" in stopped
     assert not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_agent_that_ends_at_once_is_told_from_one_that_is_slow(tmp_path: Path) -> None:
+    fleet = f"taken-{os.getpid()}"
+    with listen(fleet):  # bound, but nobody answers
+        options = AgentOptions(EmulatorOptions("avd"), 1, str(tmp_path), fleet)
+        with pytest.raises(CosoError, match=r"ended with code 1 before it answered; see .*taken.*-agent\.log"):
+            node.start_agent(options, tmp_path)
+    assert "already has an agent" in (tmp_path / f"{fleet}-agent.log").read_text()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_stopping_an_agent_leaves_no_handle_open(gone: bool) -> None:
+    """The agent answers once, with its number, and hangs up; or the number is of no process any more."""
+    fleet = f"brief-{os.getpid()}"
+    with listen(fleet) as listener, subprocess.Popen(["sleep", "60"]) as agent:
+        listener.listen()
+        if gone:
+            agent.kill()
+            agent.wait()
+
+        def answer() -> None:
+            with listener.accept()[0] as link:
+                link.recv(1000)
+                link.sendall(json.dumps({"pid": agent.pid}).encode() + b"\n")
+                if not gone:
+                    link.recv(1000)
+
+        server = threading.Thread(target=answer)
+        server.start()
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(CosoError, match="ended by itself" if gone else "closed the connection"):
+            node.stop_agent(fleet)
+        server.join(DEADLINE_S)
+        assert len(os.listdir("/proc/self/fd")) <= before
+        agent.kill()
