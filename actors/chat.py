@@ -55,8 +55,9 @@ class ChatProcessor:
         from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
         try:
-            config = AutoConfig.from_pretrained(path)
-            processor = AutoProcessor.from_pretrained(path)
+            # A model folder is data. Without the argument, a terminal is asked whether to run the folder's code.
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
             raise NotAVisionLanguageModel(
                 f"model.path {path!r} cannot be loaded as a vision-language model: {_first_line(error)}. "

@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ def train(config: RunConfig, overwrite: bool = False) -> Summary:
         run.unlock()
 
 
-def resume(path: Path, updates: int | None = None) -> Summary:
+def resume(path: Path, updates: int | None = None, trusted: Sequence[str] = ()) -> Summary:
     """Continue the run in `path` from its last checkpoint, or from the beginning if it has none.
 
-    updates: extend the run to so many; the run folder's config keeps it for every later resume. Raises `CosoError`.
+    updates: extend the run to so many; the run folder's config keeps it for every later resume. trusted: code that its
+    config may name, if another user made it (`cluster.config.trust`). Raises `CosoError`.
     """
     run = RunFolder.open_existing(path)
-    config = run.config()
+    config = run.config(trusted)
     preflight(config)
     require_wandb(config)
     run.lock()

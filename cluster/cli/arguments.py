@@ -21,6 +21,13 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved config and the resources it needs; start nothing.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run of this name.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="What somebody else's run folder names of code or servers, and you trust; may be given several times.",
+    ),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for instance runs/numberline.")]
 
 

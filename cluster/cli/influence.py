@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.arguments import Trust
+
 
 def influence(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for instance runs/numberline.")],
@@ -25,6 +27,7 @@ def influence(
     out: Annotated[
         Path | None, typer.Option(help="Folder for influence.html and influence.png; default: the run folder.")
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Show answers before and after training; each token is shaded by its influence on the action."""
     from rich.console import Console
@@ -39,7 +42,7 @@ def influence(
     if estimator is not None and estimator not in ESTIMATORS:
         raise CosoError(f"--estimator {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
     opened = RunFolder.open_existing(run)
-    view = influence_view(opened, update or [], answers, estimator)
+    view = influence_view(opened, update or [], answers, estimator, trust or ())
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(
         Text(f"{view.name}: influence on the action by {view.estimator}, none to most ", style="bold"), end=""

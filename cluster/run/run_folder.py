@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import psutil
 
 from cluster.config.files import load_config, to_yaml
 from cluster.config.run_config import RunConfig
+from cluster.config.trust import named_code, remember
 from cluster.errors import CosoError
 from cluster.telemetry.metrics import METRICS_FILE
 
@@ -89,6 +91,7 @@ class RunFolder:
         except OSError as error:
             raise CosoError(f"run folder {run.path} cannot be made: {error}") from None
         run.lock()
+        remember(named_code(config.model_dump()))
         try:
             run.require_space()
         except CosoError:
@@ -104,9 +107,10 @@ class RunFolder:
             raise CosoError(f"{path} is not a run folder: it has no config.yaml")
         return run
 
-    def config(self) -> RunConfig:
-        """The run's config. Raises `CosoError` if it is invalid, for instance written by another version."""
-        return load_config([self.path / "config.yaml"])
+    def config(self, trusted: Sequence[str] = ()) -> RunConfig:
+        """The run's config. trusted: code that it may name, see `cluster.config.trust`. Raises `CosoError` if it is
+        invalid, for instance written by another version, or names other code that this user has not run before."""
+        return load_config([self.path / "config.yaml"], trusted=trusted)
 
     def write_config(self, config: RunConfig) -> None:
         """Replace the run's config, at once: a crash leaves the old one or the new one. Raises `OSError`."""

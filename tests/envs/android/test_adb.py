@@ -1,6 +1,7 @@
 """The adb driver against a real adb server: what it sends a shell, and devices that vanish, hang or send rubbish."""
 
 import shlex
+import socket
 import struct
 import subprocess
 import threading
@@ -315,3 +316,22 @@ class Undecided:
         from envs.android.evaluators.base import NOT_YET
 
         return NOT_YET
+
+
+@pytest.mark.parametrize(
+    "request_of_a_page",
+    [b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 30\r\n\r\n" + b"CNXN" * 20, b"GET / HTTP/1.1\r\n\r\n"],
+)
+def test_a_web_page_cannot_speak_to_the_device_server(request_of_a_page: bytes) -> None:
+    """It listens on loopback, where every page that the user's browser shows can send HTTP."""
+    shell = Troubled()
+    device = ServedDevice(shell)
+    try:
+        with socket.create_connection(("127.0.0.1", device.port), 10) as link:
+            link.sendall(request_of_a_page)
+            link.shutdown(socket.SHUT_WR)
+            link.settimeout(10)
+            assert link.recv(100) == b""
+    finally:
+        device.stop()
+    assert not shell.log
