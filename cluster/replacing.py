@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cluster.errors import CosoError
@@ -30,6 +30,7 @@ def replaced_folder(folder: Path, what: str, mark: str, overwrite: bool | None) 
         if place.exists() and not (place / mark).exists() and not _is_empty(place):
             raise CosoError(f"{folder} is not a {what} (it has no {mark}), so --overwrite does not replace it")
     aside, former = (place.with_name(f"{place.name}.{end}") for end in ("partial", "former"))
+    made = [parent for parent in aside.parents if not parent.exists()]
     try:
         for left in (aside, former):
             if left.exists():
@@ -41,6 +42,9 @@ def replaced_folder(folder: Path, what: str, mark: str, overwrite: bool | None) 
         yield aside
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
         raise
     try:
         if place.exists():

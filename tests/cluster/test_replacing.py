@@ -63,6 +63,9 @@ def test_work_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), replaced_folder(folder, "thing", "mark", True):
         raise RuntimeError
     assert (folder / "mark").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(RuntimeError), replaced_folder(tmp_path / "a" / "b" / "new", "thing", "mark", True):
+        raise RuntimeError
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_was_made_is_kept_where_it_cannot_be_put_in_place(tmp_path: Path) -> None:
