@@ -1,13 +1,27 @@
-"""Writing a folder that may replace another one: the destination is checked before the work, and made in one step."""
+"""Replacing files and folders in one step: a crash leaves the old one or the new one."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cluster.errors import CosoError
+
+
+def replace_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a file aside and put it in the place of `path`. Raises `OSError`.
+
+    Nothing is written through a link: the folder may be a run folder of somebody else, with a link to a file of ours.
+    """
+    aside = path.with_suffix(".tmp")
+    aside.unlink(missing_ok=True)
+    handle = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o666)
+    with os.fdopen(handle, "w", encoding="utf-8", errors=errors) as file:
+        file.write(text)
+    aside.rename(path)
 
 
 @contextmanager

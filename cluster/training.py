@@ -15,6 +15,7 @@ from cluster.config.paths import absolute_paths
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.preflight import preflight
+from cluster.replacing import replace_text
 from cluster.run.run_folder import Progress, RunFolder
 from cluster.telemetry.wandb_run import require_wandb
 
@@ -131,9 +132,7 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
                     summary = asyncio.run(_controlled(config, run, progress or Progress(), writer, console, temporary))
         finally:
             writer.close()
-        aside = run.summary.with_suffix(".tmp")
-        aside.write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        aside.rename(run.summary)
+        replace_text(run.summary, json.dumps(summary, indent=1))
         from cluster.report.page import write_report
 
         write_report(run.path)

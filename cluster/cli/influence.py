@@ -34,6 +34,7 @@ def influence(
     from rich.text import Text
 
     from cluster.errors import CosoError
+    from cluster.replacing import replace_text
     from cluster.report.influence import influence_view, page, picture
     from cluster.run.run_folder import RunFolder
     from scoring.effects.estimators import ESTIMATORS
@@ -60,7 +61,8 @@ def influence(
     folder = out or opened.path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "influence.html").write_text(page(view), encoding="utf-8", errors="replace")
+        replace_text(folder / "influence.html", page(view), errors="replace")
+        (folder / "influence.png").unlink(missing_ok=True)  # it may be a link to another file
         picture(view).save(folder / "influence.png")
     except OSError as error:
         raise CosoError(f"cannot write to {folder}: {error}") from None

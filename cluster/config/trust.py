@@ -18,7 +18,9 @@ from typing import Any
 
 from cluster.errors import CosoError
 
-_CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w/-]*")
+_CODE = re.compile(r"[^\W\d][\w.-]*:[^\W\d][\w./-]*")
+#: Arguments that `envs.android` imports, however they are written.
+_IMPORTED = frozenset({"driver", "evaluator"})
 #: Arguments of environments at any depth: a program that is run, and where a key from the environment is sent.
 _PROGRAMS_AND_SERVERS = frozenset({"browser", "url", "api_key_variable"})
 #: What lies beside the config.yaml of a run folder.
@@ -66,8 +68,8 @@ def remember(names: Sequence[str]) -> None:
     new = {name: _origin(name) for name in names}
     if new.items() <= known.items():
         return
-    path = _state_file()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the user has no home
+        path = _state_file()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{os.getpid()}")
         aside.write_text(json.dumps({**known, **new}, indent=1), encoding="utf-8")
@@ -83,7 +85,7 @@ def _in_arguments(value: Any, key: str) -> Iterator[str]:
             yield from _in_arguments(inner, key)
     elif key in _PROGRAMS_AND_SERVERS and value is not None:
         yield f"{key}={value}"
-    elif isinstance(value, str) and _CODE.fullmatch(value):
+    elif isinstance(value, str) and (_CODE.fullmatch(value) or key in _IMPORTED and ":" in value):
         yield value
 
 
@@ -112,6 +114,6 @@ def _state_file() -> Path:
 def _read() -> dict[str, str]:
     try:
         known = json.loads(_state_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         return {}
     return known if isinstance(known, dict) else {}

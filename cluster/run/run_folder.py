@@ -21,6 +21,7 @@ from cluster.config.files import load_config, to_yaml
 from cluster.config.run_config import RunConfig
 from cluster.config.trust import named_code, remember
 from cluster.errors import CosoError
+from cluster.replacing import replace_text
 from cluster.telemetry.metrics import METRICS_FILE
 
 CHECKPOINT_SCHEMA_VERSION = 1
@@ -114,9 +115,7 @@ class RunFolder:
 
     def write_config(self, config: RunConfig) -> None:
         """Replace the run's config, at once: a crash leaves the old one or the new one. Raises `OSError`."""
-        aside = self.path / "config.tmp"
-        aside.write_text(to_yaml(config), encoding="utf-8")
-        aside.rename(self.path / "config.yaml")
+        replace_text(self.path / "config.yaml", to_yaml(config))
 
     def lock(self) -> None:
         """Lock the folder for this process, and remove what a killed earlier owner left on this machine.
@@ -215,9 +214,7 @@ class RunFolder:
 
     def write_steps(self, steps: StepsAtUpdate) -> None:
         """Write how many steps were taken and dropped when each update's batch was logged."""
-        aside = self.steps.with_suffix(".tmp")
-        aside.write_text(json.dumps(steps), encoding="utf-8")
-        aside.rename(self.steps)
+        replace_text(self.steps, json.dumps(steps))
 
     def read_steps(self) -> StepsAtUpdate:
         """What `write_steps` wrote last; {} for a new run and for one of an earlier version. Raises `CosoError`."""
@@ -242,11 +239,8 @@ class RunFolder:
     def finish_checkpoint(self, progress: Progress, keep: int) -> None:
         """Complete the checkpoint by writing its progress last, then remove all but the latest `keep` checkpoints."""
         path = self.checkpoint_path(progress.update)
-        aside = path / "progress.tmp"
-        aside.write_text(
-            json.dumps({"schema_version": CHECKPOINT_SCHEMA_VERSION, **asdict(progress)}, indent=1), encoding="utf-8"
-        )
-        aside.rename(path / "progress.json")
+        values = {"schema_version": CHECKPOINT_SCHEMA_VERSION, **asdict(progress)}
+        replace_text(path / "progress.json", json.dumps(values, indent=1))
         for update in self.checkpoint_updates()[:-keep]:
             old = self.checkpoint_path(update)
             (old / "progress.json").unlink()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.run_config import RunConfig
+from cluster.replacing import replace_text
 from cluster.telemetry.wandb_run import start_wandb
 from scoring.calibration import POINT
 
@@ -37,9 +38,7 @@ class MetricsWriter:
         self._path = folder / METRICS_FILE
         if resume_from is not None:
             kept = [row for row in read_metrics(self._path) if resume_from and row["update"] <= resume_from]
-            aside = self._path.with_suffix(".tmp")
-            aside.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-            aside.rename(self._path)
+            replace_text(self._path, "".join(_line(row) for row in kept))
         purge = None if resume_from is None else resume_from and resume_from + 1
         self._tensorboard = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=purge)
         self._wandb = start_wandb(folder, config) if config.logging.wandb_project else None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import CosoError
-from cluster.replacing import replaced_folder
+from cluster.replacing import replace_text, replaced_folder
 
 
 def old(path: Path) -> Path:
@@ -77,3 +77,13 @@ def test_what_was_made_is_kept_where_it_cannot_be_put_in_place(tmp_path: Path) -
         folder.touch()
         (tmp_path / "folder.former" / "x").touch()
     assert str(aside) in str(told.value) and (aside / "mark").read_text() == "new"
+
+
+def test_a_text_is_not_written_through_a_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("report.html", "report.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    replace_text(tmp_path / "report.html", "\ud83d", errors="replace")
+    assert victim.read_text() == "mine" and (tmp_path / "report.html").read_text() == "?"
+    assert {path.name for path in tmp_path.iterdir()} == {"victim", "report.html"}
