@@ -43,6 +43,8 @@ def replaced_folder(folder: Path, what: str, mark: str, overwrite: bool | None) 
             raise CosoError(f"{what} {folder} exists; {way}")
         if place.exists() and not (place / mark).exists() and not _is_empty(place):
             raise CosoError(f"{folder} is not a {what} (it has no {mark}), so --overwrite does not replace it")
+        if place.is_mount():
+            raise CosoError(f"{folder} is where a disk is mounted, which cannot be replaced; name a folder below it")
     aside, former = (place.with_name(f"{place.name}.{end}") for end in ("partial", "former"))
     made = [parent for parent in aside.parents if not parent.exists()]
     try:
@@ -65,6 +67,8 @@ def replaced_folder(folder: Path, what: str, mark: str, overwrite: bool | None) 
             place.rename(former)
         aside.rename(place)
     except OSError as error:
+        if former.exists() and not place.exists():
+            former.rename(place)
         raise CosoError(f"{what} {folder} cannot be replaced ({error}); the new one is kept in {aside}") from None
     shutil.rmtree(former, ignore_errors=True)
 

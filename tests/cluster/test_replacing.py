@@ -79,6 +79,18 @@ def test_what_was_made_is_kept_where_it_cannot_be_put_in_place(tmp_path: Path) -
     assert str(aside) in str(told.value) and (aside / "mark").read_text() == "new"
 
 
+def test_what_was_there_comes_back_where_the_new_one_cannot_be_put(tmp_path: Path) -> None:
+    folder = old(tmp_path / "folder")
+    with pytest.raises(CosoError, match="kept in"), replaced_folder(folder, "thing", "mark", True) as aside:
+        aside.rename(tmp_path / "somewhere else")
+    assert (folder / "mark").read_text() == "old"
+
+
+def test_a_mounted_disk_is_refused_before_the_work() -> None:
+    with pytest.raises(CosoError, match="mounted"), replaced_folder(Path("/proc"), "thing", "self", True):
+        raise AssertionError("the work began")
+
+
 def test_a_text_is_not_written_through_a_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
