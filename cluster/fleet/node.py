@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +30,17 @@ def running_emulators(fleet: str = "default") -> int | None:
         return len(status(fleet)["emulators"])
     except CosoError:
         return None
+
+
+def agent_folder() -> Path:
+    """The folder of this user's agents, for options, logs and port locks. Raises `CosoError` if another user made it,
+    or can write there."""
+    folder = Path(tempfile.gettempdir()) / f"coso-fleet-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise CosoError(f"{folder} is not a folder of this user alone; remove it, or set TMPDIR to another place")
+    return folder
 
 
 def start_agent(options: AgentOptions, folder: Path) -> subprocess.Popen[bytes]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from envs.android.actions import Point
 from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
+from envs.android.loopback import is_of_this_user
 from envs.android.phone.content import initial_state
 from envs.android.phone.page import phone_html
 from envs.drawing import FONTS
@@ -214,9 +215,13 @@ def _connect(owner: int, executable: str) -> socket.socket:
             link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 link.connect(socket_name(owner))
-                return link
             except OSError:
                 link.close()
+            else:
+                if is_of_this_user(link):
+                    return link
+                link.close()
+                raise DeviceError("the browser hub of this worker is not a process of this user")
             if hub is None or hub.poll() == 0:
                 hub = _start_hub(owner, executable, errors)
             elif hub.returncode:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -282,3 +283,29 @@ def test_stopping_an_agent_leaves_no_handle_open(gone: bool) -> None:
         server.join(DEADLINE_S)
         assert len(os.listdir("/proc/self/fd")) <= before
         agent.kill()
+
+
+@pytest.mark.parametrize("planted", ["open", "link"])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = node.agent_folder()
+    assert node.agent_folder() == folder and folder.stat().st_mode & 0o777 == 0o700
+    if planted == "open":
+        folder.chmod(0o777)
+    else:
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CosoError, match="not a folder of this user alone"):
+        node.agent_folder()
+
+
+def test_another_users_agent_is_not_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen(fleet := f"foreign-{os.getpid()}") as listener:
+        listener.listen()
+        other, name = os.getuid() + 1, listener.getsockname()
+        monkeypatch.setattr("envs.android.fleet_client.socket_name", lambda _: name)
+        monkeypatch.setattr(os, "getuid", lambda: other)
+        with pytest.raises(DeviceError, match="not a process of this user"):
+            FleetConnection(fleet)
