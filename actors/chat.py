@@ -55,8 +55,9 @@ class ChatProcessor:
         from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
         try:
-            config = AutoConfig.from_pretrained(path)
-            processor = AutoProcessor.from_pretrained(path)
+            # A model folder is data. Without the argument, a terminal is asked whether to run the folder's code.
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
             raise NotAVisionLanguageModel(
                 f"model.path {path!r} cannot be loaded as a vision-language model: {_first_line(error)}. "
@@ -129,6 +130,8 @@ class ChatProcessor:
             count = self._skeleton.count(TEXT_MARK)
             if count != 1:
                 raise ValueError(f"the template writes a message's text {count} times, not once")
+            if chance := _chance(self._template):
+                raise ValueError(f"the template uses {chance}, so that it writes another prompt each time")
             self.encode_prompt("", Image.new("RGB", (224, 224), (128, 128, 128)))
         except Exception as error:  # a template and a processor are code of others and may raise anything
             raise NotAVisionLanguageModel(
@@ -342,6 +345,26 @@ def _without_prefix_space(stage: dict[str, Any] | None) -> dict[str, Any] | None
     if "add_prefix_space" in changed:
         changed["add_prefix_space"] = False
     return changed
+
+
+def _chance(template: str) -> str | None:
+    """What makes a chat template random: the filter `random` or the function `lipsum`. None for any other template.
+
+    The sandbox that renders it has no clock but `strftime_now`, no environment and no files.
+    """
+    from jinja2 import Environment
+
+    tokens = [
+        (kind, text)
+        for _, kind, text in Environment().lex(template)
+        if kind not in ("whitespace", "comment", "data", "raw_begin", "raw_end")
+    ]
+    for before, token in pairwise([("", ""), *tokens]):
+        if token == ("name", "random") and before == ("operator", "|"):
+            return "the filter 'random'"
+        if token == ("name", "lipsum") and before != ("operator", "."):
+            return "the function 'lipsum'"
+    return None
 
 
 def _common_prefix(left: str, right: str, known: int) -> int:

@@ -257,6 +257,7 @@ class TrajectoryLog:
 def _write_whole(table: pa.Table, path: Path, compression: str) -> int:
     """Write a Parquet file that appears whole or not at all; returns its size in bytes."""
     unfinished = path.with_suffix(".tmp")
+    unfinished.unlink(missing_ok=True)  # it may be a link, in a folder of somebody else
     try:
         pq.write_table(table, unfinished, compression=compression)
         unfinished.rename(path)

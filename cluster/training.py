@@ -6,14 +6,18 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.config.files import validate
+from cluster.config.paths import absolute_paths
 from cluster.config.run_config import RunConfig
-from cluster.environments import require_environment
 from cluster.errors import CosoError
+from cluster.launch.preflight import preflight
+from cluster.replacing import replace_text
 from cluster.run.run_folder import Progress, RunFolder
+from cluster.telemetry.wandb_run import require_wandb
 
 Summary = dict[str, Any]
 
@@ -23,30 +27,41 @@ def train(config: RunConfig, overwrite: bool = False) -> Summary:
     from cluster.launch.ray_runtime import require_local_resources
     from cluster.run.system import require_model
 
-    require_environment(config.environment.id)
+    config = absolute_paths(config)
+    preflight(config)
+    require_wandb(config)
     require_model(config)
     require_local_resources(config)
     run = RunFolder.create(config, overwrite)
-    return _run(config, run, None)
+    try:
+        return _run(config, run, None)
+    finally:
+        run.unlock()
 
 
-def resume(path: Path, updates: int | None = None) -> Summary:
+def resume(path: Path, updates: int | None = None, trusted: Sequence[str] = ()) -> Summary:
     """Continue the run in `path` from its last checkpoint, or from the beginning if it has none.
 
-    updates: extend the run to so many; the run folder's config keeps it for every later resume. Raises `CosoError`.
+    updates: extend the run to so many; the run folder's config keeps it for every later resume. trusted: code that its
+    config may name, if another user made it (`cluster.config.trust`). Raises `CosoError`.
     """
     run = RunFolder.open_existing(path)
-    config = run.config()
-    require_environment(config.environment.id)
+    config = run.config(trusted)
+    preflight(config)
+    require_wandb(config)
     run.lock()
-    if updates is not None and updates > config.training.updates:
-        config = extended(config, updates)
-        run.write_config(config)
-    checkpoints = run.checkpoint_updates()
-    progress = run.read_progress(checkpoints[-1]) if checkpoints else Progress()
-    if progress.update >= config.training.updates and run.summary.exists():
-        raise CosoError(f"{path} is complete ({progress.update} updates); train further with --updates N")
-    return _run(config, run, progress)
+    try:
+        if updates is not None and updates > config.training.updates:
+            config = extended(config, updates)
+            run.write_config(config)
+        checkpoints = run.checkpoint_updates()
+        progress = run.read_progress(checkpoints[-1]) if checkpoints else Progress()
+        if progress.update >= config.training.updates and run.summary.exists():
+            raise CosoError(f"{path} is complete ({progress.update} updates); train further with --updates N")
+        config = run.with_model(config, progress.update)
+        return _run(config, run, progress)
+    finally:
+        run.unlock()
 
 
 def extended(config: RunConfig, updates: int) -> RunConfig:
@@ -67,7 +82,8 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from cluster.telemetry.console import Console
     from cluster.telemetry.summaries import episode_metrics
 
-    require_environment(config.environment.id)
+    config = absolute_paths(config)
+    preflight(config)
     require_model(config)
     # Always in lock-step, so that the same model gives the same result.
     config = validate({**config.model_dump(), "mode": "sync"})
@@ -106,7 +122,12 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
     run.summary.unlink(missing_ok=True)
     resumed_from = None if progress is None else progress.update
     try:
-        writer = MetricsWriter(run.path, config, resumed_from)
+        try:
+            writer = MetricsWriter(run.path, config, resumed_from)
+        except CosoError:
+            if progress is None:
+                run.discard()  # it holds nothing yet, and would stand in the way of the next try
+            raise
         try:
             with Console(title, config.training.updates, config.logging.console) as console:
                 console.stage("starting Ray")
@@ -114,9 +135,7 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
                     summary = asyncio.run(_controlled(config, run, progress or Progress(), writer, console, temporary))
         finally:
             writer.close()
-        aside = run.summary.with_suffix(".tmp")
-        aside.write_text(json.dumps(summary, indent=1), encoding="utf-8")
-        aside.rename(run.summary)
+        replace_text(run.summary, json.dumps(summary, indent=1))
         from cluster.report.page import write_report
 
         write_report(run.path)
@@ -130,8 +149,6 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
         )
         logs = f"; the actors' output is in {run.logs}" if run.logs.exists() else ""
         raise CosoError(f"{str(reason).strip() or type(reason).__name__}\n({saved}{logs})") from error
-    finally:
-        run.unlock()
 
 
 def _expected_failures() -> tuple[type[BaseException], ...]:

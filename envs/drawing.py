@@ -1,25 +1,33 @@
-"""Draw text with a font from a dependency: the same pixels on every machine."""
+"""Draw text with a font that ships with the project: the same pixels on every machine."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+#: DejaVu fonts and their licence. Cards, phones and pages are drawn with these and no others.
+FONTS = Path(__file__).parent / "fonts"
+
 
 @lru_cache(maxsize=8)
 def bold_font(size_px: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans Bold at a size in pixels, from matplotlib's copy, without importing matplotlib."""
-    spec = find_spec("matplotlib")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("the font DejaVuSans-Bold.ttf comes with matplotlib, which is not installed")
-    path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+    """DejaVu Sans Bold at a size in pixels."""
+    return _font("DejaVuSans-Bold.ttf", size_px)
+
+
+@lru_cache(maxsize=8)
+def monospaced_font(size_px: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans Mono at a size in pixels."""
+    return _font("DejaVuSansMono.ttf", size_px)
+
+
+def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
     # The basic layout engine: the other one is not on every machine and places glyphs differently.
-    return ImageFont.truetype(str(path), size_px, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(str(FONTS / name), size_px, layout_engine=ImageFont.Layout.BASIC)
 
 
 @lru_cache(maxsize=256)

@@ -12,6 +12,7 @@ Tensors go by the names of the Hugging Face checkpoint, tied ones once (see `lea
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -57,7 +58,7 @@ class SharedMemoryPublisher:
     """
 
     def __init__(self, run: str, fallback_folder: Path) -> None:
-        """run: unique among the runs of this machine; part of the files' names."""
+        """run: part of the files' names; unique on this machine, and not to be guessed by its other users."""
         self._run = run
         self._fallback_folder = fallback_folder
 
@@ -73,7 +74,8 @@ class SharedMemoryPublisher:
             if (spare := self._spare_file(name)) is None:
                 tensors = _contiguous(named_tensors)
                 path = self._place(sum(tensor.nbytes for tensor in tensors.values())) / name
-                save_file(tensors, aside := path.with_suffix(".partial"))
+                _make_private(aside := path.with_suffix(".partial"))
+                save_file(tensors, aside)
             else:
                 path = spare.with_name(name)
                 spare.rename(aside := path.with_suffix(".partial"))
@@ -299,6 +301,13 @@ def _overwrite(path: Path, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
         data[start:end].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
     if layout:
         raise SafetensorError(f"the version before the last also has the tensors {', '.join(layout)}")
+
+
+def _make_private(path: Path) -> None:
+    """Make an empty file that only this user can open. Every user of the machine may make files in shared memory, so
+    what lies at the path already, such as a link, is not written to."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o600))
 
 
 def _file_prefix(run: str) -> str:

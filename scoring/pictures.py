@@ -3,15 +3,15 @@
 import html
 import unicodedata
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from rich.color import Color
 from rich.style import Style
 from rich.text import Text
+
+from envs.drawing import monospaced_font
 
 SHADE = (255, 140, 0)
 """Red, green, blue of full influence: an orange on which both black and white text can be read."""
@@ -67,7 +67,7 @@ def shade_picture(
     answers: (title, n token texts, influence (n,) in [0, 1]) each. columns: characters in a line. font_px: their size.
     Errors as for `shade_html`.
     """
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono.ttf"), font_px)
+    font = monospaced_font(font_px)
     wide, high, margin = font.getlength("M"), int(font_px * 1.5), font_px
     placed: list[tuple[int, int, str, float | None]] = []
     row = 0

@@ -21,7 +21,7 @@ FOLDERS = {
 #: Inside `cluster/`, from the top down: a room may import those below it.
 ROOMS = (
     "cli", "training", "report", "run", "demonstrations", "launch", "fleet", "play", "telemetry", "config",
-    "environments", "errors",
+    "environments", "replacing", "errors",
 )  # fmt: skip
 
 

@@ -5,9 +5,12 @@ The endpoint is vLLM's own. The engine comes from `start_engine`, like the engin
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from actors.serving.same_site import SameSiteOnly
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -32,7 +35,7 @@ async def serve(
     """Serve until SIGINT or SIGTERM; calls `on_serving` once it accepts requests.
 
     Endpoint: `/v1/chat/completions`, and whatever else vLLM offers for the model. Requests name the model `name`. If
-    `VLLM_API_KEY` is in the environment, they must carry that key.
+    `VLLM_API_KEY` is in the environment, they must carry that key. Web pages of other sites are refused.
     """
     import uvicorn
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -41,7 +44,8 @@ async def serve(
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(
-        ["--model", model_path, "--served-model-name", name, "--disable-fastapi-docs"]
+        # vLLM by default lets the pages of every site read answers.
+        ["--model", model_path, "--served-model-name", name, "--disable-fastapi-docs", "--allowed-origins", "[]"]
     )
     tasks = await engine.get_supported_tasks()
     app = build_app(arguments, tasks, engine.model_config)
@@ -52,6 +56,8 @@ async def serve(
             await super().startup(sockets=sockets)
             on_serving()
 
+    beyond = not ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+    guarded = SameSiteOnly(app, names=None if beyond else frozenset())
     # A request that runs at the signal has five seconds left.
-    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    server = Server(uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=5))
     await server.serve(sockets=[bound])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 from collections import Counter
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.errors import CosoError
+from cluster.replacing import replaced_folder
 
 if TYPE_CHECKING:
     from envs.alfworld.building import BuildOutcome
@@ -58,11 +58,10 @@ def make(
 ) -> None:
     """Make games of all or some floor plans and task types; the expert solves each one. Prints a summary as JSON."""
     from envs.alfworld.building import build_game
+    from envs.alfworld.games import DATA_FOLDER
     from envs.alfworld.making import requests
 
     _check_scope(task, floor_plan)
-    if folder.exists() and not overwrite:
-        raise CosoError(f"folder {folder} exists; keep it, or replace it with --overwrite")
     wanted = [
         request
         for split, count in (("train", train), ("seen", seen), ("unseen", unseen))
@@ -70,20 +69,13 @@ def make(
     ]
     if not wanted:
         raise CosoError("no game can be made: no floor plan of the split has a room for the task")
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with replaced_folder(folder, "folder of games", DATA_FOLDER, overwrite) as aside:
         jobs = [(f"game {request}", build_game, (request, aside, horizon)) for request in wanted]
         outcomes = _in_processes("making games", jobs, workers)
         summary = _summary(outcomes, seed, horizon)
         if not summary["games"]:
             raise CosoError(f"no game could be made; the first problem: {outcomes[0].problem}")
         (aside / _RECORD).write_text(json.dumps(summary, indent=1))
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     typer.echo(json.dumps(summary, indent=1))
 
 

@@ -21,6 +21,13 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the resolved config and the resources it needs; start nothing.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier run of this name.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="What somebody else's run folder names of code or servers, and you trust; may be given several times.",
+    ),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for instance runs/numberline.")]
 
 
@@ -29,10 +36,10 @@ def print_plan(config: RunConfig) -> None:
 
     Raises `CosoError` for an environment that is unknown or whose module cannot be imported.
     """
-    from cluster.environments import require_environment
+    from cluster.launch.preflight import preflight
     from cluster.launch.ray_runtime import local_cpus, required_resources, total_resources
 
-    require_environment(config.environment.id)
+    preflight(config)
     typer.echo(to_yaml(config))
     typer.echo("# resources")
     for name, row in required_resources(config).items():

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.arguments import Trust
 from cluster.config.files import config_of_words, to_yaml
 from cluster.config.run_config import RunConfig
 
@@ -15,6 +16,7 @@ def show_config(
         list[str] | None, typer.Argument(metavar="FILE.yaml... key.sub=value...", help="As for `coso train`.")
     ] = None,
     docs: Annotated[bool, typer.Option("--docs", help="Print the reference of every key as Markdown.")] = False,
+    trust: Trust = None,
 ) -> None:
     """Print the resolved config: every key with its value."""
     if docs:
@@ -22,4 +24,4 @@ def show_config(
 
         typer.echo(config_markdown(RunConfig), nl=False)
     else:
-        typer.echo(to_yaml(config_of_words(words or [])), nl=False)
+        typer.echo(to_yaml(config_of_words(words or [], trust)), nl=False)

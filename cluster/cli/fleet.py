@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +43,7 @@ def start(
     """Start this node's emulators; an agent keeps them running in the background."""
     from cluster.fleet.agent import AgentOptions
     from cluster.fleet.capacity import emulator_count, measure
-    from cluster.fleet.node import CALL_DEADLINE_S, running_emulators, start_agent, wait_for_boot
+    from cluster.fleet.node import CALL_DEADLINE_S, agent_folder, running_emulators, start_agent, wait_for_boot
     from cluster.fleet.node import status as fleet_status
     from envs.android.adb_server import AdbServer
     from envs.android.device import DeviceError
@@ -65,8 +62,7 @@ def start(
             f"the fleet {fleet!r} is already running: see `coso fleet status`, or stop it with `coso fleet stop`"
         )
     number = emulator_count(count, measure(), memory)
-    folder = Path(tempfile.gettempdir()) / f"coso-fleet-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = agent_folder()
     options = AgentOptions(
         EmulatorOptions(avd, program, snapshot, memory, cores, adb_port),
         number,

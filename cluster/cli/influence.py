@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.arguments import Trust
+
 
 def influence(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, for instance runs/numberline.")],
@@ -25,12 +27,14 @@ def influence(
     out: Annotated[
         Path | None, typer.Option(help="Folder for influence.html and influence.png; default: the run folder.")
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Show answers before and after training; each token is shaded by its influence on the action."""
     from rich.console import Console
     from rich.text import Text
 
     from cluster.errors import CosoError
+    from cluster.replacing import replace_text
     from cluster.report.influence import influence_view, page, picture
     from cluster.run.run_folder import RunFolder
     from scoring.effects.estimators import ESTIMATORS
@@ -39,7 +43,7 @@ def influence(
     if estimator is not None and estimator not in ESTIMATORS:
         raise CosoError(f"--estimator {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
     opened = RunFolder.open_existing(run)
-    view = influence_view(opened, update or [], answers, estimator)
+    view = influence_view(opened, update or [], answers, estimator, trust or ())
     terminal = Console(highlight=False, soft_wrap=True)
     terminal.print(
         Text(f"{view.name}: influence on the action by {view.estimator}, none to most ", style="bold"), end=""
@@ -57,7 +61,8 @@ def influence(
     folder = out or opened.path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "influence.html").write_text(page(view), encoding="utf-8", errors="replace")
+        replace_text(folder / "influence.html", page(view), errors="replace")
+        (folder / "influence.png").unlink(missing_ok=True)  # it may be a link to another file
         picture(view).save(folder / "influence.png")
     except OSError as error:
         raise CosoError(f"cannot write to {folder}: {error}") from None

@@ -17,7 +17,7 @@ def play(
     kwargs: Annotated[
         list[str] | None, typer.Argument(metavar="key=value...", help="Arguments of the environment.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Seed of the first episode.")] = 1,
     expert: Annotated[bool, typer.Option("--expert", help="Let the expert play instead of you.")] = False,
     noise: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the expert's random actions.")] = 0.0,
     episodes: Annotated[int, typer.Option(min=1, help="Number of episodes.")] = 1,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.arguments import RunPath, print_summary
+from cluster.cli.arguments import RunPath, Trust, print_summary
 
 
 def resume(
@@ -19,8 +19,9 @@ def resume(
             "learning rate stays where its schedule ended (learner.schedule_updates).",
         ),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Continue an interrupted run from its last checkpoint and its trajectory log."""
     from cluster.training import resume as run_resumed
 
-    print_summary(run_resumed(run, updates))
+    print_summary(run_resumed(run, updates, trust or ()))

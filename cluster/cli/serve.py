@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.arguments import Trust
+
 
 def serve(
     words: Annotated[
@@ -27,6 +29,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free port.")] = 8000,
     name: Annotated[str, typer.Option(help="Name of the model in requests.")] = "policy",
     images: Annotated[int, typer.Option(min=1, help="Largest number of pictures in a request.")] = 2,
+    trust: Trust = None,
 ) -> None:
     """Serve a model at an OpenAI-compatible endpoint, for instance to judge phone tasks, until Ctrl-C.
 
@@ -39,7 +42,7 @@ def serve(
     from cluster.launch.ray_runtime import short_temporary_folder, temporary_prefix
     from cluster.telemetry.progress import spinner
 
-    config = config_of_words([*(words or []), *([f"model.path={json.dumps(model)}"] if model else [])])
+    config = config_of_words([*(words or []), *([f"model.path={json.dumps(model)}"] if model else [])], trust)
     try:
         bound = openai_api.listening_socket(host, port)
     except OSError as error:

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from cluster.cli.arguments import DryRun, Overwrite, Words, print_plan, print_summary
+from cluster.cli.arguments import DryRun, Overwrite, Trust, Words, print_plan, print_summary
 from cluster.config.files import config_of_words, validate
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.telemetry.wandb_run import require_wandb
 
 
 def train(
@@ -19,12 +20,14 @@ def train(
     ] = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    trust: Trust = None,
 ) -> None:
     """Train a vision-language agent online; prints its success before and after, and the path of the report."""
-    config = config_of_words(words)
+    config = config_of_words(words, trust)
     configs = _per_seed(config, seed)
     if dry_run:
         for each in configs:
+            require_wandb(each)
             print_plan(each)
         return
     from cluster.training import train as run_training

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.config.changed_keys import CHANGED_KEYS
 from cluster.config.run_config import RunConfig
+from cluster.config.trust import is_of_a_run, require_trusted
 from cluster.errors import CosoError
 from learner.algorithms.base import AlgorithmSettings
 from learner.algorithms.registry import algorithms
@@ -38,15 +39,18 @@ for _side in (_Loader, _Dumper):
     }
 
 
-def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = (), trusted: Sequence[str] = ()) -> RunConfig:
     """Read `files` in order, later ones override earlier ones, then apply `overrides` (`key.sub=value`).
 
-    Raises `CosoError` that names the key, its source and the nearest valid key.
+    trusted: what a run folder's config.yaml may name of code, see `cluster.config.trust`. Raises `CosoError` that names
+    the key, its source and the nearest valid key.
     """
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for file in files:
         layer = _read_yaml(Path(file))
+        if is_of_a_run(Path(file)):
+            require_trusted(Path(file), layer, trusted)
         _remember_sources(layer, str(file), sources)
         merged = _lay_over(merged, layer)
     words: dict[str, Any] = {}
@@ -57,10 +61,10 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     return validate(_lay_over(merged, words), sources)
 
 
-def config_of_words(words: Sequence[str]) -> RunConfig:
-    """The config from command-line words: names of YAML files, and overrides. Raises `CosoError`."""
+def config_of_words(words: Sequence[str], trusted: Sequence[str] | None = None) -> RunConfig:
+    """The config from command-line words: names of YAML files, and overrides. trusted and errors: as `load_config`."""
     files = [word for word in words if word.endswith((".yaml", ".yml")) and not re.match(r"[\w.]+=", word)]
-    return load_config(files, [word for word in words if word not in files])
+    return load_config(files, [word for word in words if word not in files], trusted or ())
 
 
 def overlay(base: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:

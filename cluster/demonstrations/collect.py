@@ -7,7 +7,6 @@ step's picture shows. `demonstrations.yaml` says how the demonstrations were mad
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from actors.rollouts.episode import training_seed
 from actors.trajectory import SchemaMismatch, TrajectoryBatch, TrajectoryLog, outcome_columns
 from cluster.environments import make_environment
 from cluster.errors import CosoError
+from cluster.replacing import replaced_folder
 
 SHARD_STEPS = 2000
 ABOUT = "demonstrations.yaml"
@@ -131,26 +131,22 @@ def write_demonstrations(play: Play, steps: int, folder: Path, shard_steps: int 
     """
     from cluster.telemetry.progress import progress_bar
 
-    if folder.exists():
-        raise CosoError(f"{folder} exists; choose another folder, or remove it first")
-    aside = folder.with_name(folder.name + ".partial")
+    total = 0.0
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        log = TrajectoryLog(aside)
-        total = 0.0
-        with progress_bar(f"demonstrations of {play.environment}", steps) as advance:
+        with (
+            replaced_folder(folder, "folder of demonstrations", ABOUT, overwrite=None) as aside,
+            progress_bar(f"demonstrations of {play.environment}", steps) as advance,
+        ):
+            log = TrajectoryLog(aside)
             for index, shard in enumerate(demonstrate(play, steps, shard_steps, advance)):
                 log.write(index, shard.batch)
                 table = pa.table({"state_labels": shard.state_labels.tolist()}, schema=_LABELS_SCHEMA)
                 pq.write_table(table, _labels_path(aside, index))
                 total += float(shard.batch.column("reward").sum())
-        about = {**asdict(play), "steps": steps, "state_label_sizes": list(shard.state_label_sizes)}
-        (aside / ABOUT).write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
-        aside.rename(folder)
+            about = {**asdict(play), "steps": steps, "state_label_sizes": list(shard.state_label_sizes)}
+            (aside / ABOUT).write_text(yaml.safe_dump(about, sort_keys=False), encoding="utf-8")
     except OSError as error:
         raise CosoError(f"demonstrations cannot be written to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return total / steps
 
 

@@ -6,7 +6,7 @@ model at `model.path`. Training uses the same DeepSpeed learner as reinforcement
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from actors.images import decode_png
 from actors.trajectory import STEP_SCHEMA, TrajectoryBatch, TrajectoryLog
+from cluster.config.paths import absolute_paths
 from cluster.config.run_config import RunConfig
 from cluster.demonstrations.collect import Demonstrations, Play, demonstrate, gather, load_demonstrations
 from cluster.errors import CosoError
+from cluster.replacing import replaced_folder
 from cluster.telemetry.progress import progress_bar, spinner
 
 if TYPE_CHECKING:
@@ -37,28 +39,17 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
     """Write the warm-started model to `warm_start.output` and return its path. Raises `CosoError`."""
     from cluster.launch.ray_runtime import ray_session
 
+    config = absolute_paths(config)
     settings = config.warm_start
     output = Path(settings.output)
-    if output.exists() and not overwrite:
-        raise CosoError(f"model folder {output} exists; keep it, or replace it with --overwrite")
-    aside = output.with_name(output.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with replaced_folder(output, "model folder", "config.json", overwrite) as model:
         shown = demonstrations(config)
-        aside.parent.mkdir(parents=True, exist_ok=True)
         start = config.model.path
-        with ray_session(config):
+        with ray_session(config), tempfile.TemporaryDirectory(dir=model.parent, prefix=f".{output.name}-") as initial:
             if settings.make_model:
-                start = str(aside / "initial")
+                start = initial
                 _make_model(config, shown, start)
-            _fine_tune(config, shown, start, aside)
-        if settings.make_model:
-            shutil.rmtree(aside / "initial")
-        if output.exists():
-            shutil.rmtree(output)
-        (aside / "model").rename(output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            _fine_tune(config, shown, start, model)
     return output
 
 
@@ -133,8 +124,8 @@ def _make_and_pretrain(config: RunConfig, shown: Demonstrations, folder: str) ->
     model.save_pretrained(folder)
 
 
-def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, aside: Path) -> None:
-    """Fine-tune the model at `start`; writes a complete model folder to `aside / "model"`."""
+def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, model: Path) -> None:
+    """Fine-tune the model at `start`; writes a complete model folder to `model`."""
     from actors.chat import ChatProcessor
     from cluster.launch.learner import learner_setup, start_learner
     from learner.group import LearnerFailed
@@ -156,9 +147,9 @@ def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, aside: Path
                 for done in range(0, steps, STEPS_PER_CALL):
                     reports = learner.supervised_steps(min(STEPS_PER_CALL, steps - done))
                     advance(len(reports), f"{reports[-1]['nll']:.3f} nats per token")
-            learner.save_model(aside / "model")
+            learner.save_model(model)
         finally:
             learner.close()
     except LearnerFailed as error:
         raise CosoError(f"fine-tuning failed: {error}") from error
-    TrajectoryLog(aside / "model" / DEMONSTRATIONS).write(0, batch)
+    TrajectoryLog(model / DEMONSTRATIONS).write(0, batch)

@@ -19,7 +19,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import sys
 import time
 from dataclasses import dataclass
@@ -38,13 +37,13 @@ from cluster.fleet.emulator import (
 from envs.android.adb_server import AdbServer
 from envs.android.device import DeviceError
 from envs.android.fleet_client import socket_name
+from envs.android.loopback import is_of_this_user
 
 logger = logging.getLogger(__name__)
 
 State = Literal["waiting", "booting", "ready", "lent", "resetting", "quarantined", "stopped"]
 _FAILED_PROBES = 2
 _BOOT_POLL_S = 0.5
-_CREDENTIALS = struct.Struct("3i")
 
 
 @dataclass(frozen=True)
@@ -253,10 +252,10 @@ class Agent:
                 raise result
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        allowed = is_of_this_user(writer.get_extra_info("socket"))
         held: tuple[Slot, int] | None = None
         try:
-            while _CREDENTIALS.unpack(peer)[1] == os.getuid() and (line := await reader.readline()):
+            while allowed and (line := await reader.readline()):
                 try:
                     held, answer = await self._handle(json.loads(line), held)
                 except (EmulatorError, ValueError, KeyError, TypeError) as error:

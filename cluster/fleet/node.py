@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +32,17 @@ def running_emulators(fleet: str = "default") -> int | None:
         return None
 
 
+def agent_folder() -> Path:
+    """The folder of this user's agents, for options, logs and port locks. Raises `CosoError` if another user made it,
+    or can write there."""
+    folder = Path(tempfile.gettempdir()) / f"coso-fleet-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise CosoError(f"{folder} is not a folder of this user alone; remove it, or set TMPDIR to another place")
+    return folder
+
+
 def start_agent(options: AgentOptions, folder: Path) -> subprocess.Popen[bytes]:
     """Start the agent and return its process once it answers. Raises `CosoError`."""
     path = folder / f"{options.fleet}.json"
@@ -45,8 +58,11 @@ def start_agent(options: AgentOptions, folder: Path) -> subprocess.Popen[bytes]:
         )
     ends = time.monotonic() + _AGENT_DEADLINE_S
     while running_emulators(options.fleet) is None:
-        if agent.poll() is not None or time.monotonic() > ends:
+        if agent.poll() is not None:
+            raise CosoError(f"the fleet's agent ended with code {agent.returncode} before it answered; see {log}")
+        if time.monotonic() > ends:
             agent.kill()
+            agent.wait()
             raise CosoError(f"the fleet's agent did not answer within {_AGENT_DEADLINE_S:g} s; see {log}")
         time.sleep(0.05)
     return agent
@@ -86,14 +102,18 @@ def status(fleet: str) -> dict[str, Any]:
 def stop_agent(fleet: str) -> None:
     """Stop this node's agent and its emulators. Raises `CosoError`."""
     connection = _connect(fleet)
+    handle = -1
     try:
         pid = connection.call("status", CALL_DEADLINE_S)["pid"]
         handle = os.pidfd_open(pid)
         connection.call("stop", CALL_DEADLINE_S)
-    except (DeviceError, ProcessLookupError) as error:
+        if not select.select([handle], [], [], _STOP_DEADLINE_S)[0]:
+            raise CosoError(f"the fleet's agent (process {pid}) did not stop within {_STOP_DEADLINE_S:g} s")
+    except ProcessLookupError:
+        raise CosoError(f"the fleet's agent (process {pid}) ended by itself, before it was asked to stop") from None
+    except DeviceError as error:
         raise CosoError(str(error)) from None
     finally:
         connection.close()
-    if not select.select([handle], [], [], _STOP_DEADLINE_S)[0]:
-        raise CosoError(f"the fleet's agent (process {pid}) did not stop within {_STOP_DEADLINE_S:g} s")
-    os.close(handle)
+        if handle >= 0:
+            os.close(handle)

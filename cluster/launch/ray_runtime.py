@@ -209,10 +209,10 @@ def _listen_on_loopback() -> None:
 
 def _save_actor_logs(ray_folder: Path, logs: Path) -> None:
     """Copy the non-empty output files of the actors to `logs`."""
-    logs.mkdir(parents=True, exist_ok=True)
     for pattern in ("worker-*.err", "worker-*.out"):
         for path in ray_folder.glob(f"session_2*/logs/{pattern}"):
             if path.stat().st_size:
+                logs.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, logs)
 
 

@@ -1,15 +1,19 @@
 """The page of `coso play --page`: the live screen in a web browser, on loopback, to watch or to play by hand.
 
 On phones, taps and swipes on the picture, keys and typed text become utterances. A line of text is an answer, as in
-the terminal. Every address contains a secret of the session, so that no other page in the browser can reach it.
+the terminal. Every address contains a secret of the session, and requests that come from pages of other sites, or for
+another host, are refused, so that no other page in the browser can reach it.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.server
 import io
 import json
 import queue
+import re
 import secrets
 import sys
 import threading
@@ -24,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from actors.serving.same_site import refusal
 from cluster.errors import CosoError
 
 _LONGEST_LINE = 20_000
@@ -84,11 +89,10 @@ class PlayPage:
 
     def answer(self, path: str) -> tuple[str, bytes] | None:
         """(content type, body) for a GET request, or None if there is no such path."""
-        if not path.startswith(f"/{self._secret}/"):
-            return None
-        name, _, query = path.removeprefix(f"/{self._secret}/").partition("?")
+        path, _, query = path.partition("?")
+        name = self._name(path)
         if name == "":
-            return "text/html; charset=utf-8", resources.files("cluster.play").joinpath("page.html").read_bytes()
+            return "text/html; charset=utf-8", _page()
         if name == "screen.png":
             return "image/png", self._shown.png
         if name == "state":
@@ -102,10 +106,27 @@ class PlayPage:
 
     def take(self, path: str, body: bytes) -> bool:
         """Accept a posted answer; returns False if the path is not this page's."""
-        if path != f"/{self._secret}/answer" or not self._by_hand:
+        if self._name(path) != "answer" or not self._by_hand:
             return False
         self._answers.put(body.decode("utf-8", "replace"))
         return True
+
+    @property
+    def policy(self) -> str:
+        """The page's content security policy: its own script and style, its pictures and requests, and nothing else."""
+        script = re.search(rb"<script>(.*)</script>", _page(), re.DOTALL)
+        assert script is not None
+        digest = base64.b64encode(hashlib.sha256(script[1]).digest()).decode()
+        return (
+            f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src 'self'; "
+            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+
+    def _name(self, path: str) -> str | None:
+        """What a path names below the secret, or None."""
+        prefix = f"/{self._secret}/".encode()
+        begins, rest = path.encode()[: len(prefix)], path[len(prefix) :]
+        return rest if secrets.compare_digest(begins, prefix) else None
 
 
 @contextmanager
@@ -130,20 +151,33 @@ def opened_page(port: int | None, by_hand: bool) -> Iterator[PlayPage | None]:
         page.close()
 
 
+def _page() -> bytes:
+    return resources.files("cluster.play").joinpath("page.html").read_bytes()
+
+
 def _handler(page: PlayPage) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = 60
 
         def do_GET(self) -> None:
-            self._reply(page.answer(self.path))
+            if not self._is_of_another_site():
+                self._reply(page.answer(self.path))
 
         def do_POST(self) -> None:
+            if self._is_of_another_site():
+                return
             length = self.headers.get("Content-Length", "")
             if not length.isdigit() or int(length) > _LONGEST_LINE:
                 self.send_error(413)
                 return
             taken = page.take(self.path, self.rfile.read(int(length)))
             self._reply(("text/plain", b"") if taken else None)
+
+        def _is_of_another_site(self) -> bool:
+            host, origin, site = (self.headers.get(name) for name in ("Host", "Origin", "Sec-Fetch-Site"))
+            if reason := refusal(host, origin, site, frozenset()):
+                self.send_error(403, explain=reason)
+            return reason is not None
 
         def _reply(self, answer: tuple[str, bytes] | None) -> None:
             if answer is None:
@@ -155,6 +189,9 @@ def _handler(page: PlayPage) -> type[http.server.BaseHTTPRequestHandler]:
                 "Content-Length": len(answer[1]),
                 "Cache-Control": "no-store",
                 "Referrer-Policy": "no-referrer",
+                "Content-Security-Policy": page.policy,
+                "X-Content-Type-Options": "nosniff",
+                "Cross-Origin-Resource-Policy": "same-origin",
             }
             for name, value in headers.items():
                 self.send_header(name, str(value))

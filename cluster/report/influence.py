@@ -52,15 +52,17 @@ class InfluenceView:
     words: dict[int, list[tuple[str, float, int]]]
 
 
-def influence_view(run: RunFolder, updates: Sequence[int], count: int, estimator: str | None) -> InfluenceView:
+def influence_view(
+    run: RunFolder, updates: Sequence[int], count: int, estimator: str | None, trusted: Sequence[str] = ()
+) -> InfluenceView:
     """Choose and score the answers of a run that are shown.
 
     updates: the updates to compare; empty: the first and the last in the log. count: number of screens. A screen that
     occurs in all updates has one answer per update. estimator: score again with it, with the latest checkpoint's SCM;
-    None: use the run's own scores. Raises `CosoError` if the run has nothing to show.
+    None: use the run's own scores. trusted: see `RunFolder.config`. Raises `CosoError` if the run has nothing to show.
     """
-    config = run.config()
-    chat = _chat(run)
+    config = run.config(trusted)
+    chat = _chat(run, config)
     batches = _read(run, updates)
     chosen = _same_screens(batches, count)
     if estimator is None:
@@ -108,8 +110,8 @@ def picture(view: InfluenceView) -> Image.Image:
     return shade_picture([(answer.title, answer.texts, answer.values) for group in view.answers for answer in group])
 
 
-def _chat(run: RunFolder) -> ChatProcessor:
-    path = latest_model(run.path, run.config().model_dump())
+def _chat(run: RunFolder, config: RunConfig) -> ChatProcessor:
+    path = latest_model(run.path, config.model_dump())
     try:
         return ChatProcessor(path or "")
     except NotAVisionLanguageModel as error:

@@ -15,6 +15,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
+from cluster.replacing import replace_text
 from cluster.report.figures import (
     Rows,
     curve_figures,
@@ -70,9 +71,7 @@ def write_report(run_folder: Path) -> Path:
         config=config_text,
     )
     path = run_folder / "report.html"
-    aside = path.with_suffix(".tmp")
-    aside.write_text(page, encoding="utf-8", errors="replace")
-    aside.rename(path)
+    replace_text(path, page, errors="replace")
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,7 +22,7 @@ from cluster.errors import CosoError
 from cluster.launch.learner import learner_setup, start_learner
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector, worker_statuses
 from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
-from cluster.run.run_folder import Progress, RunFolder
+from cluster.run.run_folder import Progress, RunFolder, may_be_on_hub
 from cluster.run.scoring_stage import ScoringStage, load_scm, make_scoring_pool, pretrain_scm, save_scm
 from cluster.run.supervision import Supervisor
 from cluster.run.sync_check import SyncCheck
@@ -44,7 +43,7 @@ STREAM_CONCURRENCY = 1_000_000
 def require_model(config: RunConfig) -> ChatProcessor:
     """The processor of `model.path`. Raises `CosoError` where there is no model that can be used."""
     path = config.model.path
-    if not path or not Path(path).exists() and (path.startswith((".", "/", "models/")) or path.count("/") != 1):
+    if not path or not (Path(path).exists() or may_be_on_hub(path)):
         raise CosoError(
             f"model.path {path!r} does not exist. `coso warmstart` with the same config makes the default model; or "
             "name a folder or hub name of a Hugging Face vision-language model."
@@ -65,7 +64,7 @@ class System:
             nodes=sum(node["Alive"] for node in ray.nodes()),
         )
         self._chat = require_model(config)
-        self._weights_name = run.weights_name(os.getpid())
+        self._weights_name = run.weights_name
         self._fallback_folder = run.path
         self._sync_check = SyncCheck(config)
         self.supervisor = Supervisor(
@@ -230,7 +229,7 @@ class System:
 
     def _start_learner(self, checkpoint: Path | None) -> None:
         publishing = PublishTarget(
-            transport=self.transport, run=self._weights_name, fallback_folder=self._fallback_folder.absolute()
+            transport=self.transport, run=self._weights_name, fallback_folder=self._fallback_folder
         )
         try:
             self._learner = start_learner(self.config, learner_setup(self.config, publishing))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cluster.config.run_config import RunConfig
+from cluster.replacing import replace_text
+from cluster.telemetry.wandb_run import start_wandb
 from scoring.calibration import POINT
 
 #: Prefixes of metrics that depend on the machine: in sync mode, two runs with the same seed differ only in these.
@@ -21,8 +22,6 @@ TIMING_PREFIXES = ("time/", "speed/", "memory/", "queue/", "bytes/", "mean_secon
 
 
 METRICS_FILE = "metrics.jsonl"
-#: Holds the id of the W&B run, so that a resumed run continues it.
-WANDB_ID_FILE = "wandb_id"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -39,12 +38,10 @@ class MetricsWriter:
         self._path = folder / METRICS_FILE
         if resume_from is not None:
             kept = [row for row in read_metrics(self._path) if resume_from and row["update"] <= resume_from]
-            aside = self._path.with_suffix(".tmp")
-            aside.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-            aside.rename(self._path)
+            replace_text(self._path, "".join(_line(row) for row in kept))
         purge = None if resume_from is None else resume_from and resume_from + 1
         self._tensorboard = SummaryWriter(str(folder / TENSORBOARD_FOLDER), purge_step=purge)
-        self._wandb = _start_wandb(folder, config) if config.logging.wandb_project else None
+        self._wandb = start_wandb(folder, config) if config.logging.wandb_project else None
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row of `update` and metrics (name -> number); values that are not finite become null.
@@ -101,23 +98,3 @@ def _line(row: dict[str, Any]) -> str:
 def _finite(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _start_wandb(folder: Path, config: RunConfig) -> Any:
-    from cluster.errors import CosoError
-
-    try:
-        import wandb
-    except ImportError:
-        raise CosoError("logging.wandb_project needs wandb, which is not installed: pip install wandb") from None
-    id_file = folder / WANDB_ID_FILE
-    if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-    return wandb.init(
-        project=config.logging.wandb_project,
-        id=id_file.read_text(encoding="utf-8"),
-        name=config.name,
-        dir=str(folder),
-        resume="allow",
-        config=config.model_dump(mode="json"),
-    )

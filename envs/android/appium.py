@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from envs.android.actions import Point
 from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
+from envs.android.loopback import open_url
 
 _KEY_CODES = {"back": 4, "home": 3, "enter": 66}
 _TAP_MS = 50
@@ -145,7 +146,7 @@ class AppiumPhone(Device):
         request = urllib.request.Request(self._url + path, data, headers, method=method)
         what = f"{method} {path}"
         try:
-            with urllib.request.urlopen(request, timeout=deadline_s) as response:
+            with open_url(request, deadline_s) as response:
                 answer = response.read()
         except urllib.error.HTTPError as error:
             raise DeviceError(f"Appium at {self._url} refuses {what}: {_message(error.read(20_000))}") from None

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from envs.android.actions import Point
 from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
+from envs.android.loopback import is_of_this_user
 from envs.android.phone.content import initial_state
 from envs.android.phone.page import phone_html
+from envs.drawing import FONTS
 
 #: Id of the process whose environments share a browser; a worker's fork server sets it for the environments it forks.
 OWNER_VARIABLE = "COSO_ENVIRONMENTS_OWNER"
@@ -49,6 +51,13 @@ def find_browser(path: str | None = None) -> str:
             "chromium-headless-shell) or give its path as browser=..."
         )
     return found
+
+
+def browser_environment() -> dict[str, str]:
+    """This process's environment, with the fonts that ship with the project as the only ones, so that a page looks the
+    same whatever fonts a machine has."""
+    others = {key: value for key, value in os.environ.items() if not key.startswith("FONTCONFIG_")}
+    return others | {"FONTCONFIG_FILE": str(FONTS / "fonts.conf")}
 
 
 def missing_for_browser() -> str | None:
@@ -106,6 +115,10 @@ class BrowserPhone(Device):
         state = initial_state(start.seed) if start.phone_state is None else start.phone_state
         self.instruction = ""
         self._call("show_phone", phone_html(), state)
+
+    def show_page(self, html: str) -> None:
+        """Show a page without an episode."""
+        self._call("show_page", html)
 
     def miniwob_outcome(self) -> dict[str, Any]:
         """The page's own `{"done": bool, "reward": float}`, without its time penalty."""
@@ -202,9 +215,13 @@ def _connect(owner: int, executable: str) -> socket.socket:
             link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 link.connect(socket_name(owner))
-                return link
             except OSError:
                 link.close()
+            else:
+                if is_of_this_user(link):
+                    return link
+                link.close()
+                raise DeviceError("the browser hub of this worker is not a process of this user")
             if hub is None or hub.poll() == 0:
                 hub = _start_hub(owner, executable, errors)
             elif hub.returncode:
@@ -225,7 +242,7 @@ def _start_hub(owner: int, executable: str, errors: IO[bytes]) -> subprocess.Pop
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=errors,
-        env={**os.environ, "PYTHONPATH": module_path},
+        env=browser_environment() | {"PYTHONPATH": module_path},
         # The hub outlives the phone that started it, and its owner handles Ctrl-C.
         start_new_session=True,
     )

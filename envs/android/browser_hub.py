@@ -18,7 +18,6 @@ import contextlib
 import json
 import os
 import socket
-import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from typing import Any
 from playwright.async_api import Browser, BrowserContext, CDPSession, Error, Page, async_playwright
 
 from envs.android.browser import LENGTH, socket_name
+from envs.android.loopback import is_of_this_user
 
-_CREDENTIALS = struct.Struct("3i")
 #: Time without a phone after which the browser is closed, seconds.
 IDLE_S = 3.0
 _LAUNCH_DEADLINE_MS = 30_000
@@ -98,6 +97,12 @@ class _Phone:
             self._shown = "phone"
         await self._page.evaluate(_LOAD, state)
 
+    async def show_page(self, html: str) -> None:
+        self._shown = ""
+        await self._page.goto("about:blank")
+        await self._page.set_content(html)
+        await self._page.evaluate(f"async () => {{ {_DRAWN} }}")
+
     async def show_miniwob(self, path: str, seed: int) -> str:
         await self._page.goto(Path(path).as_uri())
         self._shown = path
@@ -162,8 +167,7 @@ class _Hub:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one phone until its connection ends."""
-        peer = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        if _CREDENTIALS.unpack(peer)[1] != os.getuid():
+        if not is_of_this_user(writer.get_extra_info("socket")):
             writer.close()
             return
         phone = _Phone(self._browser)

@@ -106,6 +106,8 @@ class EmbeddedPhoneShell:
         return struct.pack("<IIII", width, height, 1, 1) + np.concatenate([pixels, alpha], axis=2).tobytes()
 
     def _input(self, arguments: list[str]) -> tuple[int, bytes]:
+        if arguments[:1] == ["-d"]:  # the phone has one display
+            arguments = arguments[2:]
         width, height = self.phone.screen_size
 
         def at(x: str, y: str) -> tuple[float, float]:

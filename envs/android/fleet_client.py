@@ -10,6 +10,7 @@ from typing import Any
 
 from envs.android.adb import AdbPhone
 from envs.android.device import DeviceError, DeviceTimeout, Start
+from envs.android.loopback import is_of_this_user
 
 _LONGEST_ANSWER = 1 << 20
 
@@ -32,6 +33,9 @@ class FleetConnection:
             raise DeviceError(
                 f"no agent of the fleet {fleet!r} runs on this node; start one with `coso fleet start`"
             ) from None
+        if not is_of_this_user(self._link):
+            self._link.close()
+            raise DeviceError(f"the agent of the fleet {fleet!r} on this node is not a process of this user")
 
     def call(self, name: str, deadline_s: float, **arguments: Any) -> dict[str, Any]:
         """Call the agent and return its answer. Raises DeviceError if it refuses, DeviceTimeout if it is late."""

@@ -151,6 +151,26 @@ def test_a_template_that_writes_the_date_writes_the_same_one_for_ever(
     assert later.encode_prompt(PROMPT, IMAGE)["input_ids"][0].tolist()[:5] == today[:5]
 
 
+@pytest.mark.parametrize(
+    ("chance", "named"),
+    [
+        ("{{ ['a', 'b'] | random }}", "filter 'random'"),
+        ("{%- set x = [1]|random -%}", "filter 'random'"),
+        ("{{ lipsum(1) }}", "function 'lipsum'"),
+    ],
+)
+def test_a_template_that_throws_dice_is_refused(tmp_path: Path, chance: str, named: str) -> None:
+    make_idefics3(tmp_path)
+    with pytest.raises(NotAVisionLanguageModel, match=named):
+        ChatProcessor(with_template(tmp_path, chance + template_of(tmp_path)))
+
+
+def test_a_template_that_only_speaks_of_chance_is_not(tmp_path: Path) -> None:
+    make_idefics3(tmp_path)
+    words = "{# a | random #}| random lipsum(){{ 'x | random' if random is defined else messages[0].lipsum }}"
+    assert ChatProcessor(with_template(tmp_path, words + template_of(tmp_path))).prompt_ids(PROMPT)
+
+
 def test_a_template_only_in_the_tokenizers_config_is_used(tmp_path: Path) -> None:
     make_idefics3(tmp_path)
     expected = ChatProcessor(str(tmp_path)).prompt_ids(PROMPT)

@@ -41,18 +41,21 @@ class Coso:
         self.folder = folder
         self.words = [*TINY, f"model.path={model}", f"folder={folder}"]
 
-    def start(self, command: str, *words: str) -> subprocess.Popen[str]:
+    def start(self, command: str, *words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "cluster.cli.main", command, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
         )
 
-    def run(self, command: str, *words: str, expect: int = 0, deadline_s: float = 280.0) -> str:
+    def run(
+        self, command: str, *words: str, expect: int = 0, deadline_s: float = 280.0, cwd: Path | None = None
+    ) -> str:
         """The command's output; fails the test where it ends otherwise than expected."""
-        process = self.start(command, *words)
+        process = self.start(command, *words, cwd=cwd)
         try:
             output, _ = process.communicate(timeout=deadline_s)
         finally:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def semaphores() -> set[str]:
     return {path.name for path, inode in found.items() if inode not in mapped and path.exists()}
 
 
-def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso) -> None:
+def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso, tiny_model: Path) -> None:
     before = semaphores()
     first = coso.train(f"first-{OURS}", *SYNC)
     rows = without_timings(read_metrics(first / "metrics.jsonl"))
@@ -110,7 +111,9 @@ def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso
 
     # The second run of the same seed is killed after its checkpoint, driver first, as a machine's reboot would.
     second = coso.folder / f"second-{OURS}"
-    process = coso.start("train", *coso.words, f"name={second.name}", *SYNC)
+    model = coso.folder / "model"
+    shutil.copytree(tiny_model, model)
+    process = coso.start("train", *coso.words, f"model.path={model}", f"name={second.name}", *SYNC)
     wait_until(lambda: last_update(second) >= 3, 240, "update 3", process)
     members = family(process)
     process.kill()
@@ -120,14 +123,20 @@ def test_sync_mode_repeats_itself_and_resumes_as_if_never_interrupted(coso: Coso
     before_resume = without_timings(read_metrics(second / "metrics.jsonl"))
     assert before_resume == rows[: len(before_resume)], "the same seed gave other metrics"
 
-    coso.run("resume", str(second))
+    # It goes on at another place, seen from another folder, and without the model that it began with.
+    killed, second = second, coso.folder / "moved" / f"again-{OURS}"
+    second.parent.mkdir()
+    killed.rename(second)
+    shutil.rmtree(model)
+    coso.run("resume", second.name, cwd=second.parent)
     assert without_timings(read_metrics(second / "metrics.jsonl")) == rows
     summaries = [json.loads((run / "summary.json").read_text()) for run in (first, second)]
     for key in ("success_before", "success_after", "env_steps", "updates", "eval_episodes"):
         assert summaries[0][key] == summaries[1][key]
     assert "complete" in coso.run("resume", str(second), expect=1)
     # Not even of the killed driver, whose leftovers the resumed run removes.
-    assert_nothing_left(members, second, process.pid, before)
+    for run in (killed, second):
+        assert_nothing_left(members, run, process.pid, before)
 
 
 def test_two_of_each_survive_every_kind_of_kill_and_leave_nothing(coso: Coso) -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from envs.android.evaluators.base import ACCOMPLISHED, NOT_YET, Evaluator, EvaluatorError, Moment, Verdict
+from envs.android.loopback import open_url
 
 _INSTRUCTIONS = (
     "You judge whether a phone has reached the goal of a task. You see screenshots, the latest last. Reach your "
@@ -113,7 +114,7 @@ class JudgeEvaluator(Evaluator):
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._url, body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=self._deadline_s) as response:
+            with open_url(request, self._deadline_s) as response:
                 answer = _read_within(response, self._deadline_s)
         except urllib.error.HTTPError as error:
             said = error.read(500).decode("utf-8", "replace")

@@ -395,3 +395,27 @@ def test_a_killed_server_leaves_no_process_and_no_shared_memory(policy_server: L
     for pid in pids:
         wait_until_gone(pid)
     assert not [entry.name for entry in os.scandir("/dev/shm") if entry.inode() in inodes]
+
+
+def test_only_this_user_can_read_the_weights_in_shared_memory(tmp_path: Path) -> None:
+    import stat
+
+    import torch
+
+    from learner import publish
+
+    publisher = publish.SharedMemoryPublisher(f"test-{tmp_path.name}", tmp_path)
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    # Another user of the machine may have put a link where the file is written.
+    planted = publish.SHARED_MEMORY / f"coso-test-{tmp_path.name}-1.partial"
+    planted.symlink_to(victim)
+    mask = os.umask(0)
+    try:
+        for version in (1, 2, 3, 4):  # from the third on, files are written over
+            path = Path(str(publisher.publish(version, [("w", torch.zeros(3))]).path))
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600 and not path.is_symlink()
+        assert victim.read_text() == "mine"
+    finally:
+        os.umask(mask)
+        publisher.close()

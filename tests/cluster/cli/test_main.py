@@ -299,6 +299,12 @@ def test_play_lets_the_expert_play_and_saves_every_frame(coso: Coso, tmp_path: P
     assert {Image.open(path).size for path in pictures} == {(300, 300)}
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_play_takes_seeds_that_a_run_takes(coso: Coso, seed: int) -> None:
+    done = coso("play", "coso/NumberLine-v0", "--expert", f"--seed={seed}")
+    assert done.code == 2 and "--seed" in done.err and "or equal to" in done.err
+
+
 def test_play_names_the_nearest_environment(coso: Coso) -> None:
     told(coso("play", "coso/NumberLin-v0", "--expert"), "coso/NumberLin-v0", "did you mean coso/NumberLine-v0?")
 

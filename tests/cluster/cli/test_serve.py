@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,15 @@ def started(*words: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def status_of(url: str, headers: dict[str, str]) -> tuple[int, str | None]:
+    """The status, and which sites' pages may read the answer."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as response:
+            return response.status, response.headers.get("Access-Control-Allow-Origin")
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers.get("Access-Control-Allow-Origin")
+
+
 def test_a_policy_server_judges_phone_tasks(tmp_path: Path) -> None:
     taught_judge(tmp_path / "judge", screens=1)
     process = started("--model", str(tmp_path / "judge"), "--port", "0", "--name", "judge")
@@ -82,6 +93,14 @@ def test_a_policy_server_judges_phone_tasks(tmp_path: Path) -> None:
         for value, answer in ANSWERS.items():
             verdict = judge.verdict(Moment(TASK, [screen(value)], None, None))
             assert verdict.success == ("success" in answer)
+        for headers in (
+            {"Host": "evil.example"},
+            {"Origin": "http://evil.example"},
+            {"Sec-Fetch-Site": "cross-site"},
+        ):
+            assert status_of(address[1] + "/models", headers) == (403, None)
+        status, allowed = status_of(address[1] + "/models", {})
+        assert status == 200 and allowed is None
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=30)
         assert process.returncode == 130 and "Traceback" not in rest

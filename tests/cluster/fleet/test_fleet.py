@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -18,7 +20,8 @@ from typer.testing import CliRunner
 
 from cluster.cli.main import app
 from cluster.errors import CosoError
-from cluster.fleet.agent import AgentOptions, read_options
+from cluster.fleet import node
+from cluster.fleet.agent import AgentOptions, listen, read_options
 from cluster.fleet.capacity import Capacity, emulator_count
 from cluster.fleet.emulator import EmulatorError, EmulatorOptions, lease_port
 from envs.android.device import DeviceError, Start
@@ -244,3 +247,65 @@ def test_the_command_line(fake: Path, adb_port: int, tmp_path: Path, monkeypatch
         stopped = coso("stop", "--fleet", name)
     assert "has stopped" in stopped
     assert not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE
+
+
+def test_an_agent_that_ends_at_once_is_told_from_one_that_is_slow(tmp_path: Path) -> None:
+    fleet = f"taken-{os.getpid()}"
+    with listen(fleet):  # bound, but nobody answers
+        options = AgentOptions(EmulatorOptions("avd"), 1, str(tmp_path), fleet)
+        with pytest.raises(CosoError, match=r"ended with code 1 before it answered; see .*taken.*-agent\.log"):
+            node.start_agent(options, tmp_path)
+    assert "already has an agent" in (tmp_path / f"{fleet}-agent.log").read_text()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_stopping_an_agent_leaves_no_handle_open(gone: bool) -> None:
+    """The agent answers once, with its number, and hangs up; or the number is of no process any more."""
+    fleet = f"brief-{os.getpid()}"
+    with listen(fleet) as listener, subprocess.Popen(["sleep", "60"]) as agent:
+        listener.listen()
+        if gone:
+            agent.kill()
+            agent.wait()
+
+        def answer() -> None:
+            with listener.accept()[0] as link:
+                link.recv(1000)
+                link.sendall(json.dumps({"pid": agent.pid}).encode() + b"\n")
+                if not gone:
+                    link.recv(1000)
+
+        server = threading.Thread(target=answer)
+        server.start()
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(CosoError, match="ended by itself" if gone else "closed the connection"):
+            node.stop_agent(fleet)
+        server.join(DEADLINE_S)
+        assert len(os.listdir("/proc/self/fd")) <= before
+        agent.kill()
+
+
+@pytest.mark.parametrize("planted", ["open", "link"])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    planted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = node.agent_folder()
+    assert node.agent_folder() == folder and folder.stat().st_mode & 0o777 == 0o700
+    if planted == "open":
+        folder.chmod(0o777)
+    else:
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CosoError, match="not a folder of this user alone"):
+        node.agent_folder()
+
+
+def test_another_users_agent_is_not_spoken_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    with listen(fleet := f"foreign-{os.getpid()}") as listener:
+        listener.listen()
+        other, name = os.getuid() + 1, listener.getsockname()
+        monkeypatch.setattr("envs.android.fleet_client.socket_name", lambda _: name)
+        monkeypatch.setattr(os, "getuid", lambda: other)
+        with pytest.raises(DeviceError, match="not a process of this user"):
+            FleetConnection(fleet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,14 @@ from hypothesis import strategies as st
 from cluster.config.files import load_config
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
-from cluster.launch.ray_runtime import local_cpus, ray_session, require_resources, required_resources, total_resources
+from cluster.launch.ray_runtime import (
+    _save_actor_logs,
+    local_cpus,
+    ray_session,
+    require_resources,
+    required_resources,
+    total_resources,
+)
 
 
 def config(*overrides: str) -> RunConfig:
@@ -117,3 +125,14 @@ def test_environments_that_borrow_emulators_take_them_from_where_they_are() -> N
     assert "emulator" not in total_resources(config())
     with pytest.raises(CosoError, match=r"6 emulators are needed .* but here has 4 .*coso fleet start"):
         require_resources(config(*borrowing), {"CPU": 64.0, "emulator": 4.0}, "here")
+
+
+def test_logs_are_a_folder_only_if_there_are_some(tmp_path: Path) -> None:
+    session = tmp_path / "session_2026" / "logs"
+    session.mkdir(parents=True)
+    (session / "worker-1.err").touch()
+    _save_actor_logs(tmp_path, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    (session / "worker-2.err").write_text("why")
+    _save_actor_logs(tmp_path, tmp_path / "kept")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["worker-2.err"]

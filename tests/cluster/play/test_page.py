@@ -1,5 +1,6 @@
 """The page of `coso play`: what it shows, what it takes, and that nobody else can reach it."""
 
+import http.client
 import json
 import threading
 import urllib.error
@@ -7,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -59,6 +61,86 @@ def test_without_the_secret_there_is_nothing(page: PlayPage) -> None:
             urllib.request.urlopen(url, data, timeout=20)
     with pytest.raises(urllib.error.HTTPError, match="413"):
         urllib.request.urlopen(page.url + "answer", b"x" * 30_000, timeout=20)
+
+
+def raw(page: PlayPage, method: str, path: str, **headers: str) -> http.client.HTTPResponse:
+    """The response to a request with exactly these headers. `{secret}` in the path is the page's."""
+    where = urlsplit(page.url)
+    link = http.client.HTTPConnection(where.netloc, timeout=20)
+    link.putrequest(method, path.replace("{secret}", where.path.strip("/")), skip_host=True, skip_accept_encoding=True)
+    for name, value in {"Host": where.netloc, **headers}.items():
+        link.putheader(name.replace("_", "-"), value)
+    link.putheader("Content-Length", "4" if method == "POST" else "0")
+    link.endheaders(b"home" if method == "POST" else b"")
+    return link.getresponse()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},  # its name was made to point here
+        {"Host": "127.0.0.1.evil.example", "Origin": "http://127.0.0.1.evil.example"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec_Fetch_Site": "cross-site"},
+    ],
+)
+def test_a_page_of_another_site_reaches_nothing_even_with_the_secret(page: PlayPage, headers: dict[str, str]) -> None:
+    for method, path in (("GET", "/{secret}/"), ("GET", "/{secret}/state"), ("POST", "/{secret}/answer")):
+        assert raw(page, method, path, **headers).status == 403
+    own = {"Origin": page.url.rsplit("/", 2)[0], "Sec_Fetch_Site": "same-origin"}
+    assert raw(page, "POST", "/{secret}/answer", **own).status == 200
+    assert page.read() == "home" and page._answers.empty()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/{secret}/../../../../etc/passwd",
+        "/{secret}/%2e%2e/%2e%2e/etc/passwd",
+        "/{secret}//etc/passwd",
+        "/{secret}/page.py",
+        "/{secret}/./",
+        "/{secret}é/",
+        "{secret}",
+        "/",
+        "*",
+    ],
+)
+def test_no_path_leads_out_of_the_page(page: PlayPage, path: str) -> None:
+    assert raw(page, "GET", path.replace("é", "%C3%A9")).status == 404
+    assert raw(page, "POST", path.replace("é", "%C3%A9")).status == 404
+
+
+@pytest.mark.integration
+def test_a_browser_shows_the_page_and_runs_nothing_else(page: PlayPage, tmp_path: Path) -> None:
+    """Its own script runs under its policy, and its answers arrive; a report shows pictures and runs no script."""
+    if reason := missing_for_browser():
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    from cluster.report.page import write_report
+    from envs.android.browser import find_browser
+
+    page.show(np.full((4, 3, 3), 9, np.uint8), "Do it", "first")
+    (tmp_path / "config.yaml").write_text("name: mine\n")
+    report = write_report(tmp_path)
+    # A hole in the escaping, as if one were found.
+    hole = "<script>document.title = 'script'</script><img src=x onerror=\"document.title = 'handler'\">"
+    report.write_text(report.read_text().replace("</main>", f"<p style='color: rgb(1, 2, 3)'>styled</p>{hole}</main>"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.goto(page.url)
+        tab.locator("#lines", has_text="first").wait_for()
+        assert tab.locator("#screen").evaluate("async e => { await e.decode(); return e.naturalWidth }") == 3
+        tab.locator("#line input").fill("tap 1 2")
+        tab.locator("#line button").click()
+        assert page.read() == "tap 1 2"
+        tab.goto(report.as_uri())
+        assert tab.title() == "mine – coso-rl"
+        assert tab.locator("p", has_text="styled").evaluate("e => getComputedStyle(e).color") == "rgb(1, 2, 3)"
+        browser.close()
 
 
 def test_a_page_to_watch_takes_no_answers() -> None:

@@ -9,6 +9,7 @@ import pytest
 from cluster import training
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
+from cluster.errors import CosoError
 from cluster.launch.learner import learner_setup
 from cluster.run.run_folder import Progress, RunFolder
 from learner.schedules import learning_rate
@@ -64,3 +65,14 @@ def test_a_schedule_may_span_more_than_the_run() -> None:
     config = validate({"training": {"updates": 5}, "learner": {"schedule_updates": 9}})
     assert learner_setup(config).total_updates == 9
     assert learner_setup(training.extended(config, 7)).total_updates == 9
+
+
+def test_a_resume_that_is_refused_leaves_the_run_free(run: RunFolder) -> None:
+    run.summary.write_text("{}")
+    run.write_config(validate({**run.config().model_dump(), "training": {"updates": 20}}))
+    with pytest.raises(CosoError, match="complete"):
+        training.resume(run.path)
+    (run.checkpoint_path(20) / "progress.json").write_text("{")
+    with pytest.raises(CosoError, match="cannot be read"):
+        training.resume(run.path)
+    assert not (run.path / "lock").exists()

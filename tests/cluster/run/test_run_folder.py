@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.launch.ray_runtime import short_temporary_folder, temporary_prefix
 from cluster.run.run_folder import MINIMUM_FREE_BYTES, Progress, RunFolder
 from learner.publish import SharedMemoryPublisher
 
@@ -46,7 +48,7 @@ def test_a_new_run_folder_holds_its_config_and_is_locked(tmp_path: Path) -> None
 def test_letting_go_removes_what_an_interrupted_ending_left(tmp_path: Path) -> None:
     """A second Ctrl-C breaks off the cleaning up of the first."""
     run = create(tmp_path)
-    weights = SharedMemoryPublisher(run.weights_name(os.getpid()), run.path).publish(1, [("weight", torch.zeros(1))])
+    weights = SharedMemoryPublisher(run.weights_name, run.path).publish(1, [("weight", torch.zeros(1))])
     assert weights.path is not None and Path(weights.path).exists()
     run.unlock()
     assert not Path(weights.path).exists()
@@ -257,3 +259,99 @@ def test_a_checkpoint_of_another_version_or_unreadable_is_refused(tmp_path: Path
     path.unlink()
     with pytest.raises(CosoError, match="cannot be read"):
         run.read_progress(4)
+
+
+# ---------------------------------------------------------------- moved, linked
+
+
+def test_overwrite_of_a_link_replaces_what_it_leads_to(tmp_path: Path) -> None:
+    other_disk, kept = tmp_path / "disk" / "run", tmp_path / "kept"
+    (tmp_path / "runs").mkdir()
+    other_disk.mkdir(parents=True)
+    kept.mkdir()
+    (kept / "mine").touch()
+    (tmp_path / "runs" / "run").symlink_to(other_disk)
+    config = validate({"folder": str(tmp_path / "runs"), "name": "run"})
+    with pytest.raises(CosoError, match=r"no config\.yaml"):
+        RunFolder.create(config, overwrite=True)
+    (other_disk / "config.yaml").write_text("name: run\n")
+    (other_disk / "checkpoints").symlink_to(kept)
+    (other_disk / "trajectories").mkdir()
+    run = RunFolder.create(config, overwrite=True)
+    assert run.path.is_symlink() and {path.name for path in other_disk.iterdir()} == {"config.yaml", "lock"}
+    assert (kept / "mine").exists()
+
+
+def test_a_run_without_room_is_not_left_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunFolder, "require_space", lambda self: (_ for _ in ()).throw(CosoError("the disk is full")))
+    with pytest.raises(CosoError, match="full"):
+        create(tmp_path)
+    assert not list(tmp_path.rglob("lock"))
+
+
+def test_what_a_run_left_is_not_mistaken_for_that_of_another_with_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    run = create(tmp_path)
+    with subprocess.Popen(["sleep", "60"]) as other:  # it has the number that the run's owner had
+        living = Path(short_temporary_folder()) / f"{temporary_prefix(other.pid)}abc"
+        living.mkdir()
+        (run.path / "lock").write_text(json.dumps({"pid": other.pid, "started": 12345.0}))
+        run.lock()
+        assert living.is_dir()
+        other.kill()
+        other.wait()
+        (run.path / "lock").write_text(json.dumps({"pid": other.pid, "started": 12345.0}))
+        run.lock()
+        assert not living.exists()
+
+
+def test_a_path_is_absolute_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(tmp_path).unlock()
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder.open_existing("run")
+    monkeypatch.chdir("/")
+    assert run.path == tmp_path / "run" and run.config().name == "run"
+
+
+def checkpoint(run: RunFolder, update: int) -> None:
+    model = run.checkpoint_path(update) / "learner" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text(f'"{update}"')
+    run.finish_checkpoint(Progress(update), keep=1)
+
+
+def test_a_whole_checkpoint_takes_the_place_of_a_model_that_is_gone(tmp_path: Path) -> None:
+    model = tmp_path / "start"
+    model.mkdir()
+    config = validate({"folder": str(tmp_path), "name": "run", "model": {"path": str(model)}})
+    run = RunFolder.create(config)
+    checkpoint(run, 1)
+    assert run.with_model(config, 1) == config
+    model.rmdir()
+    assert run.with_model(config, 0) == config  # there is nothing to go on with
+    resumed = run.with_model(config, 1)
+    assert resumed.model.path == str(run.path / "model")
+    checkpoint(run, 2)  # the first one is removed
+    assert (run.path / "model" / "config.json").read_text() == '"1"'
+    moved = RunFolder(run.path.rename(tmp_path / "moved"))
+    assert moved.with_model(resumed, 2).model.path == str(tmp_path / "moved" / "model")
+
+
+def test_adapters_need_the_model_that_they_were_trained_on(tmp_path: Path) -> None:
+    config = validate(
+        {"folder": str(tmp_path), "name": "run", "model": {"path": str(tmp_path / "no")}, "learner": {"lora": {}}}
+    )
+    run = RunFolder.create(config)
+    checkpoint(run, 1)
+    with pytest.raises(CosoError, match=r"adapters .*config\.yaml"):
+        run.with_model(config, 1)
+
+
+def test_a_name_of_the_hub_is_not_a_folder_that_is_gone(tmp_path: Path) -> None:
+    config = validate({"folder": str(tmp_path), "name": "run", "model": {"path": "org/model"}})
+    run = RunFolder.create(config)
+    checkpoint(run, 1)
+    assert run.with_model(config, 1) == config

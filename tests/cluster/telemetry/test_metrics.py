@@ -148,6 +148,7 @@ def test_a_resumed_run_continues_its_wandb_run(tmp_path: Path, run: RunFolder, m
     given = []
     wandb = types.ModuleType("wandb")
     wandb.init = lambda **arguments: given.append(arguments) or types.SimpleNamespace(finish=lambda: None)  # type: ignore[attr-defined]
+    wandb.Error = RuntimeError  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = validate({"folder": str(tmp_path), "name": "run", "logging": {"wandb_project": "p"}})
     MetricsWriter(run.path, config).close()

@@ -1,6 +1,8 @@
 """The adb driver against a real adb server: what it sends a shell, and devices that vanish, hang or send rubbish."""
 
 import shlex
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -9,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from envs.android.adb import AdbPhone, typing_commands
+from envs.android.adb import AdbPhone, _decode_png, _decode_raw, typing_commands
 from envs.android.adb_server import AdbServer, DeviceGone
 from envs.android.device import DeviceError, DeviceTimeout, settled
 from tests.envs.android.conftest import EmbeddedOverAdb, ServedDevice, free_port
@@ -127,6 +129,49 @@ def test_half_a_picture_is_an_error_that_says_so(troubled: Any) -> None:
         phone.screenshot()
     shell.cut = False
     assert phone.screenshot().shape == TINY.shape
+
+
+WARNING = b"[Warning] Multiple displays were found, but no display id was specified! Defaulting to the first.\nA\n\r\n"
+
+
+@pytest.mark.parametrize("colour_space", [b"", b"\1\0\0\0"])
+@pytest.mark.parametrize("warning", [b"", WARNING])
+@pytest.mark.parametrize("capture", ["png", "raw"])
+@given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 2**32 - 1))
+@example(2, 0x10A, 0)  # a width that begins like an empty line
+@settings(max_examples=10)
+def test_a_warning_before_the_picture_is_skipped(
+    capture: str, warning: bytes, colour_space: bytes, height: int, width: int, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
+    header = struct.pack("<III", width, height, 1) + colour_space
+    data = _png(pixels[:, :, :3]) if capture == "png" else header + pixels.tobytes()
+    decode = _decode_png if capture == "png" else _decode_raw
+    assert (decode(warning + data, "screencap") == pixels[:, :, :3]).all()
+    with pytest.raises(DeviceError, match="screencap sent"):
+        decode(warning + data[: len(data) // 2], "screencap")
+
+
+def test_one_of_several_displays_is_captured_and_touched(serve: Serve, adb_port: int) -> None:
+    shell = Troubled()
+    serial = serve(shell).serial
+    display = 4619827259835644672
+    phone = AdbPhone(
+        serial, server_port=adb_port, settle_s=0, display=display, input_display=2, deadline_s=10, keyboard="input"
+    )
+    phone.screenshot()
+    phone.tap((0.5, 0.5))
+    phone.text("hi")
+    phone.key("back")
+    assert shell.log[-4:] == [
+        f"screencap -d {display} -p",
+        "input -d 2 tap 1 2",
+        "input -d 2 text hi",
+        "input -d 2 keyevent KEYCODE_BACK",
+    ]
+    for wrong in ("0; reboot", -1, True):
+        with pytest.raises(ValueError, match="numbers of displays"):
+            AdbPhone(serial, server_port=adb_port, display=wrong)  # type: ignore[arg-type]
 
 
 def test_a_device_that_hangs_meets_the_deadline(troubled: Any) -> None:
@@ -271,3 +316,22 @@ class Undecided:
         from envs.android.evaluators.base import NOT_YET
 
         return NOT_YET
+
+
+@pytest.mark.parametrize(
+    "request_of_a_page",
+    [b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 30\r\n\r\n" + b"CNXN" * 20, b"GET / HTTP/1.1\r\n\r\n"],
+)
+def test_a_web_page_cannot_speak_to_the_device_server(request_of_a_page: bytes) -> None:
+    """It listens on loopback, where every page that the user's browser shows can send HTTP."""
+    shell = Troubled()
+    device = ServedDevice(shell)
+    try:
+        with socket.create_connection(("127.0.0.1", device.port), 10) as link:
+            link.sendall(request_of_a_page)
+            link.shutdown(socket.SHUT_WR)
+            link.settimeout(10)
+            assert link.recv(100) == b""
+    finally:
+        device.stop()
+    assert not shell.log
