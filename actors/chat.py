@@ -37,6 +37,10 @@ TEXT_MARK = "<|coso text of the environment|>"
 #: must get the prompt that the engine saw.
 TEMPLATE_DATE = datetime(2025, 1, 1)
 
+#: By `model_type`: what a per-token input of the forward pass is at an answer's tokens, if not 0. PaliGemma's 0 marks
+#: the prefix, whose tokens see each other both ways: an answer marked so would see its own future.
+ANSWER_KINDS = {"paligemma": {"token_type_ids": 1}}
+
 
 class NotAVisionLanguageModel(ValueError):
     """The named path holds no Hugging Face vision-language model that this project can use."""
@@ -188,7 +192,13 @@ class ChatProcessor:
                 same_kind = tensor[:, position : position + 1].expand(-1, text.shape[1])
                 middle = text if name == "input_ids" else same_kind
                 inputs[name] = torch.cat([tensor[:, :position], middle, tensor[:, position + 1 :]], dim=1)
+        inputs.pop("labels", None)  # PaliGemma's processor adds them: they are no input of a forward pass
         return inputs
+
+    @property
+    def answer_kinds(self) -> dict[str, int]:
+        """Values of the per-token inputs (`token_type_ids`, …) at an answer's tokens; 0 where not named."""
+        return ANSWER_KINDS.get(self.config.model_type, {})
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text as nothing but text: `<image>` or an end token's name in it becomes several ordinary tokens.

@@ -102,6 +102,7 @@ class BatchBuilder:
             action_masks,
             [_floats(row["behaviour_logprobs"], len(row["response_ids"])) for row in steps],
             [_floats(row["influence"], len(row["response_ids"])) for row in steps],
+            self._chat.answer_kinds,
         )
 
     def build_final(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
@@ -118,7 +119,7 @@ class BatchBuilder:
             for row in steps
         ]
         nothing = [np.empty(0, np.int64) for _ in steps]
-        return _assemble(prompts, nothing, nothing, nothing, nothing)
+        return _assemble(prompts, nothing, nothing, nothing, nothing, self._chat.answer_kinds)
 
     def _encode(
         self, trajectories: TrajectoryBatch, prompt: str, image: str, expected_ids: list[int] | None
@@ -179,6 +180,7 @@ def _assemble(
     action_masks: list[np.ndarray],
     behaviour_logprobs: list[np.ndarray],
     influence: list[np.ndarray],
+    answer_kinds: dict[str, int],
 ) -> TokenBatch:
     prompt_lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     response_lengths = [len(ids) for ids in responses]
@@ -201,8 +203,8 @@ def _assemble(
             for part, prompt in zip(parts, prompts, strict=False)
         )
         if per_token:
-            # Token kinds (which tokens stand for an image): 0 is text in every family, so also in the response.
-            extended = torch.zeros(rows, width, dtype=parts[0].dtype)
+            # Kinds of tokens, for instance which stand for an image.
+            extended = torch.full((rows, width), answer_kinds.get(name, 0), dtype=parts[0].dtype)
             for row, part in enumerate(parts):
                 extended[row, : part.shape[1]] = part[0]
             model_inputs[name] = extended
