@@ -16,6 +16,7 @@ import re
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,27 +50,28 @@ class NotAVisionLanguageModel(ValueError):
 class ChatProcessor:
     """A model's processor: turns chat prompts into token ids, and answers into text, action part and end tokens.
 
-    This is the one place that reads a model's folder for engine and learner. It checks all that they need of it (see
-    `NotAVisionLanguageModel`'s messages), so that a folder which lacks something is refused before anything starts.
+    Engine and learner both use it. It checks what they need of tokenizer, template and processor;
+    `actors.model_folder.read_model` also looks at the weights' files and at what the engine can serve.
     """
 
     def __init__(self, path: str) -> None:
         """path: a folder or hub name of a Hugging Face VLM. Raises `NotAVisionLanguageModel`."""
-        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
         try:
             config = AutoConfig.from_pretrained(path)
             processor = AutoProcessor.from_pretrained(path)
-        except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
+            try:
+                generation = GenerationConfig.from_pretrained(path)
+            except OSError:
+                if (Path(path) / "generation_config.json").exists():
+                    raise
+                generation = GenerationConfig()  # the model states no generation settings, which it need not
+        except Exception as error:  # files of others make the libraries raise anything
             raise NotAVisionLanguageModel(
                 f"model.path {path!r} cannot be loaded as a vision-language model: {_first_line(error)}. "
                 "Name a folder with config.json, weights, tokenizer and processor files, or a hub model."
             ) from error
-        try:
-            generation = GenerationConfig.from_pretrained(path)
-        except OSError:  # the model states no generation settings, which it need not
-            generation = GenerationConfig()
         self._take(path, config, processor, generation.eos_token_id)
 
     @classmethod
@@ -133,12 +135,19 @@ class ChatProcessor:
             count = self._skeleton.count(TEXT_MARK)
             if count != 1:
                 raise ValueError(f"the template writes a message's text {count} times, not once")
-            self.encode_prompt("", Image.new("RGB", (224, 224), (128, 128, 128)))
+            ids = self.encode_prompt("", Image.new("RGB", (224, 224), (128, 128, 128)))["input_ids"][0].tolist()
         except Exception as error:  # a template and a processor are code of others and may raise anything
             raise NotAVisionLanguageModel(
                 f"model.path {self.path!r}: its chat template and processor make no prompt of one image and a text: "
                 f"{_first_line(error)}. Look at chat_template.jinja: it must write content of the types image and text."
             ) from error
+        if self.image_token_id is not None and self.image_token_id not in ids:
+            raise NotAVisionLanguageModel(
+                f"model.path {self.path!r}: token {self.image_token_id} stands for images (image_token_id or "
+                "image_token_index in config.json), but the processor's prompts do not have it. In the tokenizer it is "
+                f"{self.tokenizer.convert_ids_to_tokens(self.image_token_id)!r}. Save tokenizer, processor and config "
+                "of the same model."
+            )
 
     @cached_property
     def _skeleton(self) -> str:
@@ -297,6 +306,12 @@ class ChatProcessor:
 
     def _decode_raw(self, ids: np.ndarray | list[int]) -> str:
         return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The token that stands for an image, or a part of one, in a prompt; None where the config names none."""
+        named = (getattr(self.config, name, None) for name in ("image_token_id", "image_token_index"))
+        return next((index for index in named if isinstance(index, int)), None)
 
     @cached_property
     def pad_token_id(self) -> int:

@@ -67,7 +67,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from cluster.telemetry.summaries import episode_metrics
 
     require_environment(config.environment.id)
-    require_model(config)
+    require_model(config, trained=False)
     # Always in lock-step, so that the same model gives the same result.
     config = validate({**config.model_dump(), "mode": "sync"})
 

@@ -41,6 +41,8 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
     output = Path(settings.output)
     if output.exists() and not overwrite:
         raise CosoError(f"model folder {output} exists; keep it, or replace it with --overwrite")
+    if not settings.make_model:
+        _require_start_model(config.model.path)
     aside = output.with_name(output.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -60,6 +62,17 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return output
+
+
+def _require_start_model(path: str) -> None:
+    """Raise `CosoError` for a model that cannot be fine-tuned, before demonstrations are collected."""
+    from actors.chat import NotAVisionLanguageModel
+    from actors.model_folder import read_model
+
+    try:
+        read_model(path, trained=True)
+    except NotAVisionLanguageModel as error:
+        raise CosoError(str(error)) from None
 
 
 def demonstrations(config: RunConfig) -> Demonstrations:

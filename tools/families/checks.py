@@ -68,8 +68,6 @@ def logprobs_equal_generation(tiny: TinyVlm, chat: ChatProcessor) -> float:
 def pictures_matter(tiny: TinyVlm, chat: ChatProcessor) -> list[int]:
     """Image tokens of the three sizes; another picture must change what the model says."""
     counts = []
-    names = ("image_token_id", "image_token_index")
-    image_token = next(index for name in names if (index := getattr(chat.config, name, None)) is not None)
     for size in SIZES:
         first, second = (chat.encode_prompt("", Image.fromarray(picture(seed, *size))) for seed in (1, 2))
         if not torch.equal(first["input_ids"], second["input_ids"]):
@@ -78,7 +76,7 @@ def pictures_matter(tiny: TinyVlm, chat: ChatProcessor) -> list[int]:
             logits = [tiny.model(**inputs).logits[0, -1] for inputs in (first, second)]
         if torch.equal(*logits):
             raise FamilyBroken(f"two pictures of size {size} give the same answer")
-        counts.append(int((first["input_ids"] == image_token).sum()))
+        counts.append(int((first["input_ids"] == chat.image_token_id).sum()))
     return counts
 
 
