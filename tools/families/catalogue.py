@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tools.families import gemma, idefics, llava, others, qwen
-from tools.families.parts import TinyVlm
+from tools.families.parts import SMALL, TinyVlm
 
 FAMILIES: dict[str, Callable[[Path], TinyVlm]] = {
-    "idefics3": idefics.make_idefics3,
+    "idefics3": partial(idefics.make_idefics3, options=SMALL),
     "smolvlm": idefics.make_smolvlm,
     "idefics2": idefics.make_idefics2,
     "qwen2_vl": qwen.make_qwen2_vl,

@@ -7,6 +7,7 @@ prompt and answer at once, padded in a batch with others. Both must give the sam
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,26 @@ def _rows(chat: ChatProcessor, pictures: list[np.ndarray], answers: list[list[in
         prompt_ids = chat.encode_prompt(prompt, Image.fromarray(image))["input_ids"][0].tolist()
         rows.append({"prompt": prompt, "image": key, "prompt_ids": prompt_ids, "response_ids": ids})
     return TrajectoryBatch.from_rows(rows, images)
+
+
+def learner_checks(tiny: TinyVlm) -> dict[str, str]:
+    """Each check of the learner's side, by name, in the family's own form and in every other: "" or what is wrong."""
+    tiny = sharpened(tiny)
+    checks: dict[str, Callable[[], Any]] = {
+        "pictures": lambda: pictures_matter(tiny, tiny.chat),
+        "log-probabilities": lambda: logprobs_equal_generation(tiny, tiny.chat),
+        "action span": lambda: action_span(tiny.chat),
+    }
+    for form in FORMS:
+        checks[form] = lambda form=form: logprobs_equal_generation(tiny, in_form(tiny, form))  # type: ignore[misc]
+    results = {}
+    for name, check in checks.items():
+        try:
+            check()
+            results[name] = ""
+        except (FamilyBroken, ValueError, RuntimeError) as error:
+            results[name] = str(error).splitlines()[0]
+    return results
 
 
 # ---------------------------------------------------------------- forms of the chat format

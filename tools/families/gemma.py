@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tools.families.parts import (
     TinyVlm,
@@ -26,7 +27,7 @@ def make_gemma3(folder: Path) -> TinyVlm:
     )
     ids = tokenizer.get_vocab()
     config = Gemma3Config(
-        text_config={**text_sizes(len(tokenizer)), "head_dim": 8, "sliding_window": 16, **ends(ids)},
+        text_config={**text_sizes(len(tokenizer)), "head_dim": 32, "sliding_window": 16, **ends(ids)},
         vision_config={
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -54,7 +55,7 @@ def make_paligemma(folder: Path) -> TinyVlm:
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
     tokenizer = make_tokenizer(["<image>"])
-    image_processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    image_processor: Any = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     image_processor.image_seq_length = 16
     processor = PaliGemmaProcessor(
         image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template("<image>")
@@ -64,9 +65,6 @@ def make_paligemma(folder: Path) -> TinyVlm:
         text_config={
             "model_type": "gemma",
             **text_sizes(len(tokenizer)),
-            "hidden_size": 64,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
             "head_dim": 32,
             **ends(ids),
         },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from learner.supervised.default_model import make_default_vlm
+from learner.supervised.default_model import DefaultModelOptions, make_default_vlm
 from tools.families.parts import (
     TEXTS,
     TINY,
@@ -14,18 +14,10 @@ from tools.families.parts import (
     finish,
     make_tokenizer,
     picture,
+    text_sizes,
     without_video,
 )
 
-#: Of text layers whose heads are wide enough for vLLM's kernels on CPUs.
-WIDE_TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 1024,
-}
 #: Of a vision tower for pictures of up to 64 × 64 pixels.
 TOWER = {
     "hidden_size": 32,
@@ -37,12 +29,12 @@ TOWER = {
 }
 
 
-def make_idefics3(folder: Path) -> TinyVlm:
+def make_idefics3(folder: Path, options: DefaultModelOptions = TINY) -> TinyVlm:
     from transformers import AutoModelForImageTextToText
 
     from actors.chat import ChatProcessor
 
-    make_default_vlm(folder, TEXTS, [picture()], TINY, seed=1)
+    make_default_vlm(folder, TEXTS, [picture()], options, seed=1)
     return TinyVlm(AutoModelForImageTextToText.from_pretrained(folder), ChatProcessor(str(folder)))
 
 
@@ -57,7 +49,7 @@ def make_idefics2(folder: Path) -> TinyVlm:
     )
     ids = tokenizer.get_vocab()
     config = Idefics2Config(
-        text_config={"model_type": "mistral", **WIDE_TEXT, "vocab_size": len(tokenizer), **ends(ids)},
+        text_config={"model_type": "mistral", **text_sizes(len(tokenizer)), **ends(ids)},
         vision_config=TOWER,
         perceiver_config={
             "hidden_size": 64,
@@ -91,7 +83,7 @@ def make_smolvlm(folder: Path) -> TinyVlm:
     )
     ids = tokenizer.get_vocab()
     config = SmolVLMConfig(
-        text_config={"model_type": "llama", **WIDE_TEXT, "vocab_size": len(tokenizer), **ends(ids)},
+        text_config={"model_type": "llama", **text_sizes(len(tokenizer)), **ends(ids)},
         vision_config=TOWER,
         image_token_id=ids["<image>"],
         pad_token_id=ids["<|pad|>"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tools.families.parts import (
     TinyVlm,
@@ -32,7 +33,7 @@ def make_llava_next(folder: Path) -> TinyVlm:
     tokenizer = make_tokenizer(["<image>"])
     ids = tokenizer.get_vocab()
     grid = [[32, 64], [64, 32], [64, 64]]
-    config = LlavaNextConfig(
+    config: Any = LlavaNextConfig(
         text_config={"model_type": "llama", **text_sizes(len(tokenizer)), **ends(ids)},
         vision_config={**TOWER, "model_type": "clip_vision_model", "projection_dim": 32},
         image_token_id=ids["<image>"],

@@ -5,15 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tools.families.parts import TinyVlm, chat_template, ends, finish, make_tokenizer
+from tools.families.parts import TinyVlm, chat_template, ends, finish, make_tokenizer, text_sizes
 
-TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 1024,
-}
 TOWER = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -44,7 +37,7 @@ def make_blip2(folder: Path) -> TinyVlm:
             "ffn_dim": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "max_position_embeddings": 1024,
+            "max_position_embeddings": 4096,
             "dropout": 0.0,
             **ends(ids),
         },
@@ -72,9 +65,7 @@ def make_aria(folder: Path) -> TinyVlm:
     config = AriaConfig(
         text_config={
             "model_type": "aria_text",
-            **TEXT,
-            "num_key_value_heads": 1,
-            "vocab_size": len(tokenizer),
+            **text_sizes(len(tokenizer)),
             "moe_num_experts": 2,
             "moe_topk": 1,
             "moe_num_shared_experts": 1,

@@ -55,6 +55,8 @@ def without_video(base: Any, image_processor: Any, tokenizer: Any, template: str
 
         apply_chat_template = ProcessorMixin.apply_chat_template
 
+    ImagesOnly.__name__ = base.__name__  # what processor_config.json says
+
     return ImagesOnly(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
 
 
@@ -92,14 +94,15 @@ def chat_template(image: str) -> str:
 
 
 def text_sizes(vocabulary: int) -> dict[str, Any]:
+    """Of a text model."""
     return {
         "vocab_size": vocabulary,
-        "hidden_size": 32,
+        "hidden_size": 64,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
+        "num_attention_heads": 2,  # 32 wide, the least that vLLM's CPU build has kernels for
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
     }
 
 
@@ -119,4 +122,5 @@ def finish(folder: Path, model_class: Any, config: Any, processor: Any) -> TinyV
             if not parameter.any():  # a family's untrained connector may be zero, and pictures then change nothing
                 torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return TinyVlm(model, ChatProcessor.from_parts(str(folder), config, processor))

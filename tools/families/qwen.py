@@ -26,7 +26,7 @@ def make_qwen2_5_vl(folder: Path) -> TinyVlm:
     config = Qwen2_5_VLConfig(
         text_config={
             **text_sizes(len(tokenizer)),
-            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
             "bos_token_id": None,
             "eos_token_id": ids["<|end|>"],
             "pad_token_id": ids["<|pad|>"],
@@ -37,7 +37,7 @@ def make_qwen2_5_vl(folder: Path) -> TinyVlm:
             "intermediate_size": 64,
             "num_heads": 4,
             "patch_size": 8,
-            "out_hidden_size": 32,
+            "out_hidden_size": 64,
             "fullatt_block_indexes": [1],
             "window_size": 32,
         },
@@ -53,10 +53,10 @@ def make_qwen2_vl(folder: Path) -> TinyVlm:
     config = Qwen2VLConfig(
         text_config={
             **text_sizes(len(tokenizer)),
-            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
             **ends(tokenizer.get_vocab()),
         },
-        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "patch_size": 8},
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 4, "patch_size": 8},
         **_vision_ids(tokenizer),
     )
     processor = _processor(Qwen2VLProcessor, tokenizer)
@@ -70,10 +70,10 @@ def make_qwen3_vl(folder: Path) -> TinyVlm:
     config = Qwen3VLConfig(
         text_config={
             **text_sizes(len(tokenizer)),
-            "head_dim": 8,
+            "head_dim": 32,
             "rope_parameters": {
                 "rope_type": "default",
-                "mrope_section": [2, 1, 1],
+                "mrope_section": [6, 5, 5],
                 "mrope_interleaved": True,
                 "rope_theta": 10000.0,
             },
@@ -85,7 +85,7 @@ def make_qwen3_vl(folder: Path) -> TinyVlm:
             "intermediate_size": 64,
             "num_heads": 4,
             "patch_size": 8,
-            "out_hidden_size": 32,
+            "out_hidden_size": 64,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
         },
@@ -95,7 +95,7 @@ def make_qwen3_vl(folder: Path) -> TinyVlm:
     return finish(folder, Qwen3VLForConditionalGeneration, config, processor)
 
 
-def _vision_ids(tokenizer: Any) -> dict[str, int]:
+def _vision_ids(tokenizer: Any) -> dict[str, Any]:
     names = ["vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"]
     return dict(zip(names, tokenizer.convert_tokens_to_ids(VISION_TOKENS), strict=True))
 
