@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from cluster.config.run_config import RunConfig
 from cluster.run.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ["train", "warmstart", "demos", "resume", "eval", "report", "influence", "serve", "play", "config"]
+COMMANDS = ["train", "warmstart", "demos", "resume", "eval", "report", "influence", "serve", "play", "check", "config"]
 
 
 @dataclass
@@ -73,6 +74,17 @@ def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_vlm")
     make_default_vlm(folder, ["what is it", "it is this"], [np.zeros((8, 8, 3), np.uint8)], SIZES, seed=0)
     return folder
+
+
+# ---------------------------------------------------------------- check
+
+
+def test_check_says_what_is_missing_in_a_model_folder(coso: Coso, tiny_vlm: Path) -> None:
+    broken = Path(shutil.copytree(tiny_vlm, "broken"))
+    (broken / "model.safetensors").unlink()
+    ended = coso("check", "broken")
+    told(ended, "1 of 1 checks of broken do not work")
+    assert "no weights" in " ".join(ended.out.split())
 
 
 # ---------------------------------------------------------------- help
