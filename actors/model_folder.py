@@ -35,7 +35,9 @@ def read_model(path: str, *, device: Literal["cpu", "cuda"] | None = None, train
     path: a folder or hub name (whose files are not looked at before they are loaded); device: where vLLM is to serve
     the model, None if it is not; trained: whether a learner will train it.
     """
-    _refuse(file_problems(path, trained))
+    if problems := file_problems(path, trained):
+        of_config = any("/config.json " in problem for problem in problems)
+        _refuse(problems if of_config else config_problems(path) + problems)
     chat = ChatProcessor(path)
     if device is not None:
         _refuse(engine_problems(path, chat.config, device))
@@ -55,7 +57,7 @@ def file_problems(path: str, trained: bool = False) -> list[str]:
         except ValueError as error:
             problems.append(f"{folder / name} is broken: {error}. Copy it again from where the model comes from.")
     if not (folder / "config.json").exists():
-        return [f"{folder} has no config.json. Name a folder that transformers' save_pretrained wrote."]
+        return [f"{folder} has no config.json. Name the folder of a vision-language model, as transformers saves it."]
     if not any((folder / name).exists() for name in VOCABULARIES):
         problems.append(f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}). Save the model's tokenizer there.")
     if not (folder / "preprocessor_config.json").exists() and (
@@ -64,11 +66,27 @@ def file_problems(path: str, trained: bool = False) -> list[str]:
     ):
         problems.append(
             f"{folder} has no image processor: neither preprocessor_config.json nor an image_processor in "
-            "processor_config.json. Save the model's processor there; a text model has none."
+            "processor_config.json. Save the model's processor there. A text model has none: name a vision-language "
+            "model."
         )
     if "config.json" in contents:
         problems += _dtype_problems(folder / "config.json", contents["config.json"], trained)
     return problems + list(_weight_problems(folder, contents.get("model.safetensors.index.json"), trained))
+
+
+def config_problems(path: str) -> list[str]:
+    """Why transformers cannot read a folder's config.json, where it is JSON, a line; [] if it can."""
+    from transformers import AutoConfig
+
+    try:
+        _json_object(Path(path) / "config.json")
+    except ValueError:
+        return []  # one of the problems of its files
+    try:
+        AutoConfig.from_pretrained(path)
+    except Exception as error:  # files of others make the libraries raise anything
+        return [f"{path!r} cannot be loaded as a vision-language model: {str(error).strip().splitlines()[0]}"]
+    return []
 
 
 def engine_problems(path: str, config: Any, device: Literal["cpu", "cuda"]) -> list[str]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.config.files import config_of_words, keyword_arguments
 from cluster.errors import CosoError
 
-if TYPE_CHECKING:
-    from cluster.model_check import Finding
-
 #: `coso/NumberLine-v0`, `module:Name-v0`: an environment, where no folder has that name.
 ENVIRONMENT_ID = re.compile(r"^([\w.]+:)?([\w-]+/)?[\w-]+-v\d+$")
+#: A check's name, whether it works (None: was not tried), what was found.
+Row = tuple[str, bool | None, str]
 STATES = {True: "works", False: "[bold red]does not work[/]", None: "not tried"}
 
 
@@ -42,29 +42,37 @@ def check(
     Exit code 1 if something does not work. A model is served by an engine and run by the learner for this, which takes
     a minute.
     """
-    if ENVIRONMENT_ID.match(target) and not Path(target).exists():
-        from envs.contract import check as check_environment  # the seam with the environments' contract suite
+    environment = ENVIRONMENT_ID.match(target) is not None and not Path(target).exists()
+    rows = _environment_rows(target, words or []) if environment else _model_rows(target, words or [])
+    Console().print(results_table(target, rows))
+    if broken := sum(works is False for _, works, _ in rows):
+        raise CosoError(f"{broken} of {len(rows)} checks of {target} do not work; see the table")
 
-        if not check_environment(target, keyword_arguments(words or [])):
-            raise CosoError(f"{target} does not keep the contract of environments; see above")
-        return
+
+def _model_rows(path: str, words: list[str]) -> list[Row]:
     from cluster.model_check import check_model
     from cluster.telemetry.progress import spinner
 
-    config = config_of_words([*(words or []), f"model.path={json.dumps(target)}"])
-    with spinner(f"checking {target}"):
-        findings = list(check_model(config))
-    Console().print(findings_table(target, findings))
-    if broken := [finding for finding in findings if finding.works is False]:
-        raise CosoError(f"{len(broken)} of {len(findings)} checks of {target} do not work; see the table")
+    config = config_of_words([*words, f"model.path={json.dumps(path)}"])
+    with spinner(f"checking {path}"):
+        return [(finding.what, finding.works, finding.says) for finding in check_model(config)]
 
 
-def findings_table(title: str, findings: list[Finding]) -> Table:
-    """One row per finding."""
+def _environment_rows(env_id: str, words: list[str]) -> list[Row]:
+    from cluster.telemetry.progress import spinner
+    from envs.contract import check_environment
+
+    with spinner(f"checking {env_id}"):
+        results = check_environment(env_id, keyword_arguments(words))
+    return [(result.name, result.ok, result.message) for result in results]
+
+
+def results_table(title: str, rows: list[Row]) -> Table:
+    """One line per check."""
     table = Table(title=title)
     table.add_column("check", no_wrap=True)
     table.add_column("result", no_wrap=True)
     table.add_column("what was found", overflow="fold")
-    for finding in findings:
-        table.add_row(finding.what, STATES[finding.works], finding.says.replace("[", r"\["))
+    for what, works, says in rows:
+        table.add_row(what, STATES[works], escape(says))
     return table

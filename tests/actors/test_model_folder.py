@@ -85,7 +85,7 @@ def remove(name: str) -> Break:
 
 
 BROKEN: dict[str, tuple[Break, str]] = {
-    "no config": (remove("config.json"), "has no config.json.*save_pretrained"),
+    "no config": (remove("config.json"), "has no config.json.*vision-language model"),
     "no weights": (remove("model.safetensors"), "has no weights"),
     "no processor": (remove("processor_config.json"), "has no image processor.*preprocessor_config.json"),
     "no tokenizer": (remove("tokenizer.json"), "has no tokenizer"),

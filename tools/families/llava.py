@@ -36,7 +36,7 @@ def make_llava_next(folder: Path) -> TinyVlm:
     config: Any = LlavaNextConfig(
         text_config={"model_type": "llama", **text_sizes(len(tokenizer)), **ends(ids)},
         vision_config={**TOWER, "model_type": "clip_vision_model", "projection_dim": 32},
-        image_token_id=ids["<image>"],
+        image_token_index=ids["<image>"],
         image_grid_pinpoints=grid,
         image_seq_length=16,
         vision_feature_select_strategy="default",
@@ -103,7 +103,7 @@ def make_llava_onevision(folder: Path) -> TinyVlm:
         vision_feature_select_strategy="full",
         image_token="<image>",
         video_token="<video>",
-        image_token_id=ids["<image>"],
+        image_token_index=ids["<image>"],
         video_token_id=ids["<video>"],
         vision_aspect_ratio="anyres_max_9",
     )
