@@ -67,6 +67,11 @@ class ChatProcessor:
                 if (Path(path) / "generation_config.json").exists():
                     raise
                 generation = GenerationConfig()  # the model states no generation settings, which it need not
+        except ImportError as error:
+            raise NotAVisionLanguageModel(
+                f"model.path {path!r} cannot be loaded as a vision-language model here: "
+                f"{_first_line(error).partition('. ')[0]}. Install that, or name a model that needs none."
+            ) from error
         except Exception as error:  # files of others make the libraries raise anything
             raise NotAVisionLanguageModel(
                 f"model.path {path!r} cannot be loaded as a vision-language model: {_first_line(error)}. "

@@ -60,7 +60,11 @@ def check_model(config: RunConfig) -> Iterator[Finding]:
         return
     yield Finding("model folder", _family(config, chat), True)
     yield from _chat_findings(config, chat)
-    yield from memory_findings(config)
+    memory = list(memory_findings(config))
+    yield from memory
+    if any(finding.works is False for finding in memory):
+        yield Finding("learner and engine", "not started, since the memory is too small", None)
+        return
     policy = yield from _learner_findings(config)
     yield from _agreement(config, chat, policy)
 
@@ -116,14 +120,14 @@ def _action_span(chat: ChatProcessor) -> Finding:
 
 
 def learner_bytes(parameters: int, config: RunConfig, dtype: str) -> int:
-    """Memory of one learner rank without activations, bytes: weights, gradients, AdamW's two moments in float32, and
-    a float32 copy of weights of less precision; ZeRO stage 1 spreads the optimizer's share over the ranks, stage 2 the
-    gradients too, stage 3 all. With LoRA the weights alone count."""
+    """Memory of one learner rank without activations, bytes: weights, gradients, AdamW's two moments in float32; in
+    bfloat16 also a float32 copy of the weights and a float32 sum of gradients. ZeRO stage 1 spreads the optimizer's
+    share over the ranks, stage 2 the gradients too, stage 3 all. With LoRA the weights alone count."""
     size = {"float32": 4, "bfloat16": 2}[dtype]
     weights = parameters * size
     if config.learner.lora is not None:
         return weights
-    optimizer, gradients = parameters * (8 if size == 4 else 12), parameters * size
+    optimizer, gradients = parameters * (8 if size == 4 else 12), parameters * (4 if size == 4 else 6)
     ranks, stage = config.learner.ranks, config.learner.zero_stage
     return (
         weights // (ranks if stage == 3 else 1)
@@ -241,7 +245,7 @@ def sample_requests(config: RunConfig) -> list[GenerationRequest]:
 
 
 def _agreement(config: RunConfig, chat: ChatProcessor, policy: Any) -> Iterator[Finding]:
-    from cluster.launch.ray_runtime import ray_session
+    from cluster.launch.ray_runtime import ray_session, require_local_resources
 
     # One engine and nothing else: whether the whole run fits is `coso train --dry-run`'s question.
     alone = validate(
@@ -253,6 +257,11 @@ def _agreement(config: RunConfig, chat: ChatProcessor, policy: Any) -> Iterator[
             "rollout": {**config.rollout.model_dump(), "workers": 1},
         }
     )
+    try:
+        require_local_resources(alone)
+    except CosoError as error:
+        yield Finding("engine", f"not started: {error}", None)
+        return
     requests = sample_requests(config)
     try:
         with ray_session(alone) as temporary:
@@ -324,15 +333,17 @@ def compared(
 def _logprobs(config: RunConfig, chat: ChatProcessor, policy: Any, batch: Any) -> np.ndarray:
     import torch
 
+    device = config.learner.device if torch.cuda.is_available() else "cpu"
+    policy.value_head.to(device)  # no submodule of the policy
     with torch.inference_mode():
-        output = policy(
-            batch,
+        output = policy.to(device)(
+            batch.to(device),
             temperature=config.rollout.temperature,
             banned_token_ids=chat.banned_token_ids,
             token_chunk=config.learner.token_chunk,
             with_entropy=False,
         )
-    return output.logprobs[0].numpy()
+    return output.logprobs[0].cpu().numpy()
 
 
 def _difference(config: RunConfig, engine: list[np.ndarray], learner: list[np.ndarray]) -> Finding:

@@ -1,14 +1,15 @@
 """`python -m tools.families`: check a tiny random model of every family, and write the table in docs/models.md.
 
 The learner's side needs no engine. The engine's side starts vLLM once for each family that this machine's build may
-serve, as `coso check` does, which takes a minute each. `python -m tools.families llava gemma3` prints the rows of these
-families and writes nothing.
+serve, as `coso check` does, which takes a minute each. `python -m tools.families llava gemma3` checks these families
+only, and keeps the other rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import re
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -51,7 +52,13 @@ def engine_problem(folder: str) -> str:
     )
     findings = [finding for finding in check_model(config) if not finding.what.startswith("memory")]
     wrong = [finding for finding in findings if finding.works is False and finding.what != "learner"]
-    return wrong[0].says.replace(folder, "…") if wrong else ""
+    return (
+        wrong[0]
+        .says.replace(f"model.path {folder!r} cannot be loaded as a vision-language model here: ", "")
+        .replace(folder, "…")
+        if wrong
+        else ""
+    )
 
 
 def cell(text: str) -> str:
@@ -83,19 +90,28 @@ def _version(package: str) -> str:
         return ""
 
 
+def rows_of(page: str) -> dict[str, list[str]]:
+    """The rows that a page's table has, by family."""
+    lines = page.partition(BEGIN)[2].partition(END)[0].splitlines()
+    found = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("| `")]
+    return {cells[0].strip().strip("`"): [each.strip() for each in cells] for cells in found}
+
+
+def with_rows(page: str, rows: dict[str, list[str]]) -> str:
+    """The page with these rows in its table, in the catalogue's order."""
+    before, _, rest = page.partition(BEGIN)
+    ordered = [rows[family] for family in FAMILIES if family in rows]
+    return f"{before}{BEGIN}\n{table(ordered)}\n{END}{rest.partition(END)[2]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "family", nargs="*", choices=[[], *FAMILIES], help="print these only; default: all, to the page"
-    )
-    chosen = parser.parse_args().family
-    rows = []
-    for family in chosen or FAMILIES:
-        rows.append(row(family))
-        print(" | ".join(rows[-1]), flush=True)
-    if not chosen:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    parser.add_argument("family", nargs="*", help="check these only and keep the other rows; default: all")
+    for family in parser.parse_args().family or FAMILIES:
+        cells = row(family)
+        print(" | ".join(cells), flush=True)
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(with_rows(page, {**rows_of(page), family: cells}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ def make_smolvlm(folder: Path) -> TinyVlm:
         ),
         tokenizer,
         chat_template("<image>"),
+        "SmolVLMVideoProcessor",
         fake_image_token="<fake_token_around_image>",
         image_token="<image>",
         image_token_id=ids["<image>"],

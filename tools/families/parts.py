@@ -6,6 +6,7 @@ processors need torchvision are put together from their PIL image processors, wi
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,13 @@ def picture(seed: int = 0, height: int = 64, width: int = 64) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def without_video(base: Any, image_processor: Any, tokenizer: Any, template: str, **attributes: Any) -> Any:
-    """A family's processor without its video part, which needs torchvision. attributes: what its `__init__` sets."""
+def without_video(
+    base: Any, image_processor: Any, tokenizer: Any, template: str, video_processor: str, **attributes: Any
+) -> Any:
+    """A family's processor without its video part, which needs torchvision and which its folders name.
+
+    video_processor: the class of that part; attributes: what the processor's own `__init__` sets.
+    """
 
     from transformers import ProcessorMixin
 
@@ -56,6 +62,7 @@ def without_video(base: Any, image_processor: Any, tokenizer: Any, template: str
         apply_chat_template = ProcessorMixin.apply_chat_template
 
     ImagesOnly.__name__ = base.__name__  # what processor_config.json says
+    ImagesOnly.video_processor = video_processor
 
     return ImagesOnly(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
 
@@ -123,4 +130,6 @@ def finish(folder: Path, model_class: Any, config: Any, processor: Any) -> TinyV
                 torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    if isinstance(video := getattr(processor, "video_processor", None), str):
+        (folder / "video_preprocessor_config.json").write_text(json.dumps({"video_processor_type": video}))
     return TinyVlm(model, ChatProcessor.from_parts(str(folder), config, processor))

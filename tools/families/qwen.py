@@ -43,7 +43,12 @@ def make_qwen2_5_vl(folder: Path) -> TinyVlm:
         },
         **_vision_ids(tokenizer),
     )
-    return finish(folder, Qwen2_5_VLForConditionalGeneration, config, _processor(Qwen2_5_VLProcessor, tokenizer))
+    return finish(
+        folder,
+        Qwen2_5_VLForConditionalGeneration,
+        config,
+        _processor(Qwen2_5_VLProcessor, tokenizer, "Qwen2VLVideoProcessor"),
+    )
 
 
 def make_qwen2_vl(folder: Path) -> TinyVlm:
@@ -59,7 +64,7 @@ def make_qwen2_vl(folder: Path) -> TinyVlm:
         vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 4, "patch_size": 8},
         **_vision_ids(tokenizer),
     )
-    processor = _processor(Qwen2VLProcessor, tokenizer)
+    processor = _processor(Qwen2VLProcessor, tokenizer, "Qwen2VLVideoProcessor")
     return finish(folder, Qwen2VLForConditionalGeneration, config, processor)
 
 
@@ -91,7 +96,7 @@ def make_qwen3_vl(folder: Path) -> TinyVlm:
         },
         **_vision_ids(tokenizer),
     )
-    processor = _processor(Qwen3VLProcessor, tokenizer)
+    processor = _processor(Qwen3VLProcessor, tokenizer, "Qwen3VLVideoProcessor")
     return finish(folder, Qwen3VLForConditionalGeneration, config, processor)
 
 
@@ -100,7 +105,7 @@ def _vision_ids(tokenizer: Any) -> dict[str, Any]:
     return dict(zip(names, tokenizer.convert_tokens_to_ids(VISION_TOKENS), strict=True))
 
 
-def _processor(base: Any, tokenizer: Any) -> Any:
+def _processor(base: Any, tokenizer: Any, video_processor: str) -> Any:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     ids = _vision_ids(tokenizer)
@@ -109,6 +114,7 @@ def _processor(base: Any, tokenizer: Any) -> Any:
         Qwen2VLImageProcessorPil(patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}),
         tokenizer,
         chat_template("<|vision_start|><|image_pad|><|vision_end|>"),
+        video_processor,
         image_token="<|image_pad|>",
         video_token="<|video_pad|>",
         image_token_id=ids["image_token_id"],
