@@ -16,6 +16,7 @@ learner's head and by `log_softmax` of all logits. What counts is how far reside
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import resource
@@ -57,15 +58,13 @@ class BareLoop:
         self.setup = rank.setup
         learner = self.setup.learner
         self.vlm = AutoModelForImageTextToText.from_pretrained(self.setup.model.path, dtype=torch.float32).eval()
-        width, hidden = self.vlm.config.get_text_config().hidden_size, self.setup.model.value_hidden
-        self.head = torch.nn.Sequential(
-            torch.nn.Linear(width, hidden[0]), torch.nn.ReLU(), torch.nn.Linear(hidden[0], 1)
-        )
-        self.head.load_state_dict(rank.model.value_head.state_dict())
+        self.head = copy.deepcopy(rank.model.value_head)
         options = {"lr": learner.learning_rate, "betas": learner.betas, "eps": learner.epsilon, "weight_decay": 0.0}
         self.optimizers = [
             torch.optim.AdamW(self.vlm.parameters(), **options),
-            torch.optim.AdamW(self.head.parameters(), lr=learner.value_rate, weight_decay=0.0),
+            torch.optim.AdamW(
+                self.head.parameters(), lr=learner.value_learning_rate or learner.learning_rate, weight_decay=0.0
+            ),
         ]
         self.algorithm = Ppo(self.setup.algorithm, EntropyBonus(self.setup.entropy))
         chat = ChatProcessor(self.setup.model.path)
@@ -99,7 +98,7 @@ class BareLoop:
 
         output = self.vlm(**batch.model_inputs, use_cache=False, output_hidden_states=True)
         rows = torch.arange(len(batch))
-        state = output.hidden_states[-1][rows, batch.prompt_lengths - 1].detach()
+        values = self.head(output.hidden_states[-1].detach(), batch.prompt_lengths)
         width = batch.response_ids.shape[1]
         before = (batch.prompt_lengths[:, None] - 1 + torch.arange(width)).clamp(max=output.logits.shape[1] - 1)
         logits = output.logits[rows[:, None], before].float() / self.setup.temperature
@@ -107,7 +106,7 @@ class BareLoop:
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, batch.response_ids[..., None])[..., 0]
         entropy = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else torch.zeros_like(chosen)
-        return PolicyOutput(chosen, entropy, self.head(state)[:, 0])
+        return PolicyOutput(chosen, entropy, values)
 
     def update(self, trajectories: Any, whole: list, minibatches: list) -> None:
         import torch

@@ -77,6 +77,7 @@ class LearnerRank:
             dtype=getattr(torch, setup.model.dtype),
             lora=setup.learner.lora,
             value_hidden=setup.model.value_hidden,
+            value_attention=setup.model.value_attention,
             gradient_checkpointing=setup.learner.gradient_checkpointing,
             value_gradient=self.algorithm.value_gradient,
             seed=setup.seed,
@@ -122,6 +123,7 @@ class LearnerRank:
         behaviour = trajectories.ragged("behaviour_logprobs", np.float32)
         metrics = mismatch_metrics(evaluation.logprobs, behaviour, versions, self.version)
         targets = self.algorithm.targets(trajectories, evaluation)
+        self.model.value_head.rescale(targets.value_gain, targets.value_shift)
         self._set_learning_rates(update_index)
         self.engine.train(False, checkpointing=setup.learner.gradient_checkpointing)
 
@@ -277,11 +279,9 @@ class LearnerRank:
     def _set_learning_rates(self, update_index: int) -> None:
         from learner.schedules import learning_rate
 
-        learner, total = self.setup.learner, self.setup.total_updates
-        self.engine.set_learning_rates(
-            module=learning_rate(learner, learner.learning_rate, update_index, total),
-            head=learning_rate(learner, learner.value_rate, update_index, total),
-        )
+        settings = self.setup.learner
+        rate, of_head = learning_rate(settings, update_index, self.setup.total_updates), settings.value_learning_rate
+        self.engine.set_learning_rates(module=rate, head=rate if of_head is None else of_head)
 
     def _check_step(self, result: StepResult, trajectories: TrajectoryBatch) -> None:
         """Count a step left out because its numbers are not finite. Raises `NotFinite` at the third in a row."""

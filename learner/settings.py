@@ -41,7 +41,9 @@ class LearnerSettings(Section):
         "null: `training.updates`. `coso resume --updates` fixes it, so that no update's rate changes.",
     )
     value_learning_rate: PositiveFloat | None = Field(
-        None, description="Learning rate of the value head; null: that of the policy."
+        None,
+        description="Learning rate of the value head, the same in all updates: returns change as long as the policy "
+        "does. null: that of the policy, with its schedule.",
     )
     weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")
     betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="AdamW betas.")
@@ -58,11 +60,6 @@ class LearnerSettings(Section):
     collective_deadline_s: PositiveFloat = Field(
         600.0, description="How long a rank waits for the others in one exchange, seconds."
     )
-
-    @property
-    def value_rate(self) -> float:
-        """Learning rate of the value head at update 0."""
-        return self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
 
 
 class EntropySettings(Section):

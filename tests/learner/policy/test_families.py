@@ -75,7 +75,7 @@ def test_logprobs_and_entropies_equal_the_familys_own_logits(tiny, policy):
 def test_a_step_does_not_depend_on_its_batch(tiny, policy):
     trajectories = steps(tiny.chat, *_steps(tiny))
     builder = BatchBuilder(tiny.chat)
-    torch.nn.init.normal_(policy.value_head[-1].weight)
+    torch.nn.init.normal_(policy.value_head.mlp[-1].weight)
     with torch.no_grad():
         together = _run(policy, tiny, builder.build(trajectories, [2, 0, 1]))
         for row, index in enumerate([2, 0, 1]):
