@@ -15,8 +15,9 @@ from rich.table import Table
 from cluster.config.files import config_of_words, keyword_arguments
 from cluster.errors import CosoError
 
-#: `coso/NumberLine-v0`, `module:Name-v0`: an environment, where no folder has that name.
-ENVIRONMENT_ID = re.compile(r"^([\w.]+:)?([\w-]+/)?[\w-]+-v\d+$")
+#: `coso/NumberLine-v0`, `module:Name-v0`: an environment, where no folder has that name. A hub name has no colon, and
+#: another organisation before its slash.
+ENVIRONMENT_ID = re.compile(r"(coso/|[\w.]+:([\w-]+/)?)[\w-]+(-v\d+)?")
 #: A check's name, whether it works (None: was not tried), what was found.
 Row = tuple[str, bool | None, str]
 STATES = {True: "works", False: "[bold red]does not work[/]", None: "not tried"}
@@ -42,7 +43,7 @@ def check(
     Exit code 1 if something does not work. A model is served by an engine and run by the learner for this, which takes
     a minute.
     """
-    environment = ENVIRONMENT_ID.match(target) is not None and not Path(target).exists()
+    environment = ENVIRONMENT_ID.fullmatch(target) is not None and not Path(target).exists()
     rows = _environment_rows(target, words or []) if environment else _model_rows(target, words or [])
     Console().print(results_table(target, rows))
     if broken := sum(works is False for _, works, _ in rows):
