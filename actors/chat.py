@@ -16,10 +16,12 @@ import re
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.chat_template import NotAVisionLanguageModel, chance, chat_template
 from envs.parsing import without_surrogates
 
 if TYPE_CHECKING:
@@ -37,36 +39,42 @@ TEXT_MARK = "<|coso text of the environment|>"
 #: must get the prompt that the engine saw.
 TEMPLATE_DATE = datetime(2025, 1, 1)
 
-
-class NotAVisionLanguageModel(ValueError):
-    """The named path holds no Hugging Face vision-language model that this project can use."""
+#: By `model_type`: what a per-token input of the forward pass is at an answer's tokens, if not 0. PaliGemma's 0 marks
+#: the prefix, whose tokens see each other both ways: an answer marked so would see its own future.
+ANSWER_KINDS = {"paligemma": {"token_type_ids": 1}}
 
 
 class ChatProcessor:
     """A model's processor: turns chat prompts into token ids, and answers into text, action part and end tokens.
 
-    This is the one place that reads a model's folder for engine and learner. It checks all that they need of it (see
-    `NotAVisionLanguageModel`'s messages), so that a folder which lacks something is refused before anything starts.
+    Engine and learner both use it. It checks what they need of tokenizer, template and processor;
+    `actors.model_folder.read_model` also looks at the weights' files and at what the engine can serve.
     """
 
     def __init__(self, path: str) -> None:
         """path: a folder or hub name of a Hugging Face VLM. Raises `NotAVisionLanguageModel`."""
-        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
         try:
             # A model folder is data. Without the argument, a terminal is asked whether to run the folder's code.
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
+            try:
+                generation = GenerationConfig.from_pretrained(path)
+            except OSError:
+                if (Path(path) / "generation_config.json").exists():
+                    raise
+                generation = GenerationConfig()  # the model states no generation settings, which it need not
+        except ImportError as error:
+            raise NotAVisionLanguageModel(
+                f"model.path {path!r} cannot be loaded as a vision-language model here: "
+                f"{_first_line(error).partition('. ')[0]}. Install that, or name a model that needs none."
+            ) from error
+        except Exception as error:  # files of others make the libraries raise anything
             raise NotAVisionLanguageModel(
                 f"model.path {path!r} cannot be loaded as a vision-language model: {_first_line(error)}. "
                 "Name a folder with config.json, weights, tokenizer and processor files, or a hub model."
             ) from error
-        try:
-            generation = GenerationConfig.from_pretrained(path)
-        except OSError:  # the model states no generation settings, which it need not
-            generation = GenerationConfig()
         self._take(path, config, processor, generation.eos_token_id)
 
     @classmethod
@@ -88,7 +96,7 @@ class ChatProcessor:
         self.config = config
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
-        self._template = _chat_template(path, processor)
+        self._template = chat_template(path, processor)
         ends = self.tokenizer.eos_token_id if eos_token_id is None else eos_token_id
         #: Ids that end an answer: the generation config's, else the tokenizer's.
         self.eos_token_ids: list[int] = sorted(ends) if isinstance(ends, list) else [ends]
@@ -130,14 +138,21 @@ class ChatProcessor:
             count = self._skeleton.count(TEXT_MARK)
             if count != 1:
                 raise ValueError(f"the template writes a message's text {count} times, not once")
-            if chance := _chance(self._template):
-                raise ValueError(f"the template uses {chance}, so that it writes another prompt each time")
-            self.encode_prompt("", Image.new("RGB", (224, 224), (128, 128, 128)))
+            if random := chance(self._template):
+                raise ValueError(f"the template uses {random}, so that it writes another prompt each time")
+            ids = self.encode_prompt("", Image.new("RGB", (224, 224), (128, 128, 128)))["input_ids"][0].tolist()
         except Exception as error:  # a template and a processor are code of others and may raise anything
             raise NotAVisionLanguageModel(
                 f"model.path {self.path!r}: its chat template and processor make no prompt of one image and a text: "
                 f"{_first_line(error)}. Look at chat_template.jinja: it must write content of the types image and text."
             ) from error
+        if self.image_token_id is not None and self.image_token_id not in ids:
+            raise NotAVisionLanguageModel(
+                f"model.path {self.path!r}: token {self.image_token_id} stands for images (image_token_id or "
+                "image_token_index in config.json), but the processor's prompts do not have it. In the tokenizer it is "
+                f"{self.tokenizer.convert_ids_to_tokens(self.image_token_id)!r}. Save tokenizer, processor and config "
+                "of the same model."
+            )
 
     @cached_property
     def _skeleton(self) -> str:
@@ -185,7 +200,9 @@ class ChatProcessor:
     def encode_image(self, image: Image.Image) -> dict[str, Any]:
         """What `encode_prompt` returns, with one mark in place of the text: its part that takes time, and the same for
         every prompt about this image."""
-        return dict(self._marked_processor(text=[self._skeleton], images=[[image]], return_tensors="pt"))
+        inputs = dict(self._marked_processor(text=[self._skeleton], images=[[image]], return_tensors="pt"))
+        inputs.pop("labels", None)  # PaliGemma's processor adds them: they are no input of a forward pass
+        return inputs
 
     def with_text(self, inputs: dict[str, Any], prompt: str) -> dict[str, Any]:
         """Those of `encode_image`'s tensors that have one number per token, with the prompt's text in its place."""
@@ -202,6 +219,11 @@ class ChatProcessor:
                 middle = text if name == "input_ids" else same_kind
                 whole[name] = torch.cat([tensor[:, :position], middle, tensor[:, position + 1 :]], dim=1)
         return whole
+
+    @property
+    def answer_kinds(self) -> dict[str, int]:
+        """Values of the per-token inputs (`token_type_ids`, …) at an answer's tokens; 0 where not named."""
+        return ANSWER_KINDS.get(self.config.model_type, {})
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text as nothing but text: `<image>` or an end token's name in it becomes several ordinary tokens.
@@ -301,6 +323,12 @@ class ChatProcessor:
     def _decode_raw(self, ids: np.ndarray | list[int]) -> str:
         return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    @property
+    def image_token_id(self) -> int | None:
+        """The token that stands for an image, or a part of one, in a prompt; None where the config names none."""
+        named = (getattr(self.config, name, None) for name in ("image_token_id", "image_token_index"))
+        return next((index for index in named if isinstance(index, int)), None)
+
     @cached_property
     def pad_token_id(self) -> int:
         pad = self.tokenizer.pad_token_id
@@ -319,19 +347,6 @@ class ChatProcessor:
         return sorted((self._tokenizers_special_ids | named) - set(self.eos_token_ids))
 
 
-def _chat_template(path: str, processor: Any) -> str:
-    """The processor's, else the tokenizer's; of several templates the one named "default"."""
-    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    if not template:
-        raise NotAVisionLanguageModel(
-            f"model.path {path!r} has no chat template, so it is unknown how to write a prompt for it. "
-            "Add chat_template.jinja to the model's folder."
-        )
-    return str(template)
-
-
 def _without_prefix_space(stage: dict[str, Any] | None) -> dict[str, Any] | None:
     """A normalizer or pre-tokenizer, as tokenizer.json states it, without what puts a space in front of a text."""
     if stage is None or stage["type"] == "Prepend":
@@ -345,26 +360,6 @@ def _without_prefix_space(stage: dict[str, Any] | None) -> dict[str, Any] | None
     if "add_prefix_space" in changed:
         changed["add_prefix_space"] = False
     return changed
-
-
-def _chance(template: str) -> str | None:
-    """What makes a chat template random: the filter `random` or the function `lipsum`. None for any other template.
-
-    The sandbox that renders it has no clock but `strftime_now`, no environment and no files.
-    """
-    from jinja2 import Environment
-
-    tokens = [
-        (kind, text)
-        for _, kind, text in Environment().lex(template)
-        if kind not in ("whitespace", "comment", "data", "raw_begin", "raw_end")
-    ]
-    for before, token in pairwise([("", ""), *tokens]):
-        if token == ("name", "random") and before == ("operator", "|"):
-            return "the filter 'random'"
-        if token == ("name", "lipsum") and before != ("operator", "."):
-            return "the function 'lipsum'"
-    return None
 
 
 def _common_prefix(left: str, right: str, known: int) -> int:

@@ -84,7 +84,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
 
     config = absolute_paths(config)
     preflight(config)
-    require_model(config)
+    require_model(config, trained=False)
     # Always in lock-step, so that the same model gives the same result.
     config = validate({**config.model_dump(), "mode": "sync"})
 

@@ -20,8 +20,8 @@ FOLDERS = {
 }
 #: Inside `cluster/`, from the top down: a room may import those below it.
 ROOMS = (
-    "cli", "training", "report", "run", "demonstrations", "launch", "fleet", "play", "telemetry", "config",
-    "environments", "replacing", "errors",
+    "cli", "model_check", "training", "report", "run", "demonstrations", "launch", "fleet", "play", "telemetry",
+    "config", "environments", "replacing", "errors",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
+from actors.model_folder import read_model
 from actors.settings import ModelSettings, PolicyServerSettings, Transport
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def start_engine(
     Path(launch.temp_folder).mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = None  # Python may have cached another folder before this one existed
     try:
-        chat = ChatProcessor(model.path)
+        chat = read_model(model.path, device=settings.device)
     except NotAVisionLanguageModel as error:
         raise ModelNotServable(str(error)) from error
     from vllm.engine.arg_utils import AsyncEngineArgs

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli import alfworld
+from cluster.cli.check import check
 from cluster.cli.config import show_config
 from cluster.cli.demos import demos
 from cluster.cli.evaluate import evaluate
@@ -62,6 +63,7 @@ app.command()(report)
 app.command()(influence)
 app.command()(serve)
 app.command()(play)
+app.command()(check)
 app.command("config")(show_config)
 app.add_typer(fleet_app, name="fleet")
 app.add_typer(alfworld.app)

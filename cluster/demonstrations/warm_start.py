@@ -42,6 +42,8 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
     config = absolute_paths(config)
     settings = config.warm_start
     output = Path(settings.output)
+    if not settings.make_model:
+        _require_start_model(config.model.path)
     with replaced_folder(output, "model folder", "config.json", overwrite) as model:
         shown = demonstrations(config)
         start = config.model.path
@@ -51,6 +53,17 @@ def warm_start(config: RunConfig, overwrite: bool = False) -> Path:
                 _make_model(config, shown, start)
             _fine_tune(config, shown, start, model)
     return output
+
+
+def _require_start_model(path: str) -> None:
+    """Raise `CosoError` for a model that cannot be fine-tuned, before demonstrations are collected."""
+    from actors.chat import NotAVisionLanguageModel
+    from actors.model_folder import read_model
+
+    try:
+        read_model(path, trained=True)
+    except NotAVisionLanguageModel as error:
+        raise CosoError(str(error)) from None
 
 
 def demonstrations(config: RunConfig) -> Demonstrations:

@@ -17,10 +17,11 @@ class ModelPlayer:
         import torch
         from transformers import AutoModelForImageTextToText
 
-        from actors.chat import ChatProcessor, NotAVisionLanguageModel
+        from actors.chat import NotAVisionLanguageModel
+        from actors.model_folder import read_model
 
         try:
-            self._chat = ChatProcessor(path)
+            self._chat = read_model(path)
             self._model: Any = AutoModelForImageTextToText.from_pretrained(path).eval()
         except (NotAVisionLanguageModel, OSError, ValueError) as error:
             raise CosoError(str(error)) from error

@@ -13,6 +13,7 @@ import ray
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.generation import Refusal
+from actors.model_folder import read_model
 from actors.rollouts.policy_client import PolicyClient
 from actors.rollouts.stream import TrajectoryStream
 from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry, check_received
@@ -40,8 +41,9 @@ STOP_DEADLINE_S = 10.0
 STREAM_CONCURRENCY = 1_000_000
 
 
-def require_model(config: RunConfig) -> ChatProcessor:
-    """The processor of `model.path`. Raises `CosoError` where there is no model that can be used."""
+def require_model(config: RunConfig, trained: bool = True) -> ChatProcessor:
+    """The processor of `model.path`. trained: whether a learner trains it. Raises `CosoError` where there is no model
+    that can be used."""
     path = config.model.path
     if not path or not (Path(path).exists() or may_be_on_hub(path)):
         raise CosoError(
@@ -49,7 +51,7 @@ def require_model(config: RunConfig) -> ChatProcessor:
             "name a folder or hub name of a Hugging Face vision-language model."
         )
     try:
-        return ChatProcessor(path)
+        return read_model(path, device=config.policy_server.device, trained=trained)
     except NotAVisionLanguageModel as error:
         raise CosoError(str(error)) from None
 

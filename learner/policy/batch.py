@@ -143,6 +143,7 @@ class BatchBuilder:
             action_masks,
             [columns.behaviour_logprobs[row] for row in rows],
             [columns.influence[row] for row in rows],
+            self._chat.answer_kinds,
             _repeated(shown) if share_prompts else None,
         )
 
@@ -159,7 +160,7 @@ class BatchBuilder:
                 raise ValueError(f"step {row} of the batch has no final observation to take a value of")
             prompts.append(self._encode(trajectories, prompt, image, columns.final_prompt_ids[row]))
         nothing = [np.empty(0, np.int64) for _ in rows]
-        return _assemble(prompts, nothing, nothing, nothing, nothing)
+        return _assemble(prompts, nothing, nothing, nothing, nothing, self._chat.answer_kinds)
 
     def _encode(
         self, trajectories: TrajectoryBatch, prompt: str, image: str, expected_ids: np.ndarray
@@ -200,16 +201,17 @@ def _assemble(
     action_masks: list[np.ndarray],
     behaviour_logprobs: list[np.ndarray],
     influence: list[np.ndarray],
+    answer_kinds: dict[str, int],
     repeated: tuple[list[int], list[int]] | None = None,
 ) -> TokenBatch:
     """repeated: see `_repeated`; None: every row has a prompt of its own."""
     prompt_lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     response_lengths = [len(ids) for ids in responses]
     if repeated is None:
-        model_inputs = _model_inputs(prompts, responses)
+        model_inputs = _model_inputs(prompts, responses, answer_kinds)
     else:
         distinct = [prompts[row] for row in repeated[0]]
-        model_inputs = _model_inputs(distinct, [np.empty(0, np.int64)] * len(distinct))
+        model_inputs = _model_inputs(distinct, [np.empty(0, np.int64)] * len(distinct), answer_kinds)
     return TokenBatch(
         model_inputs=model_inputs,
         prompt_lengths=torch.tensor(prompt_lengths),
@@ -234,8 +236,10 @@ def _repeated(prompts: Sequence[Hashable]) -> tuple[list[int], list[int]] | None
     return [prompts.index(prompt) for prompt in first], [number[prompt] for prompt in prompts]
 
 
-def _model_inputs(prompts: list[dict[str, Tensor]], responses: list[np.ndarray]) -> dict[str, Tensor]:
-    """Prompts with a response behind each, as `TokenBatch.model_inputs`."""
+def _model_inputs(
+    prompts: list[dict[str, Tensor]], responses: list[np.ndarray], answer_kinds: dict[str, int]
+) -> dict[str, Tensor]:
+    """Prompts with a response behind each, as `TokenBatch.model_inputs`; answer_kinds: `ChatProcessor.answer_kinds`."""
     rows = len(prompts)
     width = max(prompt["input_ids"].shape[1] + len(ids) for prompt, ids in zip(prompts, responses, strict=True))
     input_ids = torch.zeros(rows, width, dtype=torch.int64)
@@ -254,8 +258,8 @@ def _model_inputs(prompts: list[dict[str, Tensor]], responses: list[np.ndarray])
             for part, prompt in zip(parts, prompts, strict=False)
         )
         if per_token:
-            # Token kinds (which tokens stand for an image): 0 is text in every family, so also in the response.
-            extended = torch.zeros(rows, width, dtype=parts[0].dtype)
+            # Kinds of tokens, for instance which stand for an image.
+            extended = torch.full((rows, width), answer_kinds.get(name, 0), dtype=parts[0].dtype)
             for row, part in enumerate(parts):
                 extended[row, : part.shape[1]] = part[0]
             model_inputs[name] = extended

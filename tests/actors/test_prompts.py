@@ -17,14 +17,14 @@ from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from envs.alfworld.commands import AnyCommandParser
 from envs.android.formats import PhoneParser
 from envs.parsing import KeywordParser, Parser, without_surrogates
-from tests.tiny_models import FAMILIES, PROMPT, make_idefics3, picture
+from tests.tiny_models import ALL_FAMILIES, FAMILIES, PROMPT, make_idefics3, picture
 
 IMAGE = Image.fromarray(picture())
 
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ChatProcessor]:
-    return {family: make(tmp_path_factory.mktemp(family)).chat for family, make in FAMILIES.items()}
+    return {family: make(tmp_path_factory.mktemp(family)).chat for family, make in ALL_FAMILIES.items()}
 
 
 def special_ids(chat: ChatProcessor) -> set[int]:
@@ -56,7 +56,7 @@ def test_no_text_writes_a_special_token_and_every_text_is_there(
     assert text in {chat.tokenizer.decode(ids[start : start + length]) for start in starts}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_the_learner_gets_the_same_text_whatever_it_says(chats: dict[str, ChatProcessor], family: str) -> None:
     chat = chats[family]
     special = special_ids(chat)

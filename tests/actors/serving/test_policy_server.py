@@ -37,6 +37,25 @@ def test_prompt_ids_are_those_of_the_models_own_processor(policy_server: LiveSer
         np.testing.assert_array_equal(answer.prompt_ids, expected)
 
 
+def test_what_coso_check_finds_of_a_live_engine(policy_server: LiveServer, reference: Reference) -> None:
+    """Engine and learner agree on its prompts, and an engine with other weights than the learner's is found."""
+    from cluster.config.run_config import RunConfig
+    from cluster.model_check import compared, sample_requests
+    from learner.policy.model import build_policy
+
+    config = RunConfig.model_validate({"model": {"path": reference.chat.path}})
+    requests = sample_requests(config)
+    answers = policy_server.ask("generate_batch", requests)
+    policy = build_policy(
+        reference.model, lora=None, value_hidden=(4,), gradient_checkpointing=False, value_gradient=True, seed=0
+    ).eval()
+    found = list(compared(config, reference.chat, policy, requests, answers))
+    assert [finding.what for finding in found] == ["engine", "engine's prompt ids", "log-probabilities"]
+    assert all(finding.works for finding in found)
+    reference.perturb(5)
+    assert [finding.works for finding in compared(config, reference.chat, policy, requests, answers)][-1] is False
+
+
 def test_logprobs_are_of_the_distribution_sampled_from(policy_server: LiveServer, reference: Reference) -> None:
     """Temperature and the ban on special tokens included, against log_softmax by hand."""
     for temperature in (0.5, 1.0, 1.7):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +19,13 @@ import yaml
 from PIL import Image
 
 from cluster.cli import main as cli
+from cluster.cli.check import ENVIRONMENT_ID
 from cluster.config.files import load_config
 from cluster.config.run_config import RunConfig
 from cluster.run.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ["train", "warmstart", "demos", "resume", "eval", "report", "influence", "serve", "play", "config"]
+COMMANDS = ["train", "warmstart", "demos", "resume", "eval", "report", "influence", "serve", "play", "check", "config"]
 
 
 @dataclass
@@ -68,11 +70,55 @@ def told(ended: Ended, *parts: str) -> None:
 @pytest.fixture(scope="module")
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from learner.supervised.default_model import make_default_vlm
-    from tests.tiny_models import TINY as SIZES
+    from tests.tiny_models import SMALL as SIZES  # heads of a width that the engine has a kernel for
 
     folder = tmp_path_factory.mktemp("tiny_vlm")
     make_default_vlm(folder, ["what is it", "it is this"], [np.zeros((8, 8, 3), np.uint8)], SIZES, seed=0)
     return folder
+
+
+# ---------------------------------------------------------------- check
+
+
+def test_check_says_what_is_missing_in_a_model_folder(coso: Coso, tiny_vlm: Path) -> None:
+    broken = Path(shutil.copytree(tiny_vlm, "broken"))
+    (broken / "model.safetensors").unlink()
+    ended = coso("check", "broken")
+    assert ended.code == 1 and "coso: 1 of 1 checks of broken do not work" in ended.err
+    assert "no weights" in " ".join(ended.out.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "model.path=broken"),
+        ("eval", "model.path=broken"),
+        ("warmstart", "model.path=broken", "warm_start.make_model=false"),
+        ("play", "coso/NumberLine-v0", "--model", "broken"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_reads_the_model_folder_before_it_starts(
+    coso: Coso, tiny_vlm: Path, words: tuple[str, ...]
+) -> None:
+    broken = Path(shutil.copytree(tiny_vlm, "broken"))
+    (broken / "model.safetensors").write_bytes(b"cut off")
+    told(coso(*words), "broken/model.safetensors is broken or cut off", "Copy it again")
+    assert [path.name for path in Path().iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize(
+    ("target", "environment"),
+    [
+        ("coso/NumberLine-v0", True),
+        ("my_games.lamp:Lamp-v0", True),
+        ("my_games:coso/Lamp-v0", True),
+        ("models/numberline", False),
+        ("organisation/model-v2", False),
+    ],
+)
+def test_what_check_takes_for_an_environment(target: str, environment: bool) -> None:
+    assert (ENVIRONMENT_ID.fullmatch(target) is not None) == environment
 
 
 # ---------------------------------------------------------------- help

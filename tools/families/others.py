@@ -1,0 +1,84 @@
+"""Tiny models of families with queries that ask a vision tower, and with experts in the text layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tools.families.parts import TinyVlm, chat_template, ends, finish, make_tokenizer, text_sizes
+
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def make_blip2(folder: Path) -> TinyVlm:
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    tokenizer = make_tokenizer([])
+    processor: Any = Blip2Processor(  # adds the image token
+        BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer, num_query_tokens=4
+    )
+    # The processor writes the image tokens itself, in front of everything.
+    processor.chat_template = chat_template("")
+    ids = tokenizer.get_vocab()
+    config = Blip2Config(
+        text_config={
+            "model_type": "opt",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "word_embed_proj_dim": 64,
+            "ffn_dim": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 4096,
+            "dropout": 0.0,
+            **ends(ids),
+        },
+        vision_config={**TOWER, "initializer_range": 0.02},
+        qformer_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "encoder_hidden_size": 32,
+        },
+        num_query_tokens=4,
+        image_token_index=ids["<image>"],
+    )
+    return finish(folder, Blip2ForConditionalGeneration, config, processor)
+
+
+def make_aria(folder: Path) -> TinyVlm:
+    from transformers import AriaConfig, AriaForConditionalGeneration, AriaProcessor
+    from transformers.models.aria.image_processing_pil_aria import AriaImageProcessorPil
+
+    tokenizer = make_tokenizer(["<image>"])
+    ids = tokenizer.get_vocab()
+    config = AriaConfig(
+        text_config={
+            "model_type": "aria_text",
+            **text_sizes(len(tokenizer)),
+            "moe_num_experts": 2,
+            "moe_topk": 1,
+            "moe_num_shared_experts": 1,
+            **ends(ids),
+        },
+        vision_config={**TOWER, "model_type": "idefics3_vision", "image_size": 980, "patch_size": 70},
+        projector_patch_to_query_dict={49: 4, 196: 8},
+        image_token_index=ids["<image>"],
+    )
+    processor = AriaProcessor(
+        image_processor=AriaImageProcessorPil(),
+        tokenizer=tokenizer,
+        size_conversion={490: 4, 980: 8},
+        chat_template=chat_template("<image>"),
+    )
+    return finish(folder, AriaForConditionalGeneration, config, processor)
