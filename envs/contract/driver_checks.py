@@ -32,6 +32,7 @@ SAME_SCREEN = 0.02
 
 def screenshot(device: Device) -> Passed:
     """A screenshot is an RGB picture of the screen's size, and belongs to whoever asked for it."""
+    device.reset(Start())
     begun = time.perf_counter()
     first = _screen(device)
     seconds = time.perf_counter() - begun

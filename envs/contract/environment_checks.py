@@ -22,7 +22,7 @@ from envs.labels import NOT_APPLICABLE
 from envs.parsing import Parser
 
 #: Steps within which an episode must end.
-LONGEST_EPISODE = 5_000
+LONGEST_EPISODE = 2_000
 SEED = 1
 
 
@@ -75,7 +75,6 @@ def spaces(subject: Environment) -> Passed:
                 "envs.spaces.AnyText()"
             )
         rng = np.random.default_rng(SEED)
-        player.env.reset(seed=SEED)
         for outcome in _play(player, 20, rng):
             for name, value in outcome.returned[0].items():
                 if name in space.spaces and not space[name].contains(value):
@@ -301,7 +300,7 @@ def times(subject: Environment) -> Passed:
     """Resets and steps end well within the deadline of a run."""
     rng = np.random.default_rng(SEED)
     with Player(subject) as player:
-        for _ in _play(player, 200, rng):
+        for _ in _play(player, 200, rng, cheap=True):
             pass
         measured = {}
         for name, seconds in (("reset", player.reset_s), ("step", player.step_s)):
@@ -329,13 +328,13 @@ ENVIRONMENT_CHECKS: dict[str, Callable[..., Passed]] = {
 }  # fmt: skip
 
 
-def _play(player: Player, steps: int, rng: np.random.Generator) -> Any:
+def _play(player: Player, steps: int, rng: np.random.Generator, cheap: bool = False) -> Any:
     """Up to `steps` steps of as many episodes as that takes, within the time for one check."""
     deadline = time.monotonic() + player.subject.play_s
     for number in range(steps):
         if player.over:
             player.reset(SEED + number)
-        yield player.step(player.answer(rng))
+        yield player.step(player.answer(rng, cheap))
         if time.monotonic() > deadline:
             return
 

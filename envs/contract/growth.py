@@ -18,7 +18,7 @@ WINDOWS = 4
 RESETS_PER_WINDOW = 3
 #: A measure grows if it grew by more than this in each window after the first (which fills caches), and by more than
 #: this over all of them. Python's bytes, resident bytes (with those of libraries): per step; files and threads: per window.
-LIMITS = {"python_bytes": (256, 256 << 10), "resident_bytes": (8 << 10, 16 << 20), "files": (2, 6), "threads": (2, 6)}
+LIMITS = {"files": (2, 6), "threads": (2, 6), "python_bytes": (256, 256 << 10), "resident_bytes": (8 << 10, 16 << 20)}
 
 
 def growth_of_memory(player: Player, rng: np.random.Generator) -> Passed:
@@ -72,7 +72,7 @@ def _window(player: Player, steps: int, rng: np.random.Generator) -> None:
     for _ in range(steps):
         if player.over:
             player.reset(int(rng.integers(2**31)))
-        player.step(player.answer(rng))
+        player.step(player.answer(rng, cheap=True))
     player.reset_s.clear()
     player.step_s.clear()
 

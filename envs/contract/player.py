@@ -108,7 +108,7 @@ class Player:
         """A new episode: (observation, info)."""
         self.calls, self._steps = f"reset(seed={seed})", 0
         begun = time.perf_counter()
-        returned = self._call(lambda: self.env.reset(seed=seed))
+        returned = self._call(lambda: self.env.reset(seed=seed, options=None))  # as a run calls it
         self.reset_s.append(time.perf_counter() - begun)
         self.over = False
         return self._checked(lambda: self._output.reset(returned))  # type: ignore[no-any-return]
@@ -127,11 +127,13 @@ class Player:
         self.over = terminated or truncated
         return Outcome(observation, reward, self.over, info, returned)
 
-    def answer(self, rng: np.random.Generator) -> str:
-        """An utterance for the current state: the expert's, a random action, a given one; else nonsense."""
-        sources = [self._expert, self._random, self._given]
-        for source in (*rng.permutation(len(sources)), None):
-            utterance = None if source is None else sources[source](rng)
+    def answer(self, rng: np.random.Generator, cheap: bool = False) -> str:
+        """An utterance for the current state: the expert's, a random action, a given one; else nonsense.
+
+        cheap: the expert, who may think for long and remember much, is asked last."""
+        sources = [self._random, self._given, self._expert]
+        for number in (0, 1, 2) if cheap else rng.permutation(3):
+            utterance = sources[number](rng)
             if utterance is not None:
                 return utterance
         return NONSENSE[rng.integers(len(NONSENSE) - 3)]  # the last ones are long
@@ -190,8 +192,8 @@ def described(error: BaseException) -> str:
     except Exception:
         said = "(no message: its __str__ fails)"
     frames = traceback.extract_tb(error.__traceback__)
-    ours = os.path.dirname(__file__)
-    theirs = [frame for frame in frames if not frame.filename.startswith((ours, "<frozen"))]
+    others = (os.path.dirname(__file__), os.path.dirname(os.__file__), "<frozen")  # this package, libraries
+    theirs = [frame for frame in frames if not frame.filename.startswith(others) and "site-packages" not in frame.filename]
     place = theirs[-1] if theirs else frames[-1] if frames else None
     where = f" ({place.filename}:{place.lineno} in {place.name})" if place else ""
     return f"{type(error).__name__}: {said}{where}"

@@ -11,7 +11,7 @@ PACKAGE = "envs.contract"
 
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
     # Other runs of pytest keep their own options: `--env` may be one of theirs.
-    if not any(argument.partition("::")[0].rstrip("/").endswith((PACKAGE, "envs/contract")) for argument in args):
+    if not _asked(args):
         return
     group = parser.getgroup("coso-rl", "the contract of environments and phone drivers")
     group.addoption("--env", metavar="ID", help="gymnasium id of the environment, or module:Name-v0")
@@ -23,13 +23,10 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
     group.addoption("--check-deadline", metavar="S", type=float, default=120.0, help="of one check, seconds")
 
 
-def pytest_generate_tests(metafunc: Any) -> None:
-    if metafunc.module.__name__ != f"{PACKAGE}.test_contract":
-        return
-    from envs.contract.session import DRIVER_CHECK_NAMES, ENVIRONMENT_CHECK_NAMES
+def _asked(arguments: list[str]) -> bool:
+    return any(PACKAGE in argument.replace("/", ".") for argument in arguments)
 
-    names = {"environment_check": ENVIRONMENT_CHECK_NAMES, "driver_check": DRIVER_CHECK_NAMES}
-    for argument, checks in names.items():
-        if argument in metafunc.fixturenames:
-            asked = metafunc.config.getoption("--env" if argument == "environment_check" else "--driver", None)
-            metafunc.parametrize(argument, checks if asked else [], scope="session")
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not (config.getoption("--env", None) or config.getoption("--driver", None)) and _asked(config.args):
+        raise pytest.UsageError("name what to test: --env ID (module:Name-v0), or --driver NAME (module:Class)")

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from envs.contract.session import Session, Subject
+from envs.contract.session import DRIVER_CHECK_NAMES, ENVIRONMENT_CHECK_NAMES, Session, Subject
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "environment_check" in metafunc.fixturenames:
+        metafunc.parametrize("environment_check", ENVIRONMENT_CHECK_NAMES if metafunc.config.getoption("--env") else [])
+    if "driver_check" in metafunc.fixturenames:
+        metafunc.parametrize("driver_check", DRIVER_CHECK_NAMES if metafunc.config.getoption("--driver") else [])
 
 
 def options(config: pytest.Config, name: str) -> dict[str, Any]:
