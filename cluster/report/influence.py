@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
-from actors.trajectory import SchemaMismatch, TrajectoryBatch, TrajectoryLog
+from actors.trajectory import UnreadableTrajectory, TrajectoryBatch, TrajectoryLog
 from cluster.config.run_config import RunConfig
 from cluster.environments import require_environment
 from cluster.errors import CosoError
@@ -126,7 +126,7 @@ def _read(run: RunFolder, updates: Sequence[int]) -> dict[int, TrajectoryBatch]:
         raise CosoError(f"{run.path} has no trajectories of update {missing[0]}; it has {logged[0]} to {logged[-1]}")
     try:
         return {update: log.read(update) for update in wanted}
-    except SchemaMismatch as error:
+    except UnreadableTrajectory as error:
         raise CosoError(str(error)) from None
 
 

@@ -106,7 +106,11 @@ def inspect(device: Device) -> Passed:
         return Passed(note="no inspect, which only the evaluator 'state' and the expert need")
     device.reset(Start())
     seen: dict[str, Any] = device.inspect()
-    if not isinstance(seen, dict) or not isinstance(seen.get("state"), dict) or not isinstance(seen.get("targets"), list):
+    if (
+        not isinstance(seen, dict)
+        or not isinstance(seen.get("state"), dict)
+        or not isinstance(seen.get("targets"), list)
+    ):
         raise Broken(f"inspect() must return {{'state': {{…}}, 'targets': […]}}, not {shown(seen)}")
     for target in seen["targets"]:
         if not {"id", "x", "y", "shown"} <= set(target):

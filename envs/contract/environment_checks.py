@@ -46,9 +46,13 @@ def outputs(subject: Environment) -> Passed:
         for outcome in _play(player, 50, rng):
             steps += 1
             valid += outcome.info["valid"]
-    note = "" if valid else (
-        "no utterance was valid: name some that are (--utterance), or define expert_utterance or random_action, else "
-        "only invalid ones are checked"
+    note = (
+        ""
+        if valid
+        else (
+            "no utterance was valid: name some that are (--utterance), or define expert_utterance or random_action, else "
+            "only invalid ones are checked"
+        )
     )
     return Passed({"steps": steps, "valid_share": valid / steps}, note)
 

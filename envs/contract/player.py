@@ -121,9 +121,7 @@ class Player:
         returned = self._call(lambda: self.env.step(utterance))
         self.step_s.append(time.perf_counter() - begun)
         self._steps += 1
-        observation, reward, terminated, truncated, info = self._checked(
-            lambda: self._output.step(returned, utterance)
-        )
+        observation, reward, terminated, truncated, info = self._checked(lambda: self._output.step(returned, utterance))
         self.over = terminated or truncated
         return Outcome(observation, reward, self.over, info, returned)
 
@@ -193,7 +191,9 @@ def described(error: BaseException) -> str:
         said = "(no message: its __str__ fails)"
     frames = traceback.extract_tb(error.__traceback__)
     others = (os.path.dirname(__file__), os.path.dirname(os.__file__), "<frozen")  # this package, libraries
-    theirs = [frame for frame in frames if not frame.filename.startswith(others) and "site-packages" not in frame.filename]
+    theirs = [
+        frame for frame in frames if not frame.filename.startswith(others) and "site-packages" not in frame.filename
+    ]
     place = theirs[-1] if theirs else frames[-1] if frames else None
     where = f" ({place.filename}:{place.lineno} in {place.name})" if place else ""
     return f"{type(error).__name__}: {said}{where}"

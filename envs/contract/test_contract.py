@@ -34,7 +34,11 @@ def environment_session(request: pytest.FixtureRequest) -> Iterator[Session]:
     config = request.config
     times = {"deadline_s": config.getoption("--deadline"), "check_s": config.getoption("--check-deadline")}
     subject = Subject(
-        "environment", config.getoption("--env"), options(config, "--env-kwarg"), config.getoption("--utterance"), **times
+        "environment",
+        config.getoption("--env"),
+        options(config, "--env-kwarg"),
+        config.getoption("--utterance"),
+        **times,
     )
     with Session(subject) as session:
         yield session

@@ -68,7 +68,9 @@ def difference(first: Trace, second: Trace) -> str | None:
 
 def fingerprints(seed: int, step: int, returned: Any) -> dict[str, str]:
     """Fingerprints of (observation, info) of a reset or of all five items of a step."""
-    names = ("observation", "info") if len(returned) == 2 else ("observation", "reward", "terminated", "truncated", "info")
+    names = (
+        ("observation", "info") if len(returned) == 2 else ("observation", "reward", "terminated", "truncated", "info")
+    )
     found = {"call": f"seed {seed}, {f'step {step}' if step else 'reset'}"}
     for name, value in zip(names, returned, strict=True):
         if isinstance(value, Mapping):

@@ -62,7 +62,9 @@ def _driver_check(subject: Subject, name: str) -> Passed:
     try:
         device = open_device(subject.name, subject.options)
     except Exception as error:
-        raise Broken(f"the driver {subject.name!r} cannot be opened with {subject.options}: {described(error)}") from error
+        raise Broken(
+            f"the driver {subject.name!r} cannot be opened with {subject.options}: {described(error)}"
+        ) from error
     try:
         return DRIVER_CHECKS[name](device)
     finally:

@@ -150,7 +150,9 @@ def test_the_action_begins_inside_the_utterance_or_nowhere() -> None:
         assert type(info["action_start"]) is int and info["action_start"] == start
     assert stepped()[4]["action_start"] is None and stepped(action_start=None)[4]["action_start"] is None
     for start in (-1, len(UTTERANCE) + 1, 2**40, 1.0, True, "3", [1], np.array([1, 2])):
-        with pytest.raises(EnvironmentOutputError, match=r"action_start\"\] = .*, expected the position .* 0 to 15, or N"):
+        with pytest.raises(
+            EnvironmentOutputError, match=r"action_start\"\] = .*, expected the position .* 0 to 15, or N"
+        ):
             stepped(action_start=start)
 
 

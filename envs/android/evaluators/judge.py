@@ -42,7 +42,7 @@ _STATUS = re.compile(r"^\W{0,4}status\W{1,6}(success|failure)\b", re.IGNORECASE 
 _RETRIED_CODES = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
-class _TryAgain(Exception):
+class TryAgain(Exception):
     """A failure that may be temporary: the network, an overloaded server, an answer without a verdict."""
 
 
@@ -98,7 +98,7 @@ class JudgeEvaluator(Evaluator):
         retrying = Retrying(
             stop=stop_after_attempt(self._attempts),
             wait=wait_exponential_jitter(self._backoff_s, max=30.0, jitter=self._backoff_s / 4),
-            retry=retry_if_exception_type(_TryAgain),
+            retry=retry_if_exception_type(TryAgain),
         )
         try:
             return retrying(self._ask_once, body)
@@ -118,18 +118,11 @@ class JudgeEvaluator(Evaluator):
         except urllib.error.HTTPError as error:
             said = error.read(500).decode("utf-8", "replace")
             if error.code in _RETRIED_CODES:
-                raise _TryAgain(f"HTTP {error.code}: {said}") from error
+                raise TryAgain(f"HTTP {error.code}: {said}") from error
             raise EvaluatorError(f"the judge at {self._url} refuses: HTTP {error.code}: {said}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _TryAgain(f"{type(error).__name__}: {error}") from error
-        try:
-            text = json.loads(answer)["choices"][0]["message"]["content"]
-            found = _STATUS.findall(text)
-        except (ValueError, LookupError, TypeError) as error:
-            raise _TryAgain(f"the answer is not a chat completion: {answer[:200]!r}") from error
-        if len({status.lower() for status in found}) != 1:
-            raise _TryAgain(f"the answer does not have exactly one status line: {text[:200]!r}")
-        return found[0].lower() == "success"
+            raise TryAgain(f"{type(error).__name__}: {error}") from error
+        return read_status(answer)
 
     def _request(self, instruction: str, screens: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
         messages: list[dict[str, Any]] = [{"role": "system", "content": _INSTRUCTIONS}]
@@ -139,6 +132,18 @@ class JudgeEvaluator(Evaluator):
         pictures = [{"type": "image_url", "image_url": {"url": _data_url(screen)}} for screen in screens]
         messages.append({"role": "user", "content": [{"type": "text", "text": f"Task: {instruction}"}, *pictures]})
         return {"model": self._model, "messages": messages, "max_tokens": self._max_tokens, "temperature": 0}
+
+
+def read_status(answer: bytes) -> bool:
+    """Whether a chat completion, as JSON, says success. Raises `TryAgain` if it does not have exactly one status line."""
+    try:
+        text = json.loads(answer)["choices"][0]["message"]["content"]
+        found = _STATUS.findall(text)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:  # the last one: JSON that is nested deeply
+        raise TryAgain(f"the answer is not a chat completion: {answer[:200]!r}") from error
+    if len({status.lower() for status in found}) != 1:
+        raise TryAgain(f"the answer does not have exactly one status line: {text[:200]!r}")
+    return bool(found[0].lower() == "success")
 
 
 def _read_within(response: Any, deadline_s: float) -> bytes:

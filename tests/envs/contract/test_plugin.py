@@ -30,7 +30,9 @@ def test_the_suite_reports_each_check_of_an_environment_of_ones_own(tmp_path: Pa
         "gymnasium.register('mine/Game-v0', entry_point=NoSuccess)\n",
         encoding="utf-8",
     )
-    code, said = suite(tmp_path, "--env", "mine:mine/Game-v0", "-k", "makes or outputs or closes", "--env-kwarg", "invalid_action=noop")
+    code, said = suite(
+        tmp_path, "--env", "mine:mine/Game-v0", "-k", "makes or outputs or closes", "--env-kwarg", "invalid_action=noop"
+    )
     assert code == 1 and "1 failed, 2 passed" in said, said
     assert "mine:mine/Game-v0, outputs: mine:mine/Game-v0: step returned an info without 'success'" in said
 
