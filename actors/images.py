@@ -15,7 +15,6 @@ from blake3 import blake3
 
 from envs.png import decode_png as decode_png  # beside its counterpart, `encode_png`
 
-
 Value = TypeVar("Value")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -15,6 +15,7 @@ import faulthandler
 import gc
 import hashlib
 import json
+import logging
 import multiprocessing
 import random
 import signal
@@ -145,6 +146,7 @@ def _fuzz_by_name(name: str, scale: float, seed: int) -> dict[str, Any]:
     from benchmarks.fuzz_targets import targets
 
     faulthandler.enable()
+    logging.disable(logging.ERROR)
     note_hangs()
     with tempfile.TemporaryDirectory() as folder:
         target = targets(Path(folder), {name})[name]

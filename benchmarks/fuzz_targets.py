@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import json
-import logging
 import shutil
 import socketserver
 import struct
@@ -25,7 +23,6 @@ from actors.trajectory import TrajectoryBatch, TrajectoryLog, UnreadableTrajecto
 from benchmarks.fuzz import Target
 from cluster.config.files import load_config, to_yaml
 from cluster.errors import CosoError
-from cluster.report.figures import curve_figures
 from cluster.report.samples import influence_profiles, sample_episodes
 from cluster.run.run_folder import RunFolder
 from cluster.telemetry.metrics import read_metrics
@@ -50,13 +47,17 @@ PICTURE = np.indices((20, 30)).sum(axis=0)[:, :, None].repeat(3, axis=2).astype(
 PNG = encode_png(PICTURE)
 #: What an environment may return, and what it may not.
 SOUND: dict[str, Any] = {"image": PICTURE, "prompt": "Go.", "reward": 1.0, "terminated": False, "truncated": False,
-                         "action": "+", "action_labels": [1, -1], "valid": True, "success": False, "action_start": 3}  # fmt: skip
+                         "action": "+", "action_labels": [1, -1], "valid": True, "success": False,
+                         "action_start": 3}  # fmt: skip
 STRANGE: list[Any] = [
-    ..., None, True, 0, 1, -1, 2**40, 10**400, 1.0, float("nan"), float("inf"), 1j, "", "\ud83d", b"+", [], [1, -1], [[1], 2],
+    ..., None, True, 0, 1, -1, 2**40, 10**400, 1.0, float("nan"), float("inf"), 1j, "", "\ud83d", b"+", [],
+    [1, -1], [[1], 2],
     (0, 1), {}, {1: 2}, {"success"}, np.array(1.0), np.array([1.0]), np.array([1, -1]), np.array([3, 0]), np.array([]),
     np.float32("nan"), np.True_, np.str_("a"), np.zeros((4, 5)), np.zeros((4, 5, 1), np.int64), np.ones((4, 5, 3)),
-    np.full((4, 5, 4), 255, np.uint8), np.zeros((0, 5, 3), np.uint8), PICTURE[::2, ::-1], PICTURE / 255, PICTURE.tolist(),
-    np.array([None, "a"], object), np.datetime64("2026-01-01"), np.array("a"), object(), int, lambda: 0, range(2), SOUND,
+    np.full((4, 5, 4), 255, np.uint8), np.zeros((0, 5, 3), np.uint8), PICTURE[::2, ::-1], PICTURE / 255,
+    PICTURE.tolist(),
+    np.array([None, "a"], object), np.datetime64("2026-01-01"), np.array("a"), object(), int, lambda: 0, range(2),
+    SOUND,
 ]  # fmt: skip
 
 
@@ -71,7 +72,8 @@ def actions(folder: Path) -> Target:
         'Grounded Operation: type "best rated mug" in the field',
     ]
     words = [b'"action":', b"Grounded Operation:", b'"action_type":', b'"touch_point": "[', b"[[", b"press home", b"10",
-             b"-0.", b'"coordinate": [', b"hit", b"stand", b"=", b"\xed\xa0\xbd", b"\xf0\x9f\x98\x80", *JSON_WORDS]  # fmt: skip
+             b"-0.", b'"coordinate": [', b"hit", b"stand", b"=", b"\xed\xa0\xbd", b"\xf0\x9f\x98\x80",
+             *JSON_WORDS]  # fmt: skip
     games = ["coso/NumberLine-v0", "coso/Blackjack-v0", "coso/Points24-v0"]
     parsers: list[tuple[Parser, LabelSpace]] = []
     for game in games:
@@ -283,7 +285,6 @@ def tasks(folder: Path) -> Target:
 def metrics(folder: Path) -> Target:
     rows = [{"update": n, "evaluation/success": 0.5, "time/collect": 2.0, "policy/loss": None} for n in range(4)]
     path = folder / "metrics.jsonl"
-    logging.getLogger("cluster.telemetry.metrics").setLevel(logging.ERROR)
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
@@ -320,7 +321,8 @@ def _logged(folder: Path) -> TrajectoryLog:
     key = image_hash(PICTURE)
     rows = [
         {"run": "r", "episode": f"e{n // 3}", "environment": "coso/NumberLine-v0", "step": n % 3, "seed": n,
-         "prompt": "Go.", "image": key, "prompt_ids": [1, 2], "response_ids": [3, 4], "behaviour_logprobs": [-0.5, -1.0],
+         "prompt": "Go.", "image": key, "prompt_ids": [1, 2], "response_ids": [3, 4],
+         "behaviour_logprobs": [-0.5, -1.0],
          "policy_versions": [{"version": 1, "start": 0}], "utterance": '{"action": "+"}', "action": "+",
          "action_labels": [1], "valid": True, "reward": float(n % 2), "end_reason": "terminated" if n % 3 == 2 else "",
          "influence": [0.5, 0.25]}
@@ -380,7 +382,6 @@ def model_folders(folder: Path) -> Target:
     from actors.chat import ChatProcessor, NotAVisionLanguageModel
     from learner.supervised.default_model import DefaultModelOptions, make_default_vlm
 
-    logging.getLogger("transformers").setLevel(logging.CRITICAL)
     sound = folder / "sound-model"
     sizes = DefaultModelOptions(hidden=32, layers=2, image_size=64, vision_hidden=32, vision_layers=1, vocabulary=320)
     make_default_vlm(sound, ['{"thoughts": "so", "action": "+"}'], [PICTURE], sizes, seed=1)

@@ -24,8 +24,8 @@ MISSING = "missing"
 class Troubled(NumberLine):
     """NumberLine, but an utterance that begins with `please` and one of its faults (`_trouble`) has that fault.
 
-    `start`: "well", "raise", "exit" or "hang", what making it does; `close_hangs`: closing never ends; `marks`: a folder
-    in which an empty file `closed` tells that `close` was called.
+    `start`: "well", "raise", "exit" or "hang", what making it does; `close_hangs`: closing never ends; `marks`: a
+    folder in which an empty file `closed` tells that `close` was called.
     """
 
     def __init__(self, start: str = "well", close_hangs: bool = False, marks: str = "", **kwargs: Any) -> None:

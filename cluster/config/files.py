@@ -19,7 +19,6 @@ from envs.parsing import without_surrogates
 from learner.algorithms.base import AlgorithmSettings
 from learner.algorithms.registry import algorithms
 
-
 #: A config has a few hundred values, a few levels deep; more is a file that was made to cost time and memory.
 MOST_VALUES, DEEPEST_LEVEL = 100_000, 50
 
@@ -184,8 +183,8 @@ def _require_storable(values: Any, where: str) -> None:
         value, level = waiting.pop()
         if count > MOST_VALUES or level > DEEPEST_LEVEL:
             raise CosoError(
-                f"{where} has more than {MOST_VALUES:,} values (aliases written out) or {DEEPEST_LEVEL} levels; a config "
-                "has fewer, so look for an alias (*name) that repeats too much"
+                f"{where} has more than {MOST_VALUES:,} values (aliases written out) or {DEEPEST_LEVEL} levels; a "
+                "config has fewer, so look for an alias (*name) that repeats too much"
             )
         if isinstance(value, dict):
             waiting += [(each, level + 1) for pair in value.items() for each in pair]

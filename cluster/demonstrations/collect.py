@@ -20,7 +20,7 @@ import yaml
 
 from actors.images import PngEncoder
 from actors.rollouts.episode import training_seed
-from actors.trajectory import UnreadableTrajectory, TrajectoryBatch, TrajectoryLog, outcome_columns
+from actors.trajectory import TrajectoryBatch, TrajectoryLog, UnreadableTrajectory, outcome_columns
 from cluster.environments import make_environment
 from cluster.errors import CosoError
 

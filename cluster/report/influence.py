@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
-from actors.trajectory import UnreadableTrajectory, TrajectoryBatch, TrajectoryLog
+from actors.trajectory import TrajectoryBatch, TrajectoryLog, UnreadableTrajectory
 from cluster.config.run_config import RunConfig
 from cluster.environments import require_environment
 from cluster.errors import CosoError

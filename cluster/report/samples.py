@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from actors.images import decode_png
-from actors.trajectory import FAILED_END_REASONS, UnreadableTrajectory, TrajectoryBatch, TrajectoryLog
+from actors.trajectory import FAILED_END_REASONS, TrajectoryBatch, TrajectoryLog, UnreadableTrajectory
 from envs.png import UnreadableImage
 from scoring.pictures import shade_html
 from scoring.profiles import position_profile

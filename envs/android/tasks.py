@@ -170,7 +170,8 @@ def _tasks_of_yaml(path: Path, text: str) -> list[Task]:
         known = {"instruction", "checks"}
         if not isinstance(entry, dict) or not isinstance(entry.get("instruction"), str) or set(entry) - known:
             raise ValueError(
-                f"{path}, task {number}: a task has an instruction (text) and checks (a list), not {reprlib.repr(entry)}"
+                f"{path}, task {number}: a task has an instruction (text) and checks (a list), not "
+                f"{reprlib.repr(entry)}"
             )
         checks = entry.get("checks") or []
         if not isinstance(checks, list) or not all(isinstance(check, dict) for check in checks):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -14,8 +13,8 @@ import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from envs.contract.growth import growth_of_memory
-from envs.contract.player import NONSENSE, Environment, Outcome, Player, described, label_space, shown
+from envs.contract.costs import memory, times
+from envs.contract.player import NONSENSE, SEED, Environment, Outcome, Player, described, label_space, shown
 from envs.contract.result import Broken, Passed
 from envs.contract.trace import Script, difference, fingerprint, record, replay
 from envs.labels import NOT_APPLICABLE
@@ -23,7 +22,6 @@ from envs.parsing import Parser
 
 #: Steps within which an episode must end.
 LONGEST_EPISODE = 2_000
-SEED = 1
 
 
 def makes(subject: Environment) -> Passed:
@@ -43,18 +41,14 @@ def outputs(subject: Environment) -> Passed:
     valid = steps = 0
     rng = np.random.default_rng(SEED)
     with Player(subject) as player:
-        for outcome in _play(player, 50, rng):
+        for outcome in player.play(50, rng):
             steps += 1
             valid += outcome.info["valid"]
     note = (
-        ""
-        if valid
-        else (
-            "no utterance was valid: name some that are (--utterance), or define expert_utterance or random_action, else "
-            "only invalid ones are checked"
-        )
+        "no utterance was valid, so only invalid ones are checked: name some that are (--utterance), or define "
+        "expert_utterance or random_action"
     )
-    return Passed({"steps": steps, "valid_share": valid / steps}, note)
+    return Passed({"steps": steps, "valid_share": valid / steps}, "" if valid else note)
 
 
 def spaces(subject: Environment) -> Passed:
@@ -79,13 +73,13 @@ def spaces(subject: Environment) -> Passed:
                 "envs.spaces.AnyText()"
             )
         rng = np.random.default_rng(SEED)
-        for outcome in _play(player, 20, rng):
+        for outcome in player.play(20, rng):
             for name, value in outcome.returned[0].items():
                 if name in space.spaces and not space[name].contains(value):
                     raise Broken(
-                        f"observation[{name!r}] is outside of the observation space {space[name]} after {player.calls}: "
-                        f"it is {_form(value)}. Its shape and dtype must not change, and a prompt's space must be "
-                        "envs.spaces.AnyText()"
+                        f"observation[{name!r}] is outside of the observation space {space[name]} after "
+                        f"{player.calls}: it is {_form(value)}. Its shape and dtype must not change, "
+                        "and a prompt's space must be envs.spaces.AnyText()"
                     )
     return Passed()
 
@@ -185,7 +179,7 @@ def determinism(subject: Environment, in_another_process: Callable[[Script], Any
     with Player(subject) as player:
         replays = {"in a new environment": replay(player, script)}
         rng = np.random.default_rng(SEED)
-        for _ in _play(player, 5, rng):
+        for _ in player.play(5, rng):
             pass
         replays["in an environment that was played before"] = replay(player, script)
     replays["in another process"] = in_another_process(script)
@@ -200,7 +194,7 @@ def copies(subject: Environment) -> Passed:
     rng = np.random.default_rng(SEED)
     held: tuple[str, Any, dict[str, str]] | None = None
     with Player(subject) as player:
-        for outcome in _play(player, 12, rng):
+        for outcome in player.play(12, rng):
             _unchanged(held, player)
             held = (player.calls, outcome.returned, _prints(outcome.returned))
         player.reset(SEED)
@@ -286,7 +280,7 @@ def pickles(subject: Environment) -> Passed:
     size = 0
     with Player(subject) as player:
         parts = [("reset", player.reset(SEED))]
-        parts += [(player.calls, outcome.returned) for outcome in _play(player, 10, rng)]
+        parts += [(player.calls, outcome.returned) for outcome in player.play(10, rng)]
         parts.append(("label_space", label_space(player.env, subject.env_id)))
         for call, value in parts:
             try:
@@ -300,29 +294,6 @@ def pickles(subject: Environment) -> Passed:
     return Passed({"largest_kb": size / 1000})
 
 
-def times(subject: Environment) -> Passed:
-    """Resets and steps end well within the deadline of a run."""
-    rng = np.random.default_rng(SEED)
-    with Player(subject) as player:
-        for _ in _play(player, 200, rng, cheap=True):
-            pass
-        measured = {}
-        for name, seconds in (("reset", player.reset_s), ("step", player.step_s)):
-            measured |= {f"{name}_ms_median": 1000 * statistics.median(seconds), f"{name}_ms_max": 1000 * max(seconds)}
-            if max(seconds) > subject.deadline_s:
-                raise Broken(
-                    f"a {name} takes {max(seconds):.1f} s, but a run ends an environment after {subject.deadline_s:g} s: "
-                    "make it faster, or set environment.deadline_s higher"
-                )
-    return Passed(measured)
-
-
-def memory(subject: Environment) -> Passed:
-    """Memory, files and threads do not grow with steps and episodes."""
-    with Player(subject) as player:
-        return growth_of_memory(player, np.random.default_rng(SEED))
-
-
 ENVIRONMENT_CHECKS: dict[str, Callable[..., Passed]] = {
     check.__name__: check
     for check in (
@@ -332,25 +303,14 @@ ENVIRONMENT_CHECKS: dict[str, Callable[..., Passed]] = {
 }  # fmt: skip
 
 
-def _play(player: Player, steps: int, rng: np.random.Generator, cheap: bool = False) -> Any:
-    """Up to `steps` steps of as many episodes as that takes, within the time for one check."""
-    deadline = time.monotonic() + player.subject.play_s
-    for number in range(steps):
-        if player.over:
-            player.reset(SEED + number)
-        yield player.step(player.answer(rng, cheap))
-        if time.monotonic() > deadline:
-            return
-
-
 def _consistent(player: Player, outcome: Outcome) -> None:
     action, labels, valid = (outcome.info[name] for name in ("action", "action_labels", "valid"))
     if valid and not (action and (labels != NOT_APPLICABLE).any()):
         raise Broken(f'{player.calls} is valid, but info["action"] is {shown(action)} with labels {labels.tolist()}')
     if not valid and (action or (labels != NOT_APPLICABLE).any()):
         raise Broken(
-            f'{player.calls} is invalid, but info["action"] is {shown(action)} with labels {labels.tolist()}: they must '
-            f'be "" and all {NOT_APPLICABLE}'
+            f'{player.calls} is invalid, but info["action"] is {shown(action)} with labels {labels.tolist()}: they '
+            f'must be "" and all {NOT_APPLICABLE}'
         )
 
 
@@ -380,7 +340,7 @@ def _unchanged(held: tuple[str, Any, dict[str, str]] | None, player: Player) -> 
     changed = [name.partition(".")[2] for name in prints if now.get(name) != prints[name]]
     if changed:
         raise Broken(
-            f"{', '.join(changed)} of {calls} changed when {player.calls} was called: return copies, not the live objects"
+            f"{', '.join(changed)} of {calls} changed when {player.calls} was called: return copies, not live objects"
         )
 
 

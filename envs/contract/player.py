@@ -7,6 +7,7 @@ import json
 import os
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from envs.contract.result import Broken
 from envs.labels import LabelSpace
 from envs.output import EnvironmentOutput, EnvironmentOutputError
 
+#: Of the first episode of a check.
+SEED = 1
 #: What a policy may say that names no action: nothing, too much, halves of characters, control tokens, templates.
 NONSENSE = (
     "",
@@ -136,6 +139,16 @@ class Player:
                 return utterance
         return NONSENSE[rng.integers(len(NONSENSE) - 3)]  # the last ones are long
 
+    def play(self, steps: int, rng: np.random.Generator, cheap: bool = False) -> Iterator[Outcome]:
+        """Up to `steps` steps of as many episodes as that takes, within the time for one check."""
+        deadline = time.monotonic() + self.subject.play_s
+        for number in range(steps):
+            if self.over:
+                self.reset(SEED + number)
+            yield self.step(self.answer(rng, cheap))
+            if time.monotonic() > deadline:
+                return
+
     def _expert(self, rng: np.random.Generator) -> str | None:
         try:
             return self.game.expert_utterance(rng)  # type: ignore[no-any-return]
@@ -159,8 +172,8 @@ class Player:
             return function()
         except Exception as error:
             raise Broken(
-                f"{self.calls} raises {described(error)}. Any string has a defined outcome: an utterance that cannot be "
-                "done is invalid (see envs.base.TextActionEnv), and only a failure of the environment itself is an "
+                f"{self.calls} raises {described(error)}. Any string has a defined outcome: an utterance that cannot "
+                "be done is invalid (see envs.base.TextActionEnv), and only a failure of the environment itself is an "
                 "exception"
             ) from error
 
@@ -176,8 +189,8 @@ def label_space(env: gymnasium.Env[Any, Any], env_id: str) -> LabelSpace:
     found = getattr(env.unwrapped, "label_space", None)
     if not isinstance(found, LabelSpace):
         raise Broken(
-            f"{env_id} has no label_space (it is {shown(found)}): give the class a property label_space that returns an "
-            'envs.labels.LabelSpace with one head per number in info["action_labels"], or derive it from '
+            f"{env_id} has no label_space (it is {shown(found)}): give the class a property label_space that returns "
+            'an envs.labels.LabelSpace with one head per number in info["action_labels"], or derive it from '
             "envs.base.TextActionEnv"
         )
     return found

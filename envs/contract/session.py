@@ -16,13 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any, Literal
 
+from envs.contract.driver_checks import DRIVER_CHECKS
+from envs.contract.environment_checks import ENVIRONMENT_CHECKS
 from envs.contract.result import Result
 
-ENVIRONMENT_CHECK_NAMES = (
-    "makes", "outputs", "spaces", "gymnasium_checker", "utterances", "parser", "expert", "determinism", "copies", "ends",
-    "after_the_end", "resets", "closes", "pickles", "times", "memory",
-)  # fmt: skip
-DRIVER_CHECK_NAMES = ("screenshot", "health", "touches", "keys", "text", "reset", "inspect", "closes")
 #: Longest output of a child that a message quotes, characters.
 _QUOTED = 600
 
@@ -92,7 +89,7 @@ class Session:
 
     def _start(self) -> None:
         self._socket, theirs = socket.socketpair()
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115  closed by close
         module_path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         # Another order of sets than here, so that what depends on it shows.
         seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
@@ -166,7 +163,7 @@ def check_environment(
     comes; times: `deadline_s`, `play_s`, `check_s` of `Subject`, seconds.
     """
     subject = Subject("environment", env_id, kwargs or {}, list(utterances), **times)
-    return _results(subject, ENVIRONMENT_CHECK_NAMES, skip, report)
+    return _results(subject, list(ENVIRONMENT_CHECKS), skip, report)
 
 
 def check_driver(
@@ -177,9 +174,10 @@ def check_driver(
     report: Callable[[Result], None] = lambda result: None,
     **times: float,
 ) -> list[Result]:
-    """The results of all checks of a driver of phones: a name of `envs.android.drivers`, or `module:Class`. options: its
-    keyword arguments, plain values; the rest as for `check_environment`."""
-    return _results(Subject("driver", driver, options or {}, **times), DRIVER_CHECK_NAMES, skip, report)
+    """The results of all checks of a driver of phones: a name of `envs.android.drivers`, or `module:Class`.
+
+    options: its keyword arguments, plain values; the rest as for `check_environment`."""
+    return _results(Subject("driver", driver, options or {}, **times), list(DRIVER_CHECKS), skip, report)
 
 
 def _results(

@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 import yaml
 
-from envs.contract.session import DRIVER_CHECK_NAMES, ENVIRONMENT_CHECK_NAMES, Session, Subject
+from envs.contract.driver_checks import DRIVER_CHECKS
+from envs.contract.environment_checks import ENVIRONMENT_CHECKS
+from envs.contract.session import Session, Subject
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "environment_check" in metafunc.fixturenames:
-        metafunc.parametrize("environment_check", ENVIRONMENT_CHECK_NAMES if metafunc.config.getoption("--env") else [])
+        metafunc.parametrize(
+            "environment_check", list(ENVIRONMENT_CHECKS) if metafunc.config.getoption("--env") else []
+        )
     if "driver_check" in metafunc.fixturenames:
-        metafunc.parametrize("driver_check", DRIVER_CHECK_NAMES if metafunc.config.getoption("--driver") else [])
+        metafunc.parametrize("driver_check", list(DRIVER_CHECKS) if metafunc.config.getoption("--driver") else [])
 
 
 def options(config: pytest.Config, name: str) -> dict[str, Any]:

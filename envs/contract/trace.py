@@ -1,4 +1,4 @@
-"""A trace: fingerprints of all that an environment returns for a seed and a list of utterances, and their comparison."""
+"""A trace: fingerprints of all that an environment returns for seeds and utterances, to compare two of them."""
 
 from __future__ import annotations
 

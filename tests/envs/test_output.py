@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from actors.images import image_hash
-from envs.output import EnvironmentOutput, EnvironmentOutputError
 from envs.labels import LabelHead, LabelSpace
+from envs.output import EnvironmentOutput, EnvironmentOutputError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = IMAGE[:, :, 0]

@@ -135,7 +135,7 @@ class JudgeEvaluator(Evaluator):
 
 
 def read_status(answer: bytes) -> bool:
-    """Whether a chat completion, as JSON, says success. Raises `TryAgain` if it does not have exactly one status line."""
+    """Whether a chat completion, as JSON, says success. Raises `TryAgain` without exactly one status line."""
     try:
         text = json.loads(answer)["choices"][0]["message"]["content"]
         found = _STATUS.findall(text)

@@ -1,4 +1,4 @@
-"""A small game that keeps the contract, and versions of it with one fault each. `coso-broken/NAME-v0` is its id here."""
+"""A small game that keeps the contract, and versions of it with one fault each: `coso-broken/CLASS-v0`."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ class KeepsFiles(Sound):
 
     def _set_state(self, state: dict[str, Any] | None) -> None:
         super()._set_state(state)
-        self._files.append(tempfile.TemporaryFile())
+        self._files.append(tempfile.TemporaryFile())  # noqa: SIM115  that is the fault
 
 
 class Hangs(Sound):

@@ -1,8 +1,9 @@
-"""Whether memory, open files and threads grow while an environment is played."""
+"""The checks of what an environment costs: time, and memory, files and threads that must not grow."""
 
 from __future__ import annotations
 
 import gc
+import statistics
 import threading
 import time
 import tracemalloc
@@ -11,18 +12,40 @@ from typing import Any
 import numpy as np
 import psutil
 
-from envs.contract.player import Player
+from envs.contract.player import SEED, Environment, Player
 from envs.contract.result import Broken, Passed
 
 WINDOWS = 4
 RESETS_PER_WINDOW = 3
 #: A measure grows if it grew by more than this in each window after the first (which fills caches), and by more than
-#: this over all of them. Python's bytes, resident bytes (with those of libraries): per step; files and threads: per window.
+#: this over all of them. Bytes, of Python and in all (with those of libraries): per step; files, threads: per window.
 LIMITS = {"files": (2, 6), "threads": (2, 6), "python_bytes": (256, 256 << 10), "resident_bytes": (8 << 10, 16 << 20)}
 
 
-def growth_of_memory(player: Player, rng: np.random.Generator) -> Passed:
-    """Play equal windows of steps and resets and compare what is held after each. Raises `Broken`."""
+def times(subject: Environment) -> Passed:
+    """Resets and steps end well within the deadline of a run."""
+    rng = np.random.default_rng(SEED)
+    with Player(subject) as player:
+        for _ in player.play(200, rng, cheap=True):
+            pass
+        measured = {}
+        for name, seconds in (("reset", player.reset_s), ("step", player.step_s)):
+            measured |= {f"{name}_ms_median": 1000 * statistics.median(seconds), f"{name}_ms_max": 1000 * max(seconds)}
+            if max(seconds) > subject.deadline_s:
+                raise Broken(
+                    f"a {name} takes {max(seconds):.1f} s, but a run ends an environment after "
+                    f"{subject.deadline_s:g} s: make it faster, or set environment.deadline_s higher"
+                )
+    return Passed(measured)
+
+
+def memory(subject: Environment) -> Passed:
+    """Memory, files and threads do not grow with steps and episodes: equal windows of both are compared."""
+    with Player(subject) as player:
+        return _growth(player, np.random.default_rng(SEED))
+
+
+def _growth(player: Player, rng: np.random.Generator) -> Passed:
     steps = _steps_per_window(player, rng)
     process = psutil.Process()
     held: list[dict[str, int]] = []
