@@ -1,4 +1,4 @@
-"""Find and make an environment by its id; what it returns is checked. Errors say what is wrong, and which ids exist."""
+"""Find and make an environment by its id, and check what it returns. Errors say what is wrong and what exists."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def require_environment(env_id: str) -> None:
 
 
 def make_environment(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    """`gymnasium.make` with mistakes as CosoError: an unknown id, a module that fails, arguments that do not fit, and in
-    `reset` and `step` what the contract of `envs.base.TextActionEnv` does not allow."""
+    """`gymnasium.make` with mistakes as CosoError: an unknown id, a module that fails, arguments that do not fit, and
+    in `reset` and `step` what the contract of `envs.base.TextActionEnv` does not allow."""
     require_environment(env_id)
     try:
         # Gymnasium's own checker stumbles over some of what ours names.

@@ -28,7 +28,7 @@ def times(subject: Environment) -> Passed:
     with Player(subject) as player:
         for _ in player.play(200, rng, cheap=True):
             pass
-        measured = {}
+        measured: dict[str, float] = {}
         for name, seconds in (("reset", player.reset_s), ("step", player.step_s)):
             measured |= {f"{name}_ms_median": 1000 * statistics.median(seconds), f"{name}_ms_max": 1000 * max(seconds)}
             if max(seconds) > subject.deadline_s:

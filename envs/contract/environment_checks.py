@@ -279,7 +279,7 @@ def pickles(subject: Environment) -> Passed:
     rng = np.random.default_rng(SEED)
     size = 0
     with Player(subject) as player:
-        parts = [("reset", player.reset(SEED))]
+        parts: list[tuple[str, Any]] = [("reset", player.reset(SEED))]
         parts += [(player.calls, outcome.returned) for outcome in player.play(10, rng)]
         parts.append(("label_space", label_space(player.env, subject.env_id)))
         for call, value in parts:

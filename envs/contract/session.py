@@ -154,15 +154,17 @@ def check_environment(
     utterances: Sequence[str] = (),
     skip: Sequence[str] = (),
     report: Callable[[Result], None] = lambda result: None,
-    **times: float,
+    deadline_s: float = 30.0,
+    play_s: float = 10.0,
+    check_s: float = 120.0,
 ) -> list[Result]:
     """The results of all checks of an environment, in order; the first alone if it cannot be made.
 
     env_id: gymnasium id, `module:Name-v0` imports `module` first; kwargs: of the environment, plain values; utterances:
     valid ones, for an environment without an expert; skip: names of checks; report: called with each result as it
-    comes; times: `deadline_s`, `play_s`, `check_s` of `Subject`, seconds.
+    comes; deadline_s: of one reset or step in a run; play_s: how long a check may play; check_s: of one check; seconds.
     """
-    subject = Subject("environment", env_id, kwargs or {}, list(utterances), **times)
+    subject = Subject("environment", env_id, kwargs or {}, list(utterances), deadline_s, play_s, check_s)
     return _results(subject, list(ENVIRONMENT_CHECKS), skip, report)
 
 
@@ -172,12 +174,16 @@ def check_driver(
     *,
     skip: Sequence[str] = (),
     report: Callable[[Result], None] = lambda result: None,
-    **times: float,
+    deadline_s: float = 30.0,
+    play_s: float = 10.0,
+    check_s: float = 120.0,
 ) -> list[Result]:
     """The results of all checks of a driver of phones: a name of `envs.android.drivers`, or `module:Class`.
 
     options: its keyword arguments, plain values; the rest as for `check_environment`."""
-    return _results(Subject("driver", driver, options or {}, **times), list(DRIVER_CHECKS), skip, report)
+    return _results(
+        Subject("driver", driver, options or {}, (), deadline_s, play_s, check_s), list(DRIVER_CHECKS), skip, report
+    )
 
 
 def _results(

@@ -25,6 +25,8 @@ def stand_in(browser_phone: BrowserPhone) -> Iterator[AppiumStandIn]:
         ((500, b'{"value": {"message": "the device fell\\nat line 3"}}'), "refuses .*: the device fell$"),
         ((502, b"<html>"), "refuses .*<html>"),
         ((200, b"not json"), "answered .*not json"),
+        ((200, b"[" * 100_000), r"answered .*\[\["),
+        ((500, b'{"value":' * 50_000), "refuses "),
         ((200, b'{"value": "%%%"}'), "not base64"),
         ((200, b'{"value": "iVBORw0KGgo="}'), "not a complete picture"),
         ((200, b'{"value": null}'), "not base64"),

@@ -146,6 +146,7 @@ def dripping(handler: http.server.BaseHTTPRequestHandler) -> None:
         (200, b"<html>"),
         (200, b"{}"),
         (200, b'{"choices": []}'),
+        (200, b"[" * 100_000),
         (200, b'{"choices": [{"message": {"content": null}}]}'),
         completion("I think it went well."),
         completion("Status: success\nStatus: failure"),
