@@ -1,7 +1,7 @@
 """Give the parsers damaged and hostile input: no exception but our own, no hang, no growth of memory.
 
     python -m benchmarks.fuzz --out benchmarks/results/fuzz.json            # a million inputs, about ten minutes
-    python -m benchmarks.fuzz --only png --scale 0.1 --seed 7               # some of one target
+    python -m benchmarks.fuzz --only png --scale 0.1 --seed 7 --out …       # a tenth of one target, added to the file
 
 Inputs are mutations of real ones (`benchmarks/fuzz_targets.py` has the targets): bytes flipped, cut out, repeated,
 words of the format put in, two inputs joined. The same seed gives the same inputs. Each target runs in a process of its
@@ -120,6 +120,7 @@ def fuzz(target: Target, inputs: int, seed: int, hang_s: float = HANG_S) -> dict
     total = time.perf_counter() - begun
     gc.collect()
     return {
+        "seeds": [seed],
         "inputs": inputs,
         "seconds": round(total, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
@@ -130,6 +131,21 @@ def fuzz(target: Target, inputs: int, seed: int, hang_s: float = HANG_S) -> dict
         "slowest_input_blake2": hashlib.blake2b(slowest_input, digest_size=8).hexdigest(),
         "grown_mb": round((process.memory_info().rss - held) / 1e6, 1),
         **({"findings": found} if found else {}),
+    }
+
+
+def joined(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The figures of two pieces of one target, with other seeds; those of the same seed are replaced."""
+    if not before or set(before["seeds"]) & set(now["seeds"]):
+        return now
+    slower = max(before, now, key=lambda piece: piece["slowest_ms"])
+    sums = ("seeds", "inputs", "seconds", "cpu_seconds", "refused", "exceptions_not_our_own")
+    findings = before.get("findings", {}) | now.get("findings", {})
+    return {
+        **slower,
+        **{key: before[key] + now[key] if key == "seeds" else round(before[key] + now[key], 1) for key in sums},
+        "grown_mb": max(before["grown_mb"], now["grown_mb"]),
+        **({"findings": findings} if findings else {}),
     }
 
 
@@ -161,9 +177,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], choices=NAMES, help="targets")
     parser.add_argument("--scale", type=float, default=1.0, help="share of each target's inputs")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--out", type=Path, help="JSON file to write; figures of targets that did not run now stay in it"
-    )
+    parser.add_argument("--out", type=Path, help="JSON file to write; pieces of other seeds are added up")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     for name in arguments.only or NAMES:
@@ -172,14 +186,17 @@ def main() -> int:
             try:
                 results[name] = pool.submit(_fuzz_by_name, name, arguments.scale, arguments.seed).result()
             except BrokenProcessPool:
-                results[name] = {"inputs": 0, "exceptions_not_our_own": 1, "findings": "the process was brought down"}
+                raise SystemExit(
+                    f"{name}, seed {arguments.seed}: an input brought down the process; see above"
+                ) from None
         print(name, json.dumps(results[name], indent=1), flush=True)
     if arguments.out is not None:
         before = json.loads(arguments.out.read_text(encoding="utf-8"))["targets"] if arguments.out.exists() else {}
-        every = {name: (before | results)[name] for name in NAMES if name in before | results}
+        pieces = before | {name: joined(before.get(name, {}), result) for name, result in results.items()}
+        every = {name: pieces[name] for name in NAMES if name in pieces}
         keys = ("inputs", "exceptions_not_our_own", "seconds", "cpu_seconds")
         totals = {key: round(sum(each.get(key, 0) for each in every.values())) for key in keys}
-        record(arguments.out, {"seed": arguments.seed, **totals, "targets": every})
+        record(arguments.out, {**totals, "targets": every})
     return int(any(each["exceptions_not_our_own"] for each in results.values()))
 
 
