@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 
 from envs.android.actions import Point
 from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
+from envs.http import read_within, refusal
 
 _KEY_CODES = {"back": 4, "home": 3, "enter": 66}
 _TAP_MS = 50
+#: A screenshot of any phone is smaller, bytes.
+_LARGEST_ANSWER = 64 << 20
 
 
 class AppiumPhone(Device):
@@ -142,9 +145,11 @@ class AppiumPhone(Device):
         what = f"{method} {path}"
         try:
             with urllib.request.urlopen(request, timeout=deadline_s) as response:
-                answer = response.read()
+                answer = read_within(response, deadline_s, _LARGEST_ANSWER)
         except urllib.error.HTTPError as error:
-            raise DeviceError(f"Appium at {self._url} refuses {what}: {error_message(error.read(20_000))}") from None
+            raise DeviceError(
+                f"Appium at {self._url} refuses {what}: {error_message(refusal(error, 20_000))}"
+            ) from None
         except TimeoutError:
             raise DeviceTimeout(f"Appium at {self._url} did not answer {what} in {deadline_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import time
 import urllib.error
 import urllib.request
 from collections import OrderedDict
@@ -26,6 +25,7 @@ from PIL import Image
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from envs.android.evaluators.base import ACCOMPLISHED, NOT_YET, Evaluator, EvaluatorError, Moment, Verdict
+from envs.http import read_within, refusal
 
 _INSTRUCTIONS = (
     "You judge whether a phone has reached the goal of a task. You see screenshots, the latest last. Reach your "
@@ -39,6 +39,7 @@ _EXAMPLES = (
     ("Go to example.com and search for lamp", "the start page of example.com with an empty search field", "failure"),
 )
 _STATUS = re.compile(r"^\W{0,4}status\W{1,6}(success|failure)\b", re.IGNORECASE | re.MULTILINE)
+_LARGEST_ANSWER = 1 << 20
 _RETRIED_CODES = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
@@ -114,9 +115,9 @@ class JudgeEvaluator(Evaluator):
         request = urllib.request.Request(self._url, body, headers)
         try:
             with urllib.request.urlopen(request, timeout=self._deadline_s) as response:
-                answer = _read_within(response, self._deadline_s)
+                answer = read_within(response, self._deadline_s, _LARGEST_ANSWER)
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode("utf-8", "replace")
+            said = refusal(error, 500).decode("utf-8", "replace")
             if error.code in _RETRIED_CODES:
                 raise TryAgain(f"HTTP {error.code}: {said}") from error
             raise EvaluatorError(f"the judge at {self._url} refuses: HTTP {error.code}: {said}") from error
@@ -144,17 +145,6 @@ def read_status(answer: bytes) -> bool:
     if len({status.lower() for status in found}) != 1:
         raise TryAgain(f"the answer does not have exactly one status line: {text[:200]!r}")
     return bool(found[0].lower() == "success")
-
-
-def _read_within(response: Any, deadline_s: float) -> bytes:
-    """Read the whole body within the deadline. The socket's timeout is per read, so a slow sender could avoid it."""
-    ends = time.monotonic() + deadline_s
-    body = bytearray()
-    while part := response.read1(1 << 16):
-        body += part
-        if time.monotonic() > ends or len(body) > 1 << 20:
-            raise TimeoutError(f"the answer was incomplete after {deadline_s:g} s and {len(body)} bytes")
-    return bytes(body)
 
 
 def _key(instruction: str, screens: Sequence[NDArray[np.uint8]]) -> str:

@@ -1,5 +1,8 @@
 """The Appium driver's failures; what it must do as every driver does is in `test_drivers.py`."""
 
+import contextlib
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 
@@ -65,3 +68,21 @@ def test_without_a_server_the_error_names_its_address() -> None:
         AppiumPhone("device", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ValueError, match="url"):
         AppiumPhone("device", "file:///etc/passwd")
+
+
+def test_a_server_that_sends_byte_after_byte_meets_the_deadline() -> None:
+    class Dripping(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                for _ in range(200):
+                    self.request.sendall(b" ")
+                    time.sleep(0.05)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(DeviceTimeout, match="did not answer POST /session in 0.5 s"):
+            AppiumPhone("device", f"http://127.0.0.1:{server.server_address[1]}", start_deadline_s=0.5)
+        assert time.monotonic() - started < 5
+        server.shutdown()
