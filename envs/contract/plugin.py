@@ -22,7 +22,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Pa
 
 
 def _asked(arguments: list[str]) -> bool:
-    return any(PACKAGE in argument.replace("/", ".") for argument in arguments)
+    return any(argument.partition("::")[0] in (PACKAGE, f"{PACKAGE}.test_contract") for argument in arguments)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -31,3 +31,9 @@ class Result:
     message: str
     measured: dict[str, float]
     seconds: float
+
+    @property
+    def summary(self) -> str:
+        """The message, then what was measured, for a table."""
+        measured = ", ".join(f"{name} {value:.3g}" for name, value in self.measured.items())
+        return ". ".join(part for part in (self.message, measured) if part)

@@ -16,10 +16,10 @@ from envs.contract.session import Session, Subject
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "environment_check" in metafunc.fixturenames:
         metafunc.parametrize(
-            "environment_check", list(ENVIRONMENT_CHECKS) if metafunc.config.getoption("--env") else []
+            "environment_check", list(ENVIRONMENT_CHECKS) if metafunc.config.getoption("--env", None) else []
         )
     if "driver_check" in metafunc.fixturenames:
-        metafunc.parametrize("driver_check", list(DRIVER_CHECKS) if metafunc.config.getoption("--driver") else [])
+        metafunc.parametrize("driver_check", list(DRIVER_CHECKS) if metafunc.config.getoption("--driver", None) else [])
 
 
 def options(config: pytest.Config, name: str) -> dict[str, Any]:
@@ -77,6 +77,4 @@ def ask(session: Session, check: str) -> None:
     result = session.run(check)
     if not result.ok:
         pytest.fail(f"{session.subject.name}, {check}: {result.message}", pytrace=False)
-    for said in (result.message, *(f"{name} {value:.3g}" for name, value in result.measured.items())):
-        if said:
-            print(said)
+    print(result.summary)

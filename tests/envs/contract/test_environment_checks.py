@@ -123,6 +123,7 @@ def test_the_list_of_results_and_what_is_left_out() -> None:
         name for name in ENVIRONMENT_CHECKS if name not in ("memory", "times", "gymnasium_checker")
     ]
     assert results[0].measured["make_s"] > 0 and results[0].seconds > 0
+    assert results[0].summary.startswith("make_s ") and "label_heads 1" in results[0].summary
     (only,) = check_environment("coso/NoSuchGame-v0")
     assert (only.name, only.ok) == ("makes", False) and "NoSuchGame" in only.message
     with pytest.raises(ValueError, match="no checks nonsense to skip; the checks are makes"):
