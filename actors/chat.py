@@ -16,6 +16,7 @@ import re
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,15 +57,22 @@ class ChatProcessor:
         try:
             config = AutoConfig.from_pretrained(path)
             processor = AutoProcessor.from_pretrained(path)
-        except Exception as error:  # the tokenizers library, for one, raises bare exceptions for a damaged file
+            try:
+                generation = GenerationConfig.from_pretrained(path)
+            except OSError:
+                if (Path(path) / "generation_config.json").exists():
+                    raise
+                generation = GenerationConfig()  # the model states no generation settings, which it need not
+        except ImportError as error:
+            raise NotAVisionLanguageModel(
+                f"model.path {path!r} cannot be loaded as a vision-language model here: "
+                f"{_first_line(error).partition('. ')[0]}. Install that, or name a model that needs none."
+            ) from error
+        except Exception as error:  # files of others make the libraries raise anything
             raise NotAVisionLanguageModel(
                 f"model.path {path!r} cannot be loaded as a vision-language model: {_first_line(error)}. "
                 "Name a folder with config.json, weights, tokenizer and processor files, or a hub model."
             ) from error
-        try:
-            generation = GenerationConfig.from_pretrained(path)
-        except OSError:  # the model states no generation settings, which it need not
-            generation = GenerationConfig()
         self._take(path, config, processor, generation.eos_token_id)
 
     @classmethod
@@ -89,14 +97,15 @@ class ChatProcessor:
         self._template = _chat_template(path, processor)
         ends = self.tokenizer.eos_token_id if eos_token_id is None else eos_token_id
         #: Ids that end an answer: the generation config's, else the tokenizer's.
-        self.eos_token_ids: list[int] = sorted(ends) if isinstance(ends, list) else [ends]
+        self.eos_token_ids: list[int] = ends if isinstance(ends, list) else [ends]
         self._check_tokens()
+        self.eos_token_ids = sorted(self.eos_token_ids)
         self._marked_processor: Any = copy.deepcopy(processor)
         self._add_mark()
         self._check_template()
 
     def _check_tokens(self) -> None:
-        if not self.eos_token_ids or None in self.eos_token_ids:
+        if not self.eos_token_ids or not all(isinstance(token, int) for token in self.eos_token_ids):
             raise NotAVisionLanguageModel(
                 f"model.path {self.path!r} has no end token, so its answers would never end. Set eos_token_id in "
                 "generation_config.json, or eos_token in tokenizer_config.json."

@@ -138,7 +138,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
     """The summary, or {} if the run has not finished."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return summary if isinstance(summary, dict) else {}
 

@@ -5,6 +5,7 @@ The first line says what is tested, each further one asks for a check or for the
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import signal
@@ -20,6 +21,8 @@ from envs.contract.player import Environment, Player, described
 from envs.contract.result import Broken, Passed
 from envs.contract.session import Session, Subject
 from envs.contract.trace import Script, Trace, replay
+
+_PR_SET_PDEATHSIG = 1
 
 
 def serve(channel: socket.socket) -> None:
@@ -80,6 +83,8 @@ def _in_another_process(subject: Subject, script: Script) -> Trace:
 
 
 if __name__ == "__main__":
+    # The kernel ends this process with its parent, even while it hangs.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # a parent whose patience ended asks where it is
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+import subprocess
+import sys
+import time
 from typing import Any
 
 import gymnasium
+import psutil
 import pytest
 
 from envs.contract import check_environment
@@ -128,3 +134,31 @@ def test_the_list_of_results_and_what_is_left_out() -> None:
     assert (only.name, only.ok) == ("makes", False) and "NoSuchGame" in only.message
     with pytest.raises(ValueError, match="no checks nonsense to skip; the checks are makes"):
         check_environment("coso/NumberLine-v0", skip=["nonsense"])
+
+
+PARENT = """
+import sys, threading, time
+from envs.contract.session import Session, Subject
+session = Session(Subject("environment", sys.argv[1]))
+threading.Thread(target=session.run, args=("outputs",), daemon=True).start()
+while session._process is None:
+    time.sleep(0.01)
+print(session._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_no_process_outlives_a_parent_that_is_killed() -> None:
+    words = [sys.executable, "-c", PARENT, subject(broken.Hangs).env_id]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        ends = time.monotonic() + 60
+        while "envs.contract.worker" not in child.cmdline() or child.cpu_times().user < 0.1:
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        parent.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        child.wait(30)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
