@@ -95,7 +95,7 @@ class Session:
         seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "envs.contract.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "envs.contract.worker", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=self._output,
                 stderr=subprocess.STDOUT,

@@ -1,6 +1,7 @@
-"""The process in which checks run: `python -m envs.contract.worker FD`, with JSON lines on the socket FD.
+"""The process in which checks run: `python -m envs.contract.worker FD PARENT`, with JSON lines on the socket FD.
 
-The first line says what is tested, each further one asks for a check or for the trace of a script.
+PARENT is the pid of its parent. The first line says what is tested, each further one asks for a check or for the trace
+of a script.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import json
+import os
 import signal
 import socket
 import sys
@@ -85,6 +87,8 @@ def _in_another_process(subject: Subject, script: Script) -> Trace:
 if __name__ == "__main__":
     # The kernel ends this process with its parent, even while it hangs.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[2]):
+        sys.exit("its parent has ended")
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # a parent whose patience ended asks where it is
     serve(socket.socket(fileno=int(sys.argv[1])))
