@@ -184,19 +184,29 @@ class ChatProcessor:
     def encode_prompt(self, prompt: str, image: Image.Image) -> dict[str, Any]:
         """Everything the model's forward pass needs for one prompt, batch dimension of 1: `input_ids` int64 (1, P)
         with image tokens expanded, `attention_mask`, and the image tensors of this model family."""
+        inputs = self.encode_image(image)
+        return inputs | self.with_text(inputs, prompt)
+
+    def encode_image(self, image: Image.Image) -> dict[str, Any]:
+        """What `encode_prompt` returns, with one mark in place of the text: its part that takes time, and the same for
+        every prompt about this image."""
+        return dict(self._marked_processor(text=[self._skeleton], images=[[image]], return_tensors="pt"))
+
+    def with_text(self, inputs: dict[str, Any], prompt: str) -> dict[str, Any]:
+        """Those of `encode_image`'s tensors that have one number per token, with the prompt's text in its place."""
         import torch
 
-        inputs = dict(self._marked_processor(text=[self._skeleton], images=[[image]], return_tensors="pt"))
         marked = inputs["input_ids"]
         position = marked[0].tolist().index(self._mark_id)
         text = torch.tensor([self.text_ids(prompt)], dtype=marked.dtype)
+        whole = {}
         for name, tensor in inputs.items():
             # Input ids, attention mask and token kinds: what has one number per token.
             if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point() and tensor.shape == marked.shape:
                 same_kind = tensor[:, position : position + 1].expand(-1, text.shape[1])
                 middle = text if name == "input_ids" else same_kind
-                inputs[name] = torch.cat([tensor[:, :position], middle, tensor[:, position + 1 :]], dim=1)
-        return inputs
+                whole[name] = torch.cat([tensor[:, :position], middle, tensor[:, position + 1 :]], dim=1)
+        return whole
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text as nothing but text: `<image>` or an end token's name in it becomes several ordinary tokens.

@@ -22,6 +22,12 @@ class ModelSettings(Section):
     value_hidden: tuple[PositiveInt, ...] = Field(
         (1024, 512), description="Hidden widths of the value head (MLP with ReLU on the last prompt token)."
     )
+    value_attention: PositiveInt | None = Field(
+        None,
+        multiple_of=4,
+        description="Width of one layer of attention over the whole prompt, which the value head then reads too; a "
+        "multiple of 4. null: the last prompt token only (published).",
+    )
 
 
 class RolloutSettings(Section):

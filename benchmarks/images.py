@@ -74,11 +74,19 @@ if SCREENS_ID not in gymnasium.registry:
     gymnasium.register(SCREENS_ID, entry_point=Screens, disable_env_checker=True)
 
 
+class Accepts:
+    """Stand-in for the call by which a policy server refuses what an episode was cut off at: it refuses nothing."""
+
+    async def remote(self, _: Any) -> None:
+        return None
+
+
 class Answers:
     """Stand-in for a policy server and for the stream: it answers at once and lets every episode begin at once."""
 
     def __init__(self) -> None:
         self.generate = self.begin = self.put = self
+        self.refusal = Accepts()
 
     async def remote(self, first: Any, *_: Any) -> Any:
         from actors.generation import Generation, GenerationRequest

@@ -7,7 +7,9 @@ learners take turns to make the same update: `LearnerRank.update`, and Hugging F
 over tensors that were built beforehand, with the same minibatches, micro-batches and loss. Both must end at the same
 weights, else the benchmark fails. `times_as_fast` compares CPU time, which other programs on the machine disturb least.
 Not counted on either side: the processor's work on pictures. Answers stay the same from update to update, so
-the learner finds their action parts in its cache.
+the learner finds their action parts in its cache. The learner runs a prompt once for all steps of a micro-batch that
+have it, so the update is measured twice: with the pictures that the environment showed, of which many come again, and
+with a picture of its own for every step.
 
 Memory: a process each makes log-probabilities and entropies of 512 tokens over 150,000 and differentiates them, by the
 learner's head and by `log_softmax` of all logits. What counts is how far resident memory rises meanwhile.
@@ -16,6 +18,7 @@ learner's head and by `log_softmax` of all logits. What counts is how far reside
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import resource
@@ -57,15 +60,13 @@ class BareLoop:
         self.setup = rank.setup
         learner = self.setup.learner
         self.vlm = AutoModelForImageTextToText.from_pretrained(self.setup.model.path, dtype=torch.float32).eval()
-        width, hidden = self.vlm.config.get_text_config().hidden_size, self.setup.model.value_hidden
-        self.head = torch.nn.Sequential(
-            torch.nn.Linear(width, hidden[0]), torch.nn.ReLU(), torch.nn.Linear(hidden[0], 1)
-        )
-        self.head.load_state_dict(rank.model.value_head.state_dict())
+        self.head = copy.deepcopy(rank.model.value_head)
         options = {"lr": learner.learning_rate, "betas": learner.betas, "eps": learner.epsilon, "weight_decay": 0.0}
         self.optimizers = [
             torch.optim.AdamW(self.vlm.parameters(), **options),
-            torch.optim.AdamW(self.head.parameters(), lr=learner.value_rate, weight_decay=0.0),
+            torch.optim.AdamW(
+                self.head.parameters(), lr=learner.value_learning_rate or learner.learning_rate, weight_decay=0.0
+            ),
         ]
         self.algorithm = Ppo(self.setup.algorithm, EntropyBonus(self.setup.entropy))
         chat = ChatProcessor(self.setup.model.path)
@@ -73,24 +74,18 @@ class BareLoop:
 
     def tensors(self, trajectories: Any, update_index: int) -> tuple[list, list]:
         """(whole batch, then minibatches of micro-batches): what `update` takes as given."""
-        from learner.division import divide, minibatches
-        from learner.passes import FORWARD_ONLY_FACTOR, lengths
-        from learner.rank import _ORDER
+        from learner.division import divide
+        from learner.passes import FORWARD_ONLY_FACTOR
+        from learner.plan import plan_update, step_lengths
 
-        learner, of_all = self.setup.learner, lengths(trajectories)
+        plan, lengths = plan_update(trajectories, self.setup, update_index, 1), step_lengths(trajectories)
 
         def built(rows: np.ndarray, factor: int = 1) -> list:
-            parts = divide(rows, of_all, learner.micro_batch * factor, 0, 1)
+            parts = divide(rows, lengths, self.setup.learner.micro_batch * factor, plan.owners, 0)
             return [(part.indices, self.builder.build(trajectories, part.indices)) for part in parts]
 
-        rows = np.arange(len(trajectories))
-        epochs = range(self.setup.algorithm.epochs)
-        orders = [
-            chosen
-            for epoch in epochs
-            for chosen in minibatches(len(rows), learner.minibatch, (self.setup.seed, _ORDER, update_index, epoch))
-        ]
-        return built(rows, FORWARD_ONLY_FACTOR), [built(chosen) for chosen in orders]
+        whole = built(np.arange(len(trajectories)), FORWARD_ONLY_FACTOR)
+        return whole, [built(chosen) for chosen in plan.minibatches]
 
     def forward(self, batch: Any, with_entropy: bool) -> Any:
         import torch
@@ -99,7 +94,7 @@ class BareLoop:
 
         output = self.vlm(**batch.model_inputs, use_cache=False, output_hidden_states=True)
         rows = torch.arange(len(batch))
-        state = output.hidden_states[-1][rows, batch.prompt_lengths - 1].detach()
+        values = self.head(output.hidden_states[-1].detach(), batch.prompt_lengths)
         width = batch.response_ids.shape[1]
         before = (batch.prompt_lengths[:, None] - 1 + torch.arange(width)).clamp(max=output.logits.shape[1] - 1)
         logits = output.logits[rows[:, None], before].float() / self.setup.temperature
@@ -107,7 +102,7 @@ class BareLoop:
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, batch.response_ids[..., None])[..., 0]
         entropy = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else torch.zeros_like(chosen)
-        return PolicyOutput(chosen, entropy, self.head(state)[:, 0])
+        return PolicyOutput(chosen, entropy, values)
 
     def update(self, trajectories: Any, whole: list, minibatches: list) -> None:
         import torch
@@ -142,32 +137,38 @@ class BareLoop:
                 optimizer.zero_grad()
 
 
-def sample(model: str, rank: Any, steps: int) -> Any:
-    """Demonstrations of the environment as if the model had just sampled them."""
+def sample(model: str, rank: Any, steps: int, distinct: bool) -> Any:
+    """Demonstrations of the environment as if the model had just sampled them. distinct: no picture comes twice."""
     import pyarrow as pa
 
     from actors.chat import ChatProcessor
-    from actors.trajectory import STEP_SCHEMA, TrajectoryBatch, TrajectoryLog, decode_png
+    from actors.images import decode_png, encode_png, image_hash
+    from actors.trajectory import STEP_SCHEMA, TrajectoryBatch, TrajectoryLog
 
     chat = ChatProcessor(model)
     shown = TrajectoryLog(Path(model) / "demonstrations").read(0)
     rows = shown.steps.slice(0, steps).to_pylist()
     rows[-1]["terminated"] = True  # of the episode that is cut here
+    images = {row["image"]: shown.images[row["image"]] for row in rows}
+    if distinct:
+        pictures = [np.array(decode_png(images[row["image"]])) for row in rows]
+        for number, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+            picture[0, 0] = number % 256, number // 256, 0
+            row["image"] = image_hash(picture)
+        images = {image_hash(picture): encode_png(picture) for picture in pictures}
     ids = {
         key: chat.encode_prompt(rows[0]["prompt"], decode_png(png))["input_ids"][0].tolist()
-        for key, png in shown.images.items()
+        for key, png in images.items()
     }
     random = np.random.default_rng(0)
     for row in rows:
         row["prompt_ids"] = ids[row["image"]]
         row["policy_versions"] = [{"version": 0, "start": 0}]
         row["influence"] = random.random(len(row["response_ids"]), np.float32).tolist()
-    batch = TrajectoryBatch.from_rows(rows, shown.images)
+    batch = TrajectoryBatch.from_rows(rows, images)
     sampled = pa.array([array.tolist() for array in rank.token_logprobs(batch)], pa.list_(pa.float32()))
     position = STEP_SCHEMA.get_field_index("behaviour_logprobs")
-    return TrajectoryBatch(
-        batch.steps.set_column(position, STEP_SCHEMA.field("behaviour_logprobs"), sampled), shown.images
-    )
+    return TrajectoryBatch(batch.steps.set_column(position, STEP_SCHEMA.field("behaviour_logprobs"), sampled), images)
 
 
 def started_rank(model: str) -> Any:
@@ -209,11 +210,11 @@ def seconds(work: Callable[[], Any]) -> tuple[float, float]:
     return time.process_time() - before, wall
 
 
-def speed(model: str, steps: int, repeats: int) -> dict[str, Any]:
+def speed(model: str, steps: int, repeats: int, distinct: bool) -> dict[str, Any]:
     import torch
 
     rank = started_rank(model)
-    trajectories = sample(model, rank, steps)
+    trajectories = sample(model, rank, steps, distinct)
     bare = BareLoop(rank)
     whole, minibatches = bare.tensors(trajectories, 0)
     rank.update(trajectories, 0)
@@ -280,10 +281,7 @@ def memory_rise(way: str) -> Rise:
 
 
 def memory() -> dict[str, Any]:
-    rises = {}
-    for way in ("ours", "naive"):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            rises[way] = process.submit(memory_rise, way).result()
+    rises = {way: in_process(memory_rise, way) for way in ("ours", "naive")}
     ours, naive = rises["ours"], rises["naive"]
     for name in ("logprob_sum", "entropy_sum", "gradient_sum"):
         np.testing.assert_allclose(getattr(ours, name), getattr(naive, name), rtol=1e-3, err_msg=name)
@@ -297,6 +295,12 @@ def memory() -> dict[str, Any]:
     }
 
 
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a new process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="warm-started model folder with its demonstrations")
@@ -304,7 +308,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="updates of each learner (default 15)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learner.json"))
     arguments = parser.parse_args()
-    result = {"memory": memory(), "update": speed(arguments.model, arguments.steps, arguments.repeats)}
+    result = {
+        "memory": memory(),
+        "update": in_process(speed, arguments.model, arguments.steps, arguments.repeats, False),
+        "update_of_distinct_pictures": in_process(speed, arguments.model, arguments.steps, arguments.repeats, True),
+    }
     print(json.dumps(record(arguments.out, result), indent=1))
 
 

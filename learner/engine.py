@@ -128,6 +128,18 @@ class DeepSpeedEngine:
                     layer.training = True  # of the layer itself, not of the dropout inside
 
     @property
+    def graphs_may_differ(self) -> bool:
+        """Whether two passes may use the module's parts in different orders. Stages 1 and 2 exchange gradients in the
+        order in which each rank's backward pass makes them, and stage 3 gathers weights in the order of use."""
+        stage = _stage(self.settings, self.dtype)
+        return stage == 0 or (stage < 3 and self.place.world_size == 1)
+
+    @property
+    def dropout(self) -> bool:
+        """Whether dropout is on."""
+        return bool(self.module.training)
+
+    @property
     def learning_rate(self) -> float:
         """Of the module, for the coming steps."""
         return float(self._engine.optimizer.param_groups[0]["lr"])
@@ -320,12 +332,15 @@ def _loopback_interface() -> str:
     return next(name for name in ("lo", "lo0") if name in names)
 
 
+def _stage(settings: LearnerSettings, dtype: str) -> int:
+    """The ZeRO stage that DeepSpeed is told."""
+    # DeepSpeed's stage 0 adds up gradients in bfloat16, where small micro-batches are rounded away. Stage 1 takes the
+    # same steps, adds up in fp32 and on one rank is the same thing.
+    return 1 if settings.zero_stage == 0 and dtype == "bfloat16" else settings.zero_stage
+
+
 def _deepspeed_config(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
-    stage = settings.zero_stage
-    if stage == 0 and dtype == "bfloat16":
-        # DeepSpeed's stage 0 adds up gradients in bfloat16, where small micro-batches are rounded away. Stage 1 takes
-        # the same steps, adds up in fp32 and on one rank is the same thing.
-        stage = 1
+    stage = _stage(settings, dtype)
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = 0

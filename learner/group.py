@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from actors.trajectory import TrajectoryBatch
 from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
 from learner.finite import NotFinite
+from learner.plan import images_of_rank, plan_update
 from learner.rank import LearnerRank
 from learner.settings import WarmStartSettings
 from learner.setup import LearnerSetup
@@ -36,9 +37,17 @@ class RankResources:
     placement_group: Any | None = None  # one bundle per rank
 
 
+@dataclass(frozen=True)
+class _PreparedImages:
+    """The images of one update, as each rank gets them."""
+
+    keys: list[list[str]]  # per rank
+    references: list[Any]  # per rank: ObjectRef of key -> PNG bytes
+
+
 class LearnerGroup:
-    """R ranks. Methods block until all ranks have answered; trajectories are put into the object store once. Calls may
-    come from several threads.
+    """R ranks. Methods block until all ranks have answered. Trajectories are put into the object store once; in an
+    update each rank gets the images of its own steps only. Calls may come from several threads.
 
     Failures of ranks are raised as `LearnerFailed`; errors about the input (`CheckpointMismatch`,
     `CheckpointWriteFailed`, `NotFinite`, `NotAVisionLanguageModel`, other `ValueError`s) are raised as they are.
@@ -50,6 +59,7 @@ class LearnerGroup:
         self.ranks = setup.learner.ranks
         self.resources = resources
         self._actors: list[Any] = []
+        self._prepared: _PreparedImages | None = None
         # A call is a collective of all ranks, so the calls of two threads must reach every rank in the same order.
         self._calling = threading.Lock()
         self._start()
@@ -79,7 +89,30 @@ class LearnerGroup:
 
     def update(self, trajectories: TrajectoryBatch, update_index: int) -> dict[str, float]:
         """`LearnerRank.update`."""
-        return self._on_all("update", self._put(trajectories), update_index)[0]
+        prepared = self.prepare(trajectories, update_index)
+        steps = self._put(TrajectoryBatch(trajectories.steps))
+        metrics = self._on_all("update", steps, update_index, of_each_rank=prepared.references)[0]
+        if self._prepared is prepared:
+            self._prepared = None
+        return metrics
+
+    def prepare(self, trajectories: TrajectoryBatch, update_index: int) -> _PreparedImages:
+        """Send each rank the images of its steps of a coming update, and let it process them beside what it does now.
+
+        Returns at once. A rank does the same as part of `update` for images that this has not come to, so a rank that
+        fails here is not reported.
+        """
+        import ray
+
+        plan = plan_update(trajectories, self.setup, update_index, self.ranks)
+        images = [images_of_rank(trajectories, plan, rank) for rank in range(self.ranks)]
+        keys = [list(of_rank) for of_rank in images]
+        prepared = self._prepared
+        if prepared is None or prepared.keys != keys:
+            self._prepared = prepared = _PreparedImages(keys, [ray.put(of_rank) for of_rank in images])
+            for actor, reference in zip(self._actors, prepared.references, strict=False):
+                actor.prepare.options(concurrency_group="ahead").remote(reference)
+        return prepared
 
     def token_logprobs(self, trajectories: TrajectoryBatch) -> list[Any]:
         """`LearnerRank.token_logprobs`: float32 (n,) per step."""
@@ -128,9 +161,9 @@ class LearnerGroup:
     def _start(self) -> None:
         import ray
 
-        # `ping` gets a thread of its own, so that it is answered during an update.
+        # `ping` gets a thread of its own, so that it is answered during an update, and `prepare` another.
         in_ray: Any = ray.remote
-        actor_class = in_ray(concurrency_groups={"watch": 1})(LearnerRank)
+        actor_class = in_ray(concurrency_groups={"watch": 1, "ahead": 1})(LearnerRank)
         for rank in range(self.ranks):
             placing: dict[str, Any] = {}
             if self.resources.placement_group is not None:
@@ -158,9 +191,13 @@ class LearnerGroup:
 
         return ray.put(trajectories)
 
-    def _on_all(self, method: str, *arguments: Any) -> list[Any]:
+    def _on_all(self, method: str, *arguments: Any, of_each_rank: Sequence[Any] | None = None) -> list[Any]:
+        """of_each_rank: one more argument for each rank."""
         with self._calling:
-            references = [getattr(actor, method).remote(*arguments) for actor in self._actors]
+            more = [()] * self.ranks if of_each_rank is None else [(argument,) for argument in of_each_rank]
+            references = [
+                getattr(actor, method).remote(*arguments, *own) for actor, own in zip(self._actors, more, strict=False)
+            ]
         return self._wait(references, method.replace("_", " "), self.setup.learner.update_deadline_s)
 
     def _wait(self, references: Sequence[Any], operation: str, deadline_s: float) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import Tensor
 from actors.chat import ChatProcessor
 from actors.trajectory import TrajectoryBatch
 from learner.algorithms.base import Evaluation
-from learner.division import MicroBatch, divide
+from learner.division import MicroBatch, dealt, divide
 from learner.engine import DeepSpeedEngine, StepReport
 from learner.metric_sums import MetricSums
+from learner.plan import final_rows
 from learner.policy.batch import BatchBuilder, TokenBatch
 from learner.policy.model import PolicyOutput
+from learner.policy.shared_prompts import shares_prompts
 from learner.setup import LearnerSetup
 
 #: Passes without gradients keep no activations, so they take this many times as many steps at once.
@@ -47,27 +49,42 @@ class Passes:
         self._setup = setup
         self._engine = engine
         self._chat = chat
-        self._builder = BatchBuilder(chat)
+        self._builder = BatchBuilder(chat, setup.learner.image_cache_bytes)
+        # Which prompts repeat differs from rank to rank. Checkpointed layers keep no keys and values.
+        self._may_share = (
+            engine.graphs_may_differ
+            and not setup.learner.gradient_checkpointing
+            and shares_prompts(engine.module.hf_model)
+        )
 
-    def evaluate(self, trajectories: TrajectoryBatch, trained: np.ndarray) -> Evaluation:
-        """What the present model says of every step, float32, without dropout. trained: see `Evaluation`."""
+    def prepare(self, images: Mapping[str, bytes]) -> None:
+        """Run the model's processor on images of a coming batch; may be called beside everything else."""
+        self._builder.prepare(images)
+
+    def evaluate(
+        self, trajectories: TrajectoryBatch, trained: np.ndarray, owners: np.ndarray | None = None
+    ) -> Evaluation:
+        """What the present model says of every step, float32, without dropout. trained: see `Evaluation`; owners: see
+        `learner.plan.UpdatePlan`, None: steps are dealt out."""
         self._engine.train(False)
-        response_lengths = [len(ids) for ids in trajectories.ragged("response_ids", np.int32)]
+        columns = self._builder.columns(trajectories)
+        response_lengths = [len(ids) for ids in columns.response_ids]
         offsets = np.concatenate([[0], np.cumsum(response_lengths)]).astype(np.int64)
         count = len(trajectories)
         tokens, values, final_values = np.zeros(offsets[-1]), np.zeros(count), np.zeros(count)
         with torch.no_grad():
-            for part in self._share(np.arange(count), lengths(trajectories), FORWARD_ONLY_FACTOR):
-                batch = self._builder.build(trajectories, part.indices).to(self._engine.device)
+            for part in self._share(np.arange(count), columns.lengths, owners, FORWARD_ONLY_FACTOR):
+                batch = self._builder.build(trajectories, part.indices, self._may_share).to(self._engine.device)
                 output = self._forward(batch, with_entropy=False)
                 if part.filler:
                     continue
                 values[part.indices] = output.values.float().cpu().numpy()
                 for index, row in zip(part.indices.tolist(), output.logprobs.cpu().numpy(), strict=True):
                     tokens[offsets[index] : offsets[index + 1]] = row[: response_lengths[index]]
-            final_lengths = np.array([len(ids) for ids in trajectories.ragged("final_prompt_ids", np.int32)])
-            final = np.flatnonzero([image is not None for image in trajectories.column("final_image")])
-            for part in self._share(final, final_lengths, FORWARD_ONLY_FACTOR):
+            final = final_rows(trajectories)
+            # Nobody has counted the tokens of final observations; they are about those of the step before.
+            before = np.array([len(ids) for ids in columns.prompt_ids])
+            for part in self._share(final, before, owners, FORWARD_ONLY_FACTOR):
                 batch = self._builder.build_final(trajectories, part.indices).to(self._engine.device)
                 output = self._forward(batch, with_entropy=False)
                 if not part.filler:
@@ -90,20 +107,21 @@ class Passes:
         rows: np.ndarray,
         loss_of: LossOf,
         *,
+        owners: np.ndarray | None = None,
         with_entropy: bool,
         with_part_norms: bool = False,
     ) -> StepResult:
         """One step of the optimizer, whose gradient is that of the mean loss over `rows` however they are divided.
 
-        with_part_norms: measure the gradient norms of the policy's and the entropy's part before the step, which holds
-        two more gradients for that long.
+        owners: as for `evaluate`. with_part_norms: measure the gradient norms of the policy's and the entropy's part
+        before the step, which holds two more gradients for that long.
         """
         sums = MetricSums()
         seen: list[tuple[np.ndarray, Tensor]] = []  # row numbers and their loss, looked at when the step goes wrong
         gradients: dict[str, list[Tensor]] = {}
         scale = self._engine.place.world_size / len(rows)
-        for part in self._share(rows, lengths(trajectories)):
-            batch = self._builder.build(trajectories, part.indices)
+        for part in self._share(rows, self._builder.columns(trajectories).lengths, owners):
+            batch = self._builder.build(trajectories, part.indices, self._may_share and not self._engine.dropout)
             if part.filler:
                 batch.sample_weight.zero_()
             batch = batch.to(self._engine.device)
@@ -124,9 +142,13 @@ class Passes:
         rows_not_finite = [row for indices in broken for row in indices.tolist()]
         return StepResult(report, sums, rows_not_finite, norms)
 
-    def _share(self, rows: np.ndarray, of_all: np.ndarray, factor: int = 1) -> list[MicroBatch]:
-        place = self._engine.place
-        return divide(rows, of_all, self._setup.learner.micro_batch * factor, place.rank, place.world_size)
+    def _share(
+        self, rows: np.ndarray, lengths: np.ndarray, owners: np.ndarray | None, factor: int = 1
+    ) -> list[MicroBatch]:
+        place, micro_batch = self._engine.place, self._setup.learner.micro_batch * factor
+        if owners is None:
+            owners = dealt(rows, lengths, micro_batch, place.world_size)
+        return divide(rows, lengths, micro_batch, owners, place.rank)
 
     def _forward(self, batch: TokenBatch, with_entropy: bool) -> Any:
         return self._engine.forward(
@@ -136,9 +158,3 @@ class Passes:
             token_chunk=self._setup.learner.token_chunk,
             with_entropy=with_entropy,
         )
-
-
-def lengths(trajectories: TrajectoryBatch) -> np.ndarray:
-    """int64 (N,), tokens of prompt and response."""
-    parts = [trajectories.ragged(column, np.int32) for column in ("prompt_ids", "response_ids")]
-    return np.array([len(prompt) + len(response) for prompt, response in zip(*parts, strict=True)], np.int64)

@@ -1,7 +1,8 @@
 """One rank of the learner: a model in a DeepSpeed engine, and whole updates of it. `learner.group` makes it an actor.
 
-Every rank is given the same trajectories and does its share of the forward and backward passes; what all of them need
-is exchanged. Everything random is drawn from (seed, what for, update, …), so a learner that starts again from a
+Every rank is given the same steps and does its share of the forward and backward passes; what all of them need is
+exchanged. In an update a rank makes all passes over the steps that it owns (`learner.plan`), and needs the images of
+these alone. Everything random is drawn from (seed, what for, update, …), so a learner that starts again from a
 checkpoint goes on exactly as it would have.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +27,15 @@ if TYPE_CHECKING:
 #: Optimizer steps in a row that are left out before the learner gives up.
 SKIPPED_IN_A_ROW = 3
 
-# What random numbers are drawn for: the first word of a seed.
-_ORDER, _SUPERVISED = 1, 3
+# What random numbers are drawn for: the first word of a seed. `learner.plan` has another.
+_SUPERVISED = 3
 
 logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
-    """Every method but `ping` and `rendezvous` is to be called on all ranks at once, with the same arguments."""
+    """Every method but `ping`, `prepare` and `rendezvous` is to be called on all ranks at once, and but for `images`
+    with the same arguments."""
 
     def __init__(self, setup: LearnerSetup, rank: int, world_size: int) -> None:
         self.setup = setup
@@ -77,6 +79,7 @@ class LearnerRank:
             dtype=getattr(torch, setup.model.dtype),
             lora=setup.learner.lora,
             value_hidden=setup.model.value_hidden,
+            value_attention=setup.model.value_attention,
             gradient_checkpointing=setup.learner.gradient_checkpointing,
             value_gradient=self.algorithm.value_gradient,
             seed=setup.seed,
@@ -98,11 +101,18 @@ class LearnerRank:
 
     # --- reinforcement learning
 
-    def update(self, trajectories: TrajectoryBatch, update_index: int) -> dict[str, float]:
+    def prepare(self, images: dict[str, bytes]) -> None:
+        """Run the model's processor on images (key -> PNG bytes) of a coming update, beside the present one."""
+        self.passes.prepare(images)
+
+    def update(
+        self, trajectories: TrajectoryBatch, update_index: int, images: dict[str, bytes] | None = None
+    ) -> dict[str, float]:
         """One whole update of the policy on whole episodes; returns its metrics, the same on every rank.
 
         update_index: 0-based, sets the learning rate and the seeds, and is the version of the present weights. Steps
-        that are older than `max_policy_lag` versions give context only. Metrics: those of the algorithm's loss as
+        that are older than `max_policy_lag` versions give context only. images: those that this rank needs
+        (`learner.plan.images_of_rank`) where the trajectories have none. Metrics: those of the algorithm's loss as
         means per step and of its targets, of `mismatch_metrics`, `gradient_norm` (mean and `_max` over optimizer
         steps, before clipping), `learning_rate`, `optimizer_steps`, `skipped_steps`, `too_old` (share of steps).
 
@@ -110,18 +120,22 @@ class LearnerRank:
         """
         from learner.finite import require_finite_steps
         from learner.mismatch import mismatch_metrics, token_versions
+        from learner.plan import plan_update
         from learner.policy.batch import target_columns
 
         setup = self.setup
+        if images is not None:
+            trajectories = TrajectoryBatch(trajectories.steps, images)
         self._check_columns(trajectories)
         versions = token_versions(trajectories)
-        trained = self._fresh(versions, update_index)
-        evaluation = self.passes.evaluate(trajectories, trained)
+        plan = plan_update(trajectories, setup, update_index, self.world_size)
+        evaluation = self.passes.evaluate(trajectories, plan.trained, plan.owners)
         require_finite_steps("log-probabilities", evaluation.logprobs, trajectories)
         require_finite_steps("values", evaluation.values, trajectories)
         behaviour = trajectories.ragged("behaviour_logprobs", np.float32)
         metrics = mismatch_metrics(evaluation.logprobs, behaviour, versions, self.version)
         targets = self.algorithm.targets(trajectories, evaluation)
+        self.model.value_head.rescale(targets.value_gain, targets.value_shift)
         self._set_learning_rates(update_index)
         self.engine.train(False, checkpointing=setup.learner.gradient_checkpointing)
 
@@ -132,9 +146,11 @@ class LearnerRank:
         every = setup.entropy.gradient_every
         measuring = bool(every) and update_index % every == 0 and setup.learner.zero_stage < 3
         results: list[StepResult] = []
-        for rows in self._minibatches(np.flatnonzero(trained), update_index):
+        for rows in plan.minibatches:
             measure = measuring and not results
-            result = self.passes.step(trajectories, rows, loss_of, with_entropy=True, with_part_norms=measure)
+            result = self.passes.step(
+                trajectories, rows, loss_of, owners=plan.owners, with_entropy=True, with_part_norms=measure
+            )
             self._check_step(result, trajectories)
             self._adapt_entropy(result, update_index)
             results.append(result)
@@ -142,7 +158,7 @@ class LearnerRank:
                 break
         self.updates = update_index + 1
         metrics["learning_rate"] = self.engine.learning_rate
-        metrics["too_old"] = float(1 - trained.mean())
+        metrics["too_old"] = float(1 - plan.trained.mean())
         metrics["entropy_coefficient"] = self.algorithm.entropy.coefficient
         return metrics | targets.metrics | self._over_steps(results)
 
@@ -257,31 +273,12 @@ class LearnerRank:
                     f"{len(trajectories)} steps have none"
                 )
 
-    def _fresh(self, versions: Sequence[np.ndarray], version: int) -> np.ndarray:
-        """bool (N,): steps none of whose tokens is older than `max_policy_lag` versions. A batch without any is
-        trained on whole, since its episodes were accepted."""
-        limit = self.setup.max_policy_lag
-        oldest = np.array([of_step.min() if len(of_step) else version for of_step in versions])
-        fresh = np.ones(len(versions), bool) if limit is None else version - oldest <= limit
-        return fresh if fresh.any() else np.ones(len(versions), bool)
-
-    def _minibatches(self, rows: np.ndarray, update_index: int) -> Iterator[np.ndarray]:
-        """The row numbers of one optimizer step after the other, epoch by epoch."""
-        from learner.division import minibatches
-
-        setup = self.setup
-        for epoch in range(setup.algorithm.epochs):
-            seed = (setup.seed, _ORDER, update_index, epoch)
-            yield from (rows[chosen] for chosen in minibatches(len(rows), setup.learner.minibatch, seed))
-
     def _set_learning_rates(self, update_index: int) -> None:
         from learner.schedules import learning_rate
 
-        learner, total = self.setup.learner, self.setup.total_updates
-        self.engine.set_learning_rates(
-            module=learning_rate(learner, learner.learning_rate, update_index, total),
-            head=learning_rate(learner, learner.value_rate, update_index, total),
-        )
+        settings = self.setup.learner
+        rate, of_head = learning_rate(settings, update_index, self.setup.total_updates), settings.value_learning_rate
+        self.engine.set_learning_rates(module=rate, head=rate if of_head is None else of_head)
 
     def _check_step(self, result: StepResult, trajectories: TrajectoryBatch) -> None:
         """Count a step left out because its numbers are not finite. Raises `NotFinite` at the third in a row."""

@@ -7,12 +7,13 @@ import math
 from learner.settings import LearnerSettings
 
 
-def learning_rate(settings: LearnerSettings, start: float, update: int, total_updates: int) -> float:
-    """The rate of update `update` (0-based) of a schedule that starts at `start`.
+def learning_rate(settings: LearnerSettings, update: int, total_updates: int) -> float:
+    """The rate of update `update` (0-based).
 
-    cosine: start at update 0, `final_learning_rate` at update `total_updates - 1`, half a cosine between, and flat
-    after that (RL4VLM, arXiv 2405.10292, where one course spans the run's 25 updates).
+    cosine: `learning_rate` at update 0, `final_learning_rate` at update `total_updates - 1`, half a cosine between, and
+    flat after that (RL4VLM, arXiv 2405.10292, where one course spans the run's 25 updates).
     """
+    start = settings.learning_rate
     if settings.schedule == "constant":
         return start
     progress = min(update / max(total_updates - 1, 1), 1.0)

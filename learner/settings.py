@@ -41,7 +41,9 @@ class LearnerSettings(Section):
         "null: `training.updates`. `coso resume --updates` fixes it, so that no update's rate changes.",
     )
     value_learning_rate: PositiveFloat | None = Field(
-        None, description="Learning rate of the value head; null: that of the policy."
+        None,
+        description="Learning rate of the value head, the same in all updates: returns change as long as the policy "
+        "does. null: that of the policy, with its schedule.",
     )
     weight_decay: NonNegative = Field(0.0, description="AdamW weight decay.")
     betas: tuple[Probability, Probability] = Field((0.9, 0.999), description="AdamW betas.")
@@ -52,17 +54,17 @@ class LearnerSettings(Section):
     )
     micro_batch: PositiveInt = Field(1, description="Steps per forward pass of one rank; the rest is accumulated.")
     token_chunk: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
+    image_cache_bytes: Annotated[int, Field(ge=0)] = Field(
+        4 << 30,
+        description="Processed images of 256 KiB and more that a rank keeps, in files without names under $TMPDIR, "
+        "bytes. With room for its share of two batches, it processes each image once.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     update_deadline_s: PositiveFloat = Field(3600.0, description="Deadline of one update, seconds.")
     start_deadline_s: PositiveFloat = Field(600.0, description="Deadline for the ranks to start, seconds.")
     collective_deadline_s: PositiveFloat = Field(
         600.0, description="How long a rank waits for the others in one exchange, seconds."
     )
-
-    @property
-    def value_rate(self) -> float:
-        """Learning rate of the value head at update 0."""
-        return self.learning_rate if self.value_learning_rate is None else self.value_learning_rate
 
 
 class EntropySettings(Section):

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from envs.cards.number_line import NumberLine
 
@@ -18,6 +19,8 @@ TROUBLED_ID = "coso-test/Troubled-v0"
 TROUBLED = f"{__name__}:{TROUBLED_ID}"
 ODD_ID = "coso-test/Odd-v0"
 ODD = f"{__name__}:{ODD_ID}"
+WIDE_ID = "coso-test/Wide-v0"
+WIDE = f"{__name__}:{WIDE_ID}"
 MISSING = "missing"
 
 
@@ -121,6 +124,27 @@ class Odd(NumberLine):
         return {name: value for name, value in changed.items() if not isinstance(value, str) or value != MISSING}
 
 
+class Wide(gymnasium.Wrapper):
+    """NumberLine, cut off after three steps; the picture after the last one is 300 times as wide as it is high."""
+
+    def __init__(self) -> None:
+        super().__init__(NumberLine(max_position=50))
+        self._steps = 0
+
+    def reset(self, **arguments: Any) -> Any:
+        self._steps = 0
+        return super().reset(**arguments)
+
+    def step(self, action: str) -> Any:
+        observation, reward, terminated, _, info = super().step(action)
+        self._steps += 1
+        truncated = self._steps == 3 and not terminated
+        if truncated:
+            observation = {**observation, "image": np.zeros((10, 3000, 3), np.uint8)}
+        return observation, reward, terminated, truncated, info
+
+
 if TROUBLED_ID not in gymnasium.registry:
     gymnasium.register(TROUBLED_ID, entry_point=Troubled)
     gymnasium.register(ODD_ID, entry_point=Odd)
+    gymnasium.register(WIDE_ID, entry_point=Wide)

@@ -62,6 +62,7 @@ class EpisodeRecorder:
         self._rows: list[dict[str, Any]] = []
         self._images: dict[str, bytes] = {}
         self.over = False
+        self.cut_off = False  # over, though the environment would have gone on from the present observation
         self.failed = False
 
     def begin(self, observation: dict[str, Any]) -> None:
@@ -108,7 +109,8 @@ class EpisodeRecorder:
             }
         )
         self._see(observation)
-        if self.over and not terminated:
+        self.cut_off = self.over and not terminated
+        if self.cut_off:
             self._note_final_observation()
 
     def fail(self, reason: str) -> None:
@@ -120,8 +122,8 @@ class EpisodeRecorder:
             self._note_final_observation()
 
     def refuse(self, reason: RefusalReason) -> None:
-        """There is no answer to the present observation. The learner could not take its value either, so the episode
-        ends with the step before, and that step's observation stands for what would have followed."""
+        """There can be neither an answer to the present observation nor a value of it, also where an episode was cut
+        off at it. So the episode ends with the step before, whose observation stands for what would have followed."""
         if self._rows:
             refused_after = self._rows.pop()
             self._prompt, self._image = refused_after["prompt"], refused_after["image"]

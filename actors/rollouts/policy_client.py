@@ -34,6 +34,10 @@ class PolicyClient:
         """`PolicyServer.generate_batch`. Raises TimeoutError, and what a server that is alive raised."""
         return await self._call(preferred, lambda server: server.generate_batch.remote(requests))
 
+    async def refusal(self, preferred: int, request: GenerationRequest) -> Refusal | None:
+        """`PolicyServer.refusal`. Raises TimeoutError, and what a server that is alive raised."""
+        return await self._call(preferred, lambda server: server.refusal.remote(request))
+
     async def _call(self, preferred: int, call: Callable[[Any], Any]) -> Any:
         """Call the servers in turn, from the preferred one on, until one answers. Ray restarts dead ones meanwhile."""
         deadline = time.monotonic() + self._deadline_s

@@ -267,14 +267,16 @@ class RolloutWorker:
     async def _run_episode(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
         recorder = self._recorder(spec, slot)
         if await self._begin(recorder, slot):
-            # Environments are spread evenly over the servers.
-            server = self._launch.worker * len(self._hosts) + slot
             while not recorder.over:
-                answer = await self._policy.generate(server, recorder.request(seeded=False))
+                answer = await self._policy.generate(self._server(slot), recorder.request(seeded=False))
                 await self._step(recorder, slot, answer)
         return recorder
 
     # ---------------------------------------------------------------- shared
+
+    def _server(self, slot: int) -> int:
+        """The server that a slot prefers: environments are spread evenly over the servers."""
+        return self._launch.worker * len(self._hosts) + slot
 
     def _recorder(self, spec: EpisodeSpec, slot: int) -> EpisodeRecorder:
         return EpisodeRecorder(
@@ -304,8 +306,7 @@ class RolloutWorker:
 
     async def _step(self, recorder: EpisodeRecorder, slot: int, answer: Generation | Refusal) -> None:
         if isinstance(answer, Refusal):
-            recorder.refuse(answer.reason)
-            self._count_failure(recorder, slot, answer.reason, answer.detail)
+            self._refuse(recorder, slot, answer)
             return
         started = time.monotonic()
         try:
@@ -319,8 +320,18 @@ class RolloutWorker:
         self._environment_seconds += seconds
         self._generate_seconds += answer.seconds
         recorder.record(answer, outcome, seconds)
+        # The learner takes the value of what a training episode was cut off at, so it must be able to.
+        if recorder.cut_off and recorder.spec.seed < EVALUATION_SEED_BASE:
+            refusal = await self._policy.refusal(self._server(slot), recorder.request())
+            if refusal is not None:
+                self._refuse(recorder, slot, refusal)
+                return
         if recorder.over:
             self._failed_episodes.finished()
+
+    def _refuse(self, recorder: EpisodeRecorder, slot: int, refusal: Refusal) -> None:
+        recorder.refuse(refusal.reason)
+        self._count_failure(recorder, slot, refusal.reason, refusal.detail)
 
     def _note_failure(self, recorder: EpisodeRecorder, slot: int, failure: EnvironmentFailure) -> None:
         self._failed_slots.add(slot)

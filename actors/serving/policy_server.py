@@ -110,6 +110,12 @@ class PolicyServer:
                 ]
             return list(await asyncio.gather(*(self._finish(collector, received) for collector in submitted)))
 
+    async def refusal(self, request: GenerationRequest) -> Refusal | None:
+        """Why a request would have no answer, found without the engine; None if prompt and image are fine."""
+        await self._started()
+        parts = await self._renderer.parts(request)
+        return parts if isinstance(parts, Refusal) else None
+
     async def load(self, update: WeightUpdate) -> LoadReport:
         """Swap in new weights while serving: requests in flight pause, then continue under the new weights.
 

@@ -33,6 +33,29 @@ class PromptRenderer:
     async def render(self, request: GenerationRequest) -> Any | Refusal:
         """The request as an input of vLLM's engine. Raises `ModelNotServable` where engine and learner would see
         different prompts."""
+        parts = await self.parts(request)
+        if isinstance(parts, Refusal):
+            return parts
+        ids, image = parts
+        from vllm.exceptions import VLLMClientError
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        prompt = {
+            "prompt_token_ids": ids,
+            "multi_modal_data": {"image": [image]},
+            # vLLM caches processed images by this hash of their content.
+            "multi_modal_uuids": {"image": [request.image]},
+        }
+        try:
+            parsed = parse_model_prompt(self._engine.model_config, prompt)
+            (engine_input,) = await self._engine.renderer.render_cmpl_async([parsed])
+        except (VLLMClientError, ValueError) as error:
+            return Refusal("request_refused", f"vLLM refuses the prompt: {error}")
+        self._verify(request, image, engine_input["prompt_token_ids"])
+        return engine_input
+
+    async def parts(self, request: GenerationRequest) -> tuple[list[int], Image.Image] | Refusal:
+        """(ids of the prompt, its image not expanded; the image), or why the learner cannot take them."""
         try:
             ids = self._chat.prompt_ids(request.prompt)
         except ValueError as error:
@@ -50,22 +73,7 @@ class PromptRenderer:
                 f"the prompt has {length} tokens, which leaves none for an answer: policy_server.max_model_len is "
                 f"{self._max_model_len}",
             )
-        from vllm.exceptions import VLLMClientError
-        from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-        prompt = {
-            "prompt_token_ids": ids,
-            "multi_modal_data": {"image": [image]},
-            # vLLM caches processed images by this hash of their content.
-            "multi_modal_uuids": {"image": [request.image]},
-        }
-        try:
-            parsed = parse_model_prompt(self._engine.model_config, prompt)
-            (engine_input,) = await self._engine.renderer.render_cmpl_async([parsed])
-        except (VLLMClientError, ValueError) as error:
-            return Refusal("request_refused", f"vLLM refuses the prompt: {error}")
-        self._verify(request, image, engine_input["prompt_token_ids"])
-        return engine_input
+        return ids, image
 
     async def _decoded(self, request: GenerationRequest) -> Image.Image:
         """The request's image, cached by its content hash: an unchanged screen is decoded once."""

@@ -136,6 +136,8 @@ class Controller:
                 self._stage(f"collecting episodes for update {update}")
                 batch, collected = await self._system.collector.collect(update)
                 row |= collected
+        # The learner processes the images while the batch is scored and, in async mode, while it trains on another.
+        await asyncio.to_thread(self._system.learner.prepare, batch, update - 1)
         row |= episode_metrics(batch, "rollout") | policy_calibration(batch)
         if self._config.entropy.needs_influence:
             with _timed(row, "time/score"):

@@ -50,6 +50,10 @@ class Targets:
     per_step: dict[str, np.ndarray] = field(default_factory=dict)  # name -> float32 (N,)
     per_token: dict[str, Sequence[np.ndarray]] = field(default_factory=dict)  # name -> float32 (n,) per step
     metrics: dict[str, float] = field(default_factory=dict)  # of the whole batch
+    #: Before the passes the value head is made to say gain · v + shift where it said v: for an algorithm that changes
+    #: the unit of its values, and wants those learnt so far to stay as they are.
+    value_gain: float = 1.0
+    value_shift: float = 0.0
 
 
 class Algorithm(ABC):

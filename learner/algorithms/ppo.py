@@ -131,19 +131,24 @@ class Ppo(Algorithm):
             "value_mean": float(values.mean()),
             **value_calibration(values[known], followed[known]),
         }
-        if settings.normalize_returns and known.any():
-            scale.update(returns[known])
+        gain, shift = scale.update(returns[known]) if settings.normalize_returns and known.any() else (1.0, 0.0)
         if settings.normalize_advantages and known.any():
             # Where nearly all episodes go alike, what is left of the advantages is the critic's error: it must not be
             # blown up to the size of a real difference.
             usual = scale.deviation if settings.normalize_returns else 0.0
             spread = max(advantages[known].std(), usual)
             advantages = np.where(known, (advantages - advantages[known].mean()) / (spread + 1e-8), 0.0)
-        columns = {"advantages": advantages, "returns": scale.normalised(returns), "old_values": evaluation.values}
+        columns = {
+            "advantages": advantages,
+            "returns": scale.normalised(returns),
+            "old_values": gain * evaluation.values + shift,
+        }
         return Targets(
             per_step={name: column.astype(np.float32) for name, column in columns.items()},
             per_token={"proximal_logprobs": evaluation.logprobs},
             metrics=metrics,
+            value_gain=gain,
+            value_shift=shift,
         )
 
     def loss(self, output: PolicyOutput, batch: TokenBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -31,11 +31,17 @@ class ReturnScale:
             return 1.0
         return max(math.sqrt(max(self._square / self._weight - self.mean**2, 0.0)), SMALLEST_DEVIATION)
 
-    def update(self, returns: np.ndarray) -> None:
-        """Take in the returns of one update's steps, in units of reward."""
+    def update(self, returns: np.ndarray) -> tuple[float, float]:
+        """Take in the returns of one update's steps, in units of reward.
+
+        Returns (gain, shift): gain · v + shift says in the new unit what v said in the old one (PopArt, arXiv
+        1602.07714). The first time (1, 0): a head that has learnt nothing says the mean.
+        """
+        first, mean, deviation = not self._weight, self.mean, self.deviation
         self._weight = DECAY * self._weight + (1 - DECAY)
         self._mean = DECAY * self._mean + (1 - DECAY) * float(returns.mean())
         self._square = DECAY * self._square + (1 - DECAY) * float(np.square(returns, dtype=np.float64).mean())
+        return (1.0, 0.0) if first else (deviation / self.deviation, (mean - self.mean) / self.deviation)
 
     def normalised(self, returns: np.ndarray) -> np.ndarray:
         return (returns - self.mean) / self.deviation

@@ -6,23 +6,29 @@ exactly the prompt ids that the engine saw. Response ids are those that were sam
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from actors.chat import ChatProcessor
-from actors.images import decode_png
+from actors.images import RecentImages
 from actors.trajectory import TrajectoryBatch
 from learner.algorithms.base import Targets
+from learner.plan import step_lengths
+from learner.policy.image_tensors import ImageTensors, nbytes
 
 #: Answers whose action parts a `BatchBuilder` remembers; of a thousand tokens each, they take up 128 MiB.
 ACTION_STARTS = 16384
+
+#: Bytes of prompts' ids that it remembers.
+PROMPT_BYTES = 64 << 20
+
+#: Prompts are shared where no more than this share of them is distinct.
+LARGEST_DISTINCT_SHARE = 0.75
 
 
 class PromptMismatch(ValueError):
@@ -34,7 +40,7 @@ class TokenBatch:
     """B steps as tensors; L = longest prompt + response, R = longest response of the batch, padding on the right."""
 
     #: What the model's forward takes: `input_ids` int64 (B, L), `attention_mask` int64 (B, L), the family's own
-    #: per-token inputs (B, L) and image tensors.
+    #: per-token inputs (B, L) and image tensors. With `prompt_of`, of P prompts without responses instead.
     model_inputs: dict[str, Tensor]
     prompt_lengths: Tensor  # int64 (B,), tokens, image tokens included
     response_lengths: Tensor  # int64 (B,)
@@ -44,6 +50,8 @@ class TokenBatch:
     behaviour_logprobs: Tensor  # float32 (B, R), nats, of the distribution sampled from; 0 where padded or none
     influence: Tensor  # float32 (B, R) in [0, 1]; 0 where padded or not scored
     sample_weight: Tensor  # float32 (B,), 0 for a sample that only fills up a micro-batch
+    #: int64 (B,), the row of `model_inputs` that holds a step's prompt; None: its own, its response behind it.
+    prompt_of: Tensor | None = None
     #: Columns of `learner.algorithms.base.Targets`: float32, (B,) per step and (B, R) per token, 0 where padded.
     targets: dict[str, Tensor] = field(default_factory=dict)
 
@@ -62,46 +70,80 @@ class TokenBatch:
         return replace(self, model_inputs=inputs, targets=targets, **moved)
 
 
-class BatchBuilder:
-    """Builds `TokenBatch`es, remembering what the processor made of recent (prompt, image) pairs."""
+class StepColumns:
+    """What forward passes need of the steps of a batch, as lists and arrays, made once for all passes."""
 
-    def __init__(self, chat: ChatProcessor, cache_bytes: int = 256 << 20) -> None:
-        """cache_bytes: bound on the remembered tensors (least recently used go first)."""
+    def __init__(self, trajectories: TrajectoryBatch) -> None:
+        self.trajectories = trajectories
+        steps = trajectories.steps
+        self.prompts, self.images = steps["prompt"].to_pylist(), steps["image"].to_pylist()
+        self.final_prompts, self.final_images = steps["final_prompt"].to_pylist(), steps["final_image"].to_pylist()
+        self.prompt_ids = trajectories.ragged("prompt_ids", np.int64)
+        self.final_prompt_ids = trajectories.ragged("final_prompt_ids", np.int64)
+        self.response_ids = trajectories.ragged("response_ids", np.int64)
+        self.action_starts = steps["action_start"].to_pylist()
+        #: Zeros where null: demonstrations were not sampled, and not every step is scored.
+        self.behaviour_logprobs = self._floats("behaviour_logprobs")
+        self.influence = self._floats("influence")
+        self.lengths = step_lengths(trajectories)
+
+    def _floats(self, column: str) -> list[np.ndarray]:
+        values = self.trajectories.ragged(column, np.float32)
+        known = self.trajectories.steps[column].is_valid().to_pylist()
+        empty = [np.zeros(len(ids), np.float32) for ids in self.response_ids]
+        return [row if there else zeros for row, there, zeros in zip(values, known, empty, strict=True)]
+
+
+class BatchBuilder:
+    """Builds `TokenBatch`es, remembering what the processor made of recent images and prompts."""
+
+    def __init__(self, chat: ChatProcessor, image_cache_bytes: int = 256 << 20) -> None:
+        """image_cache_bytes: see `ImageTensors`."""
         self._chat = chat
-        self._capacity = cache_bytes
-        self._size = 0
-        self._encoded: OrderedDict[tuple[str, str], dict[str, Tensor]] = OrderedDict()
+        self._tensors = ImageTensors(chat, image_cache_bytes)
+        self._prompts: RecentImages[dict[str, Tensor]] = RecentImages(PROMPT_BYTES)
+        self._columns: StepColumns | None = None
         # Every pass over a batch asks again, and each time the tokenizer would decode the answer several times.
         self._action_start = lru_cache(maxsize=ACTION_STARTS)(
             lambda ids, start: chat.action_start(np.frombuffer(ids, np.int64), start)
         )
 
-    def build(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
-        """The steps of the given row numbers. Raises `PromptMismatch`, and `KeyError` for an image that is missing."""
-        steps = _rows(
-            trajectories,
-            indices,
-            "prompt",
-            "image",
-            "prompt_ids",
-            "response_ids",
-            "action_start",
-            "behaviour_logprobs",
-            "influence",
-        )
-        prompts = [self._encode(trajectories, row["prompt"], row["image"], row["prompt_ids"]) for row in steps]
-        responses = [np.asarray(row["response_ids"], np.int64) for row in steps]
+    def prepare(self, images: Mapping[str, bytes]) -> None:
+        """Run the processor on images of a coming batch. Another thread may build batches meanwhile."""
+        self._tensors.prepare(images)
+
+    def columns(self, trajectories: TrajectoryBatch) -> StepColumns:
+        """Those of a batch; remembered until another one is asked for."""
+        if self._columns is None or self._columns.trajectories is not trajectories:
+            self._columns = StepColumns(trajectories)
+        return self._columns
+
+    def build(
+        self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray, share_prompts: bool = False
+    ) -> TokenBatch:
+        """The steps of the given row numbers. share_prompts: hold each prompt once where many are equal.
+
+        Raises `PromptMismatch`, and `KeyError` for an image that is missing.
+        """
+        columns, rows = self.columns(trajectories), np.asarray(indices).tolist()
+        responses = [columns.response_ids[row] for row in rows]
         action_masks = []
-        for row, ids in zip(steps, responses, strict=True):
+        for row, ids in zip(rows, responses, strict=True):
             mask = np.zeros(len(ids), bool)
-            mask[self._action_start(ids.tobytes(), row["action_start"]) :] = True
+            mask[self._action_start(ids.tobytes(), columns.action_starts[row]) :] = True
             action_masks.append(mask)
+        shown = [(columns.images[row], columns.prompts[row]) for row in rows]
+        prompts = [
+            self._encode(trajectories, prompt, image, columns.prompt_ids[row])
+            for row, (image, prompt) in zip(rows, shown, strict=True)
+        ]
         return _assemble(
             prompts,
             responses,
             action_masks,
-            [_floats(row["behaviour_logprobs"], len(row["response_ids"])) for row in steps],
-            [_floats(row["influence"], len(row["response_ids"])) for row in steps],
+            [columns.behaviour_logprobs[row] for row in rows],
+            [columns.influence[row] for row in rows],
+            _repeated(shown) if share_prompts else None,
         )
 
     def build_final(self, trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray) -> TokenBatch:
@@ -109,41 +151,34 @@ class BatchBuilder:
 
         Raises `ValueError` for a row that has no final observation.
         """
-        steps = _rows(trajectories, indices, "final_prompt", "final_image", "final_prompt_ids")
-        for index, row in zip(indices, steps, strict=True):
-            if row["final_image"] is None:
-                raise ValueError(f"step {index} of the batch has no final observation to take a value of")
-        prompts = [
-            self._encode(trajectories, row["final_prompt"], row["final_image"], row["final_prompt_ids"])
-            for row in steps
-        ]
-        nothing = [np.empty(0, np.int64) for _ in steps]
+        columns, rows = self.columns(trajectories), np.asarray(indices).tolist()
+        prompts = []
+        for row in rows:
+            prompt, image = columns.final_prompts[row], columns.final_images[row]
+            if image is None:
+                raise ValueError(f"step {row} of the batch has no final observation to take a value of")
+            prompts.append(self._encode(trajectories, prompt, image, columns.final_prompt_ids[row]))
+        nothing = [np.empty(0, np.int64) for _ in rows]
         return _assemble(prompts, nothing, nothing, nothing, nothing)
 
     def _encode(
-        self, trajectories: TrajectoryBatch, prompt: str, image: str, expected_ids: list[int] | None
+        self, trajectories: TrajectoryBatch, prompt: str, image: str, expected_ids: np.ndarray
     ) -> dict[str, Tensor]:
-        key = (prompt, image)
-        encoded = self._encoded.get(key)
-        if encoded is None:
-            raw = self._chat.encode_prompt(prompt, decode_png(trajectories.images[image]))
-            encoded = {name: value for name, value in raw.items() if isinstance(value, Tensor)}
-            self._encoded[key] = encoded
-            self._size += _nbytes(encoded)
-            while self._size > self._capacity and len(self._encoded) > 1:
-                _, dropped = self._encoded.popitem(last=False)
-                self._size -= _nbytes(dropped)
-        else:
-            self._encoded.move_to_end(key)
-        if expected_ids is not None:
-            ids = encoded["input_ids"][0].tolist()
-            if ids != expected_ids:
-                raise PromptMismatch(
-                    f"the processor of {self._chat.path!r} makes {len(ids)} prompt tokens where the engine saw "
-                    f"{len(expected_ids)} (first difference at token {_first_difference(ids, expected_ids)}). "
-                    "Engine and learner must be given the same model folder and the same chat template."
-                )
-        return encoded
+        """expected_ids: int64 (P,), or empty where the engine has not seen the prompt."""
+        of_image = self._tensors.of(image, trajectories.images[image])
+        key = f"{image} {prompt}"
+        of_tokens = self._prompts.get(key)
+        if of_tokens is None:
+            of_tokens = self._chat.with_text(of_image, prompt)
+            self._prompts.put(key, of_tokens, nbytes(of_tokens))
+        ids = of_tokens["input_ids"][0].numpy()
+        if len(expected_ids) and not np.array_equal(ids, expected_ids):
+            raise PromptMismatch(
+                f"the processor of {self._chat.path!r} makes {len(ids)} prompt tokens where the engine saw "
+                f"{len(expected_ids)} (first difference at token {_first_difference(ids, expected_ids)}). "
+                "Engine and learner must be given the same model folder and the same chat template."
+            )
+        return {name: value for name, value in (of_image | of_tokens).items() if isinstance(value, Tensor)}
 
 
 def target_columns(targets: Targets, rows: np.ndarray, device: torch.device | str) -> dict[str, Tensor]:
@@ -154,23 +189,9 @@ def target_columns(targets: Targets, rows: np.ndarray, device: torch.device | st
     return {name: column.to(device) for name, column in columns.items()}
 
 
-def _rows(trajectories: TrajectoryBatch, indices: Sequence[int] | np.ndarray, *columns: str) -> list[dict]:
-    table = trajectories.steps.select(list(columns))
-    return table.take(pa.array(np.asarray(indices, np.int64))).to_pylist()
-
-
-def _floats(values: list[float] | None, length: int) -> np.ndarray:
-    """A row's list, zeros where it is null (demonstrations were not sampled; not every step is scored)."""
-    return np.zeros(length, np.float32) if values is None else np.asarray(values, np.float32)
-
-
-def _nbytes(tensors: dict[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _first_difference(left: list[int], right: list[int]) -> int:
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+def _first_difference(left: np.ndarray, right: np.ndarray) -> int:
+    shorter = min(len(left), len(right))
+    return int(np.append(left[:shorter] != right[:shorter], True).argmax())
 
 
 def _assemble(
@@ -179,12 +200,44 @@ def _assemble(
     action_masks: list[np.ndarray],
     behaviour_logprobs: list[np.ndarray],
     influence: list[np.ndarray],
+    repeated: tuple[list[int], list[int]] | None = None,
 ) -> TokenBatch:
+    """repeated: see `_repeated`; None: every row has a prompt of its own."""
     prompt_lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     response_lengths = [len(ids) for ids in responses]
-    lengths = [p + r for p, r in zip(prompt_lengths, response_lengths, strict=True)]
-    width = max(lengths)
+    if repeated is None:
+        model_inputs = _model_inputs(prompts, responses)
+    else:
+        distinct = [prompts[row] for row in repeated[0]]
+        model_inputs = _model_inputs(distinct, [np.empty(0, np.int64)] * len(distinct))
+    return TokenBatch(
+        model_inputs=model_inputs,
+        prompt_lengths=torch.tensor(prompt_lengths),
+        response_lengths=torch.tensor(response_lengths),
+        response_ids=right_padded(responses, torch.int64),
+        response_mask=right_padded([np.ones(n, bool) for n in response_lengths], torch.bool),
+        action_mask=right_padded(action_masks, torch.bool),
+        behaviour_logprobs=right_padded(behaviour_logprobs, torch.float32),
+        influence=right_padded(influence, torch.float32),
+        sample_weight=torch.ones(len(prompts)),
+        prompt_of=None if repeated is None else torch.tensor(repeated[1]),
+    )
+
+
+def _repeated(prompts: Sequence[Hashable]) -> tuple[list[int], list[int]] | None:
+    """(position of each distinct prompt, and for every prompt which of those it equals); None where few repeat, since
+    prompts and responses in a pass each cost more than both in one."""
+    first = dict.fromkeys(prompts)
+    if len(first) > LARGEST_DISTINCT_SHARE * len(prompts):
+        return None
+    number = {prompt: index for index, prompt in enumerate(first)}
+    return [prompts.index(prompt) for prompt in first], [number[prompt] for prompt in prompts]
+
+
+def _model_inputs(prompts: list[dict[str, Tensor]], responses: list[np.ndarray]) -> dict[str, Tensor]:
+    """Prompts with a response behind each, as `TokenBatch.model_inputs`."""
     rows = len(prompts)
+    width = max(prompt["input_ids"].shape[1] + len(ids) for prompt, ids in zip(prompts, responses, strict=True))
     input_ids = torch.zeros(rows, width, dtype=torch.int64)
     attention_mask = torch.zeros(rows, width, dtype=torch.int64)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -208,17 +261,7 @@ def _assemble(
             model_inputs[name] = extended
         else:
             model_inputs[name] = concatenate_padded(parts)
-    return TokenBatch(
-        model_inputs=model_inputs,
-        prompt_lengths=torch.tensor(prompt_lengths),
-        response_lengths=torch.tensor(response_lengths),
-        response_ids=right_padded(responses, torch.int64),
-        response_mask=right_padded([np.ones(n, bool) for n in response_lengths], torch.bool),
-        action_mask=right_padded(action_masks, torch.bool),
-        behaviour_logprobs=right_padded(behaviour_logprobs, torch.float32),
-        influence=right_padded(influence, torch.float32),
-        sample_weight=torch.ones(rows),
-    )
+    return model_inputs
 
 
 def right_padded(arrays: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from actors.chat import NotAVisionLanguageModel
 from learner.policy.batch import TokenBatch
 from learner.policy.repeated_pictures import encode_repeats_once
+from learner.policy.shared_prompts import hidden_states
 from learner.policy.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
+from learner.policy.value_head import ValueHead
 from learner.policy.weight_export import Materialize, checkpoint_weights
 from learner.settings import LoraSettings
 
@@ -31,22 +33,22 @@ class PolicyOutput:
 
 
 class PolicyModel(nn.Module):
-    """A vision-language model and a value head on the hidden state of the last prompt token.
+    """A vision-language model and a value head on its hidden states of the prompt.
 
     The value head is no submodule. So it stays float32 and whole when the module changes its precision or is spread
     over ranks. `learner.engine` trains it beside the module.
     """
 
-    def __init__(self, vlm: nn.Module, value_head: nn.Module, value_gradient: bool) -> None:
-        """vlm: a Hugging Face model whose head is a `TokenHead`, or a peft model around one; value_head: float32
-        (…, width) -> (…, 1); value_gradient: whether the value loss trains the vlm too."""
+    def __init__(self, vlm: nn.Module, value_head: ValueHead, value_gradient: bool) -> None:
+        """vlm: a Hugging Face model whose head is a `TokenHead`, or a peft model around one; value_gradient: whether
+        the value loss trains the vlm too."""
         super().__init__()
         self.vlm = vlm
         self._outside = (value_head,)  # in a tuple, so that torch does not register it
         self.value_gradient = value_gradient
 
     @property
-    def value_head(self) -> nn.Module:
+    def value_head(self) -> ValueHead:
         return self._outside[0]
 
     @property
@@ -70,26 +72,25 @@ class PolicyModel(nn.Module):
             name: tensor.to(head.weight.dtype) if tensor.is_floating_point() else tensor
             for name, tensor in batch.model_inputs.items()
         }
-        hidden = self.hf_model.base_model(**inputs, use_cache=False).last_hidden_state  # (B, L, width)
-
-        rows = torch.arange(len(batch), device=hidden.device)
-        state = hidden[rows, batch.prompt_lengths - 1]
-        if not self.value_gradient:
-            state = state.detach()
-        values = self.value_head(state.float())[:, 0]
+        hidden, predicting = hidden_states(self.hf_model, inputs, batch)
+        values = self._values(hidden if self.value_gradient else hidden.detach(), batch)
 
         mask = batch.response_mask
         logprobs = torch.zeros(mask.shape, device=hidden.device)
         entropy = torch.zeros(mask.shape, device=hidden.device)
-        if mask.shape[1] > 0:
-            # Response token j is predicted at the position before it; prompt positions never reach the head.
-            row, token = mask.nonzero(as_tuple=True)
-            predicting = hidden[row, batch.prompt_lengths[row] - 1 + token]
+        if mask.shape[1] > 0:  # prompt positions never reach the head
             distribution = SamplingDistribution(temperature, banned_token_ids, token_chunk, with_entropy)
             token_logprobs, token_entropy = head(predicting, batch.response_ids[mask], distribution)
             logprobs = logprobs.masked_scatter(mask, token_logprobs)
             entropy = entropy.masked_scatter(mask, token_entropy)
         return PolicyOutput(logprobs, entropy, values)
+
+    def _values(self, hidden: Tensor, batch: TokenBatch) -> Tensor:
+        """float32 (B,); hidden: as `hidden_states` returns it. A prompt that many steps have is read once."""
+        if batch.prompt_of is None:
+            return self.value_head(hidden, batch.prompt_lengths)
+        lengths = batch.prompt_lengths.new_ones(len(hidden)).scatter(0, batch.prompt_of, batch.prompt_lengths)
+        return self.value_head(hidden, lengths)[batch.prompt_of]
 
     def checkpoint_weights(self, materialize: Materialize) -> Iterator[tuple[str, Tensor]]:
         """The vlm's weights as `save_pretrained` would write them: (checkpoint name, tensor), adapters merged, tied
@@ -103,6 +104,7 @@ def load_policy(
     dtype: torch.dtype,
     lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
+    value_attention: int | None = None,
     gradient_checkpointing: bool,
     value_gradient: bool,
     seed: int,
@@ -124,6 +126,7 @@ def load_policy(
         vlm,
         lora=lora,
         value_hidden=value_hidden,
+        value_attention=value_attention,
         gradient_checkpointing=gradient_checkpointing,
         value_gradient=value_gradient,
         seed=seed,
@@ -135,6 +138,7 @@ def build_policy(
     *,
     lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
+    value_attention: int | None = None,
     gradient_checkpointing: bool,
     value_gradient: bool,
     seed: int,
@@ -149,21 +153,9 @@ def build_policy(
         vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        value_head = _value_head(vlm.config.get_text_config().hidden_size, value_hidden)
+        value_head = ValueHead(vlm.config.get_text_config().hidden_size, value_hidden, value_attention)
         policy = vlm if lora is None else _with_adapters(vlm, lora)
     return PolicyModel(policy, value_head.to(head.weight.device), value_gradient)
-
-
-def _value_head(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
-    """An MLP with ReLU, float32; the last layer starts at zero, so that values start at zero, not at noise."""
-    layers: list[nn.Module] = []
-    for size in hidden:
-        layers += [nn.Linear(width, size), nn.ReLU()]
-        width = size
-    last = nn.Linear(width, 1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, last)
 
 
 def _with_adapters(vlm: Any, settings: LoraSettings) -> nn.Module:

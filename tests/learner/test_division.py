@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.division import divide, minibatches
+from learner.division import assign_rows, dealt, divide, minibatches
 
 
 @given(
@@ -17,15 +17,36 @@ from learner.division import divide, minibatches
 )
 def test_every_step_is_in_one_micro_batch_and_ranks_make_the_same_number(lengths, micro_batch, world_size, data):
     rows = data.draw(st.lists(st.sampled_from(range(len(lengths))), unique=True, min_size=0))
-    indices = np.array(rows, np.int64)
-    shares = [divide(indices, np.array(lengths), micro_batch, rank, world_size) for rank in range(world_size)]
-    assert len({len(share) for share in shares}) == 1
-    counted = [index for share in shares for part in share if not part.filler for index in part.indices.tolist()]
-    assert sorted(counted) == sorted(rows)
-    for share in shares:
-        assert sum(part.filler for part in share) <= 1
-        for part in share:
-            assert 1 <= len(part.indices) <= (1 if part.filler else micro_batch)
+    indices, of_all = np.array(rows, np.int64), np.array(lengths)
+    drawn = data.draw(st.lists(st.integers(0, world_size - 1), min_size=len(lengths), max_size=len(lengths)))
+    for owners in (np.array(drawn), dealt(indices, of_all, micro_batch, world_size)):
+        shares = [divide(indices, of_all, micro_batch, owners, rank) for rank in range(world_size)]
+        assert len({len(share) for share in shares}) == 1
+        counted = [index for share in shares for part in share if not part.filler for index in part.indices.tolist()]
+        assert sorted(counted) == sorted(rows)
+        for rank, share in enumerate(shares):
+            for part in share:
+                assert 1 <= len(part.indices) <= (1 if part.filler else micro_batch)
+                assert part.filler or (owners[part.indices] == rank).all()
+    assert sum(part.filler for share in shares for part in share) < world_size  # of those dealt out
+
+
+@given(steps=st.integers(1, 150), size=st.integers(1, 40), epochs=st.integers(1, 4), world_size=st.integers(1, 5))
+@settings(max_examples=50)
+def test_rows_stay_with_one_rank_and_every_minibatch_is_spread_evenly(steps, size, epochs, world_size):
+    sets = [rows for epoch in range(epochs) for rows in minibatches(steps, size, (1, epoch))]
+    owners = assign_rows([np.arange(steps), *sets], np.arange(steps), world_size)
+    assert owners.shape == (steps,) and owners.min() >= 0 and owners.max() < world_size
+    for rows in sets:
+        even = -(-len(rows) // world_size)
+        assert np.bincount(owners[rows], minlength=world_size).max() <= even + 2
+
+
+def test_four_ranks_have_less_than_two_percent_more_to_do_than_an_even_share():
+    sets = [rows for epoch in range(4) for rows in minibatches(1024, 128, (1, epoch))]
+    owners = assign_rows([np.arange(1024), *sets], np.arange(1024), 4)
+    fullest = [np.bincount(owners[rows], minlength=4).max() for rows in sets]
+    assert np.mean(fullest) < 1.02 * 128 / 4
 
 
 @given(steps=st.integers(1, 200), size=st.integers(1, 50), seed=st.integers(0, 10))

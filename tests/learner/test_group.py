@@ -17,14 +17,16 @@ import pytest
 import ray
 
 from actors.chat import ChatProcessor
+from actors.images import PngEncoder
 from actors.settings import ModelSettings
+from actors.trajectory import TrajectoryBatch
 from learner.algorithms.ppo import PpoSettings
 from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
 from learner.group import LearnerFailed, LearnerGroup, RankResources
 from learner.settings import EntropySettings, LearnerSettings, LoraSettings
 from learner.setup import LearnerSetup, PublishTarget
 from tests.learner.sample_trajectories import sample_trajectories
-from tests.tiny_models import make_idefics3
+from tests.tiny_models import make_idefics3, picture
 
 RESOURCES = RankResources(cpus=1.0, gpus=0.0)
 
@@ -255,6 +257,28 @@ def test_ranks_that_cannot_be_placed_are_named(ray_cluster, setup):
     impatient = replace(setup, learner=setup.learner.model_copy(update={"start_deadline_s": 3.0}))
     with pytest.raises(LearnerFailed, match="starting: learner rank 0, 1 did not finish within 3 s"):
         LearnerGroup(impatient, hungry)
+
+
+def test_each_rank_processes_its_images_once_ahead_of_the_update(group, checkpoint, model_folder):
+    def processed() -> int:
+        counts = [
+            actor.__ray_call__.remote(lambda rank: rank.passes._builder._tensors.encoded) for actor in group._actors
+        ]
+        return sum(ray.get(counts, timeout=60))
+
+    rows = sample_trajectories(ChatProcessor(str(model_folder)), 10).steps.to_pylist()
+    encoded = [PngEncoder().encode(picture(100 + number)) for number in range(len(rows))]
+    for row, image in zip(rows, encoded, strict=True):
+        row |= {"image": image.key, "final_image": None, "final_prompt": None, "final_prompt_ids": None}
+    shown = TrajectoryBatch.from_rows(rows, dict(encoded))
+    group.load_checkpoint(checkpoint)
+    before, deadline = processed(), time.monotonic() + 60
+    group.prepare(shown, 1)
+    while processed() < before + len(rows) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert processed() == before + len(rows)
+    group.update(shown, 1)
+    assert processed() == before + len(rows) and group._prepared is None
 
 
 def test_ranks_answer_pings_during_an_update(group, checkpoint, trajectories):

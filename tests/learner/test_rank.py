@@ -152,6 +152,17 @@ def test_an_update_moves_the_policy_and_reports_on_it(reference):
     assert np.isfinite([first[name] for name in first]).all()
 
 
+def test_a_rate_of_the_value_heads_own_stays_when_the_policys_has_ended(worlds, setup, trajectories):
+    """A critic has to follow the policy to the end. It may read the whole prompt (attention)."""
+    with_attention = replace(setup, model=setup.model.model_copy(update={"value_attention": 8}))
+    worlds[1].make(with_learner(with_attention, final_learning_rate=0.0, value_learning_rate=3e-3))
+    before = worlds[1].weights()
+    worlds[1].update(trajectories, setup.total_updates - 1)
+    moved = {name for name, value in worlds[1].weights().items() if not np.array_equal(value, before[name])}
+    assert moved and all(name.startswith("value_head.") for name in moved)
+    assert "value_head.query.weight" in moved
+
+
 @pytest.mark.parametrize("micro_batch", [1, 8])
 def test_accumulation_does_not_change_the_update(worlds, setup, trajectories, reference, micro_batch):
     worlds[1].make(with_learner(setup, micro_batch=micro_batch))

@@ -10,7 +10,7 @@ from learner.settings import LearnerSettings
 
 def test_cosine_goes_from_start_to_final_over_the_updates():
     settings = LearnerSettings(learning_rate=1e-3, final_learning_rate=1e-4)
-    rates = [learning_rate(settings, 1e-3, update, 5) for update in range(7)]
+    rates = [learning_rate(settings, update, 5) for update in range(7)]
     assert rates[0] == pytest.approx(1e-3)
     assert rates[2] == pytest.approx((1e-3 + 1e-4) / 2)
     assert rates[4:] == pytest.approx([1e-4] * 3)
@@ -19,11 +19,11 @@ def test_cosine_goes_from_start_to_final_over_the_updates():
 
 def test_constant_stays():
     settings = LearnerSettings(learning_rate=1e-3, schedule="constant")
-    assert {learning_rate(settings, 2e-3, update, 5) for update in range(9)} == {2e-3}
+    assert {learning_rate(settings, update, 5) for update in range(9)} == {1e-3}
 
 
 def test_a_schedule_of_one_update_starts_at_the_start():
-    assert learning_rate(LearnerSettings(learning_rate=1e-3), 1e-3, 0, 1) == pytest.approx(1e-3)
+    assert learning_rate(LearnerSettings(learning_rate=1e-3), 0, 1) == pytest.approx(1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 20, 250])

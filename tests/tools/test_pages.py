@@ -15,6 +15,7 @@ import pytest
 import typer
 
 import envs  # noqa: F401  registers ours
+from benchmarks.off_policy import markdown
 from cluster.cli.main import app
 from cluster.config.changed_keys import CHANGED_KEYS
 from cluster.config.files import valid_keys
@@ -177,6 +178,14 @@ def test_the_results_in_the_readme_are_those_of_the_files() -> None:
         assert after == f"{sum(found) / len(found):.3f} ({spread})", config
         took = [f"{run['wall_seconds'] / 60:.1f}" for run in runs]
         assert minutes == (took[0] if len(took) == 1 else f"{min(took, key=float)} to {max(took, key=float)}"), config
+
+
+def test_the_table_of_what_lag_costs_is_that_of_the_file() -> None:
+    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    table = text.split("<!-- off_policy: begin -->\n")[1].split("<!-- off_policy: end -->")[0]
+    path = ROOT / "benchmarks" / "results" / "off_policy.json"
+    result = json.loads(path.read_text(encoding="utf-8"))["by_game_and_lag"] if path.exists() else {}
+    assert table.splitlines()[2:] == markdown(result)
 
 
 def test_pages_are_short() -> None:

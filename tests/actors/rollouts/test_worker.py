@@ -72,6 +72,7 @@ class Server:
     def __init__(self, policy: Callable[[GenerationRequest], str | Refusal], delay_s: float = 0.0) -> None:
         self.generate = Remote(self._generate)
         self.generate_batch = Remote(self._generate_batch)
+        self.refusal = Remote(self._refusal)
         self.requests: list[GenerationRequest] = []
         self._policy = policy
         self._delay_s = delay_s
@@ -85,6 +86,10 @@ class Server:
         ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
         logprobs = np.full(len(ids), -0.5, np.float32)
         return Generation(np.arange(3, dtype=np.int32), ids, logprobs, [(0, 0)], "stop", text, self._delay_s)
+
+    async def _refusal(self, request: GenerationRequest) -> Refusal | None:
+        answer = self._policy(request)
+        return answer if isinstance(answer, Refusal) else None
 
     async def _generate_batch(self, requests: list[GenerationRequest]) -> list[Generation | Refusal]:
         return [await self._generate(request) for request in requests]
@@ -384,7 +389,7 @@ class DeadServer:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.generate = self.generate_batch = Remote(self._die)
+        self.generate = self.generate_batch = self.refusal = Remote(self._die)
 
     async def _die(self, request: Any) -> None:
         self.asked += 1

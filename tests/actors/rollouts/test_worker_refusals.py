@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actors.chat import ChatProcessor
 from actors.generation import GenerationRequest, Refusal
 from actors.images import image_hash
+from actors.rollouts.episode import EVALUATION_SEED_BASE
 from actors.rollouts.failed_episodes import TooManyFailedEpisodes
 from actors.rollouts.stream import TrajectoryStream
 from actors.rollouts.worker import RolloutWorker
+from actors.serving.prompt_renderer import PromptRenderer
 from actors.trajectory import TrajectoryBatch
+from learner.policy.batch import BatchBuilder
 from tests.actors.rollouts.test_worker import Server, by_chance, check_whole, ends, received, run, until
-from tests.envs_for_tests import MISSING, ODD
+from tests.envs_for_tests import MISSING, ODD, WIDE
+from tests.tiny_models import make_qwen2_5_vl
 
 pytestmark = pytest.mark.integration
 
@@ -94,6 +100,49 @@ def test_free_running_environments_go_on_after_a_refused_request() -> None:
     batch = TrajectoryBatch.concatenate(run(scenario, [Server(policy)], stream))
     check_whole(batch)
     assert {"prompt_too_long", "terminated"} <= set(ends(batch))
+
+
+class Renders(Server):
+    """A server that refuses as the real one does: with the renderer of prompts, around a model's own processor."""
+
+    def __init__(self, chat: ChatProcessor) -> None:
+        super().__init__(by_chance)
+        self._renderer = PromptRenderer(chat, None, 256)  # type: ignore[arg-type]  # there is no engine to ask
+
+    async def _refusal(self, request: GenerationRequest) -> Refusal | None:
+        parts = await self._renderer.parts(request)
+        return parts if isinstance(parts, Refusal) else None
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["lock_step", "free_running"])
+def test_an_episode_cut_off_at_a_picture_that_the_processor_refuses_can_be_trained_on(
+    tmp_path: Path, free: bool
+) -> None:
+    chat = make_qwen2_5_vl(tmp_path).chat
+    stream = TrajectoryStream(1 << 30, 1000)
+
+    async def scenario(worker: RolloutWorker) -> Any:
+        if not free:
+            return await worker.collect(1, 20), await worker.status()
+        await worker.start(0)
+        return TrajectoryBatch.concatenate(await received(stream, 20)), await worker.status()
+
+    batch, status = run(scenario, [Renders(chat)], stream if free else None, id=WIDE)
+    check_whole(batch)
+    refused = ends(batch).count("image_refused")
+    assert refused and {*ends(batch)} <= {"image_refused", "terminated"}
+    assert status["failures"]["image_refused"] >= refused
+    final = [row for row, image in enumerate(batch.column("final_image")) if image is not None]
+    assert len(final) == refused
+    BatchBuilder(chat).build_final(batch, final)
+
+
+def test_the_figures_of_an_evaluation_need_no_value_of_what_it_was_cut_off_at(tmp_path: Path) -> None:
+    async def scenario(worker: RolloutWorker) -> Any:
+        return await worker.evaluate_batch(range(EVALUATION_SEED_BASE, EVALUATION_SEED_BASE + 3), 0.0)
+
+    result = run(scenario, [Renders(make_qwen2_5_vl(tmp_path).chat)], id=WIDE)
+    assert result.failed == 0 and "truncated" in ends(result.episodes)
 
 
 def test_too_many_refused_requests_end_the_run_and_name_environment_and_episode() -> None:

@@ -85,6 +85,8 @@ def test_a_prompt_longer_than_the_engine_takes_is_refused_and_the_engine_lives(p
     refusal = policy_server.ask("generate", request(1, prompt="number " * 600))
     assert refusal.reason == "prompt_too_long"
     assert re.search(r"has \d{3,} tokens.*policy_server.max_model_len is 512", refusal.detail)
+    assert policy_server.ask("refusal", request(1, prompt="number " * 600)) == refusal
+    assert policy_server.ask("refusal", request(1)) is None
     assert len(policy_server.ask("generate", request(1)).response_ids)
 
 

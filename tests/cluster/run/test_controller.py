@@ -51,6 +51,7 @@ class Stages:
 
     def __init__(self, config: RunConfig) -> None:
         self.events: list[str] = []
+        self.prepared: list[int] = []  # indices of the updates whose batches the learner was shown ahead
         self.supervisor = Supervisor(20, 3600.0)
         self.between_versions = asyncio.Lock()
         self.overlaps = config.mode == "async"
@@ -103,7 +104,11 @@ class Stages:
         )
 
     # the learner
+    def prepare(self, batch: TrajectoryBatch, index: int) -> None:
+        self.prepared.append(index)
+
     def update(self, batch: TrajectoryBatch, index: int) -> dict[str, float]:
+        assert index in self.prepared
         if failures := self.failures.get(index + 1):
             raise failures.pop(0)
         self.events.append(f"learn {index + 1}")

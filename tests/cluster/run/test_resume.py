@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def rates(config: RunConfig, updates: int) -> list[float]:
     total = learner_setup(config).total_updates
-    return [learning_rate(config.learner, 1e-3, update, total) for update in range(updates)]
+    return [learning_rate(config.learner, update, total) for update in range(updates)]
 
 
 def test_an_extended_run_stays_extended_though_it_is_killed_at_once(

@@ -362,6 +362,24 @@ def test_the_return_scale_is_the_weighted_mean_of_what_it_saw(seed, updates, mea
     assert (again.mean, again.deviation) == (scale.mean, scale.deviation)
 
 
+@given(seed=st.integers(0, 99), reward=st.floats(-20, 20), spread=st.floats(0.1, 10))
+@settings(max_examples=20, deadline=None, derandomize=True)
+def test_a_new_unit_leaves_what_the_values_say_as_it_is(seed, reward, spread):
+    random = np.random.default_rng(seed)
+    algorithm = ppo(PLAIN.model_copy(update={"normalize_returns": True}))
+    said, nothing = random.normal(size=8).astype(np.float32), np.full(8, np.nan)
+    episodes = [
+        _episodes(*[([mean + spread * float(random.normal())], "terminated") for _ in range(8)])
+        for mean in (0.0, reward)
+    ]
+    first = algorithm.targets(episodes[0], _evaluation(said, nothing))
+    assert (first.value_gain, first.value_shift) == (1.0, 0.0)
+    before = algorithm.scale.restored(said)
+    second = algorithm.targets(episodes[1], _evaluation(said, nothing))
+    np.testing.assert_allclose(second.per_step["old_values"], second.value_gain * said + second.value_shift, rtol=1e-5)
+    np.testing.assert_allclose(algorithm.scale.restored(second.per_step["old_values"]), before, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_left_when_all_succeed_is_not_blown_up():
     """After batches of mixed outcomes, one where every episode goes alike: small differences stay small."""
     random = np.random.default_rng(3)

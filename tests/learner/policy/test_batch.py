@@ -7,6 +7,7 @@ from PIL import Image
 
 from actors.trajectory import TrajectoryBatch
 from learner.policy.batch import BatchBuilder, PromptMismatch, concatenate_padded
+from learner.policy.image_tensors import ImageTensors, nbytes
 from tests.tiny_models import PROMPT, TEXTS, make_idefics3, picture
 from tests.tiny_steps import step_rows, steps
 
@@ -85,13 +86,13 @@ def test_prompt_ids_of_another_model_are_refused_with_the_place(chat):
 
 def test_the_cache_is_bounded_and_changes_nothing(chat):
     trajectories = steps(chat, [PROMPT] * 4, [picture(n) for n in range(4)], [[7]] * 4)
-    one = sum(t.nbytes for t in chat.encode_prompt(PROMPT, Image.fromarray(picture())).values())
-    small, large = BatchBuilder(chat, cache_bytes=2 * one), BatchBuilder(chat)
+    small, large = BatchBuilder(chat), BatchBuilder(chat)
+    one = nbytes(chat.encode_image(Image.fromarray(picture())))
+    small._tensors = ImageTensors(chat, file_bytes=0, memory_bytes=2 * one)
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [0, 0, 1, 3]):
         ours, theirs = small.build(trajectories, order), large.build(trajectories, order)
         assert torch.equal(ours.model_inputs["pixel_values"], theirs.model_inputs["pixel_values"])
-        assert small._size <= 2 * one
-    assert large._size == 4 * one
+    assert small._tensors.encoded == 4 + 2 + 1 and large._tensors.encoded == 4
 
 
 def test_moving_a_batch_moves_all_of_it(chat):
@@ -109,3 +110,12 @@ def test_image_tensors_of_different_sizes_are_padded_with_zeros():
     assert joined.shape == (3, 2, 4)
     assert torch.equal(joined[:1, :, :3], left) and torch.equal(joined[1:, :1], right)
     assert joined.sum() == left.sum() + right.sum()
+
+
+def test_columns_are_read_once_for_all_passes_over_a_batch(chat):
+    first, second = (steps(chat, [PROMPT], [picture()], [[7] * length]) for length in (1, 2))
+    builder = BatchBuilder(chat)
+    columns = builder.columns(first)
+    builder.build(first, [0])
+    assert builder.columns(first) is columns and columns.lengths.tolist() == [len(columns.prompt_ids[0]) + 1]
+    assert builder.columns(second).lengths.tolist() == [len(columns.prompt_ids[0]) + 2]

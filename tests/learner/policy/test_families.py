@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from learner.policy.batch import BatchBuilder
-from learner.policy.model import build_policy
+from learner.policy.model import PolicyOutput, build_policy
+from learner.policy.shared_prompts import shares_prompts
 from learner.settings import LoraSettings
 from tests.tiny_models import FAMILIES, PROMPT, TEXTS, picture
 from tests.tiny_steps import steps
@@ -75,7 +76,7 @@ def test_logprobs_and_entropies_equal_the_familys_own_logits(tiny, policy):
 def test_a_step_does_not_depend_on_its_batch(tiny, policy):
     trajectories = steps(tiny.chat, *_steps(tiny))
     builder = BatchBuilder(tiny.chat)
-    torch.nn.init.normal_(policy.value_head[-1].weight)
+    torch.nn.init.normal_(policy.value_head.mlp[-1].weight)
     with torch.no_grad():
         together = _run(policy, tiny, builder.build(trajectories, [2, 0, 1]))
         for row, index in enumerate([2, 0, 1]):
@@ -85,6 +86,45 @@ def test_a_step_does_not_depend_on_its_batch(tiny, policy):
             torch.testing.assert_close(together.entropy[row, :length], alone.entropy[0], atol=1e-5, rtol=0)
             torch.testing.assert_close(together.values[row], alone.values[0], atol=1e-5, rtol=0)
     assert together.values.std() > 0
+
+
+def test_a_prompt_that_is_run_once_for_all_its_answers_changes_no_output_and_no_gradient(tiny, policy):
+    prompts, pictures, responses = _steps(tiny)
+    # Two prompts that are equal but for the picture, and one of another length; answers of several lengths.
+    prompts, pictures = ([values[n] for n in (0, 1, 0, 0, 1, 0, 1)] for values in (prompts, pictures))
+    pictures[3] = picture(9, 64, 64)
+    answers = [responses[n % 3] for n in range(5)] + [[7], [9]]
+    trajectories = steps(tiny.chat, prompts, pictures, answers)
+    torch.nn.init.normal_(policy.value_head.mlp[-1].weight)
+
+    def run(share: bool) -> tuple[PolicyOutput, list[torch.Tensor]]:
+        batch = BatchBuilder(tiny.chat).build(trajectories, np.arange(7), share_prompts=share)
+        assert (batch.prompt_of is not None) == share and len(batch.model_inputs["input_ids"]) == (3 if share else 7)
+        policy.zero_grad()
+        output = _run(policy, tiny, batch)
+        weights = torch.arange(1.0, 8.0)[:, None]
+        ((output.logprobs + output.entropy) * weights).sum().backward(retain_graph=True)
+        output.values.sum().backward()
+        return output, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in policy.parameters()]
+
+    if not shares_prompts(tiny.model):
+        assert type(tiny.model).__name__.startswith(("Qwen2_5", "Gemma3"))
+        return
+    (shared, gradients), (plain, expected) = run(True), run(False)
+    for name in ("logprobs", "entropy", "values"):
+        torch.testing.assert_close(getattr(shared, name), getattr(plain, name), atol=1e-5, rtol=0)
+    assert max(float(gradient.abs().max()) for gradient in expected) > 1e-2
+    for gradient, value in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, value, atol=1e-4, rtol=1e-3)
+
+
+def test_answers_of_one_token_share_prompts_too(tiny, policy):
+    trajectories = steps(tiny.chat, [PROMPT] * 3, [picture()] * 3, [[7], [8], [7]])
+    shared, plain = (
+        _run(policy, tiny, BatchBuilder(tiny.chat).build(trajectories, [0, 1, 2], share_prompts=share))
+        for share in (shares_prompts(tiny.model), False)
+    )
+    torch.testing.assert_close(shared.logprobs, plain.logprobs, atol=1e-5, rtol=0)
 
 
 def test_what_it_publishes_is_what_save_pretrained_writes(tiny, policy, tmp_path):

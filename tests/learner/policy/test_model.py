@@ -57,7 +57,7 @@ def test_values_start_at_zero_and_the_same_seed_starts_alike(tiny, batch):
 
 def test_the_value_is_that_of_the_last_prompt_token(tiny, batch):
     policy = _load(tiny).eval()
-    torch.nn.init.normal_(policy.value_head[-1].weight)
+    torch.nn.init.normal_(policy.value_head.mlp[-1].weight)
     with torch.no_grad():
         values = _run(policy, batch).values
         for row, length in enumerate(batch.prompt_lengths.tolist()):
@@ -65,16 +65,16 @@ def test_the_value_is_that_of_the_last_prompt_token(tiny, batch):
             inputs["input_ids"] = inputs["input_ids"][:, :length]
             del inputs["attention_mask"]
             hidden = policy.hf_model.model(**inputs)
-            expected = policy.value_head(hidden.last_hidden_state[0, -1])[0]
+            expected = policy.value_head.mlp(hidden.last_hidden_state[0, -1])[0]
             torch.testing.assert_close(values[row], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("value_gradient", [True, False])
 def test_whether_the_value_trains_the_trunk_is_a_choice(tiny, batch, value_gradient):
     policy = _load(tiny, value_gradient=value_gradient)
-    torch.nn.init.normal_(policy.value_head[-1].weight)
+    torch.nn.init.normal_(policy.value_head.mlp[-1].weight)
     _run(policy, batch).values.sum().backward()
-    assert policy.value_head[0].weight.grad.abs().sum() > 0
+    assert policy.value_head.mlp[0].weight.grad.abs().sum() > 0
     assert any(p.grad is not None for p in policy.vlm.parameters()) == value_gradient
 
 
