@@ -5,8 +5,8 @@
 
 Inputs are mutations of real ones (`benchmarks/fuzz_targets.py` has the targets): bytes flipped, cut out, repeated,
 words of the format put in, two inputs joined. The same seed gives the same inputs. Each target runs in a process of its
-own, since a damaged file may bring down the library that reads it. `slowest_ms` is wall time, which other work on the machine
-adds to. `tests/test_fuzz.py` runs a small share.
+own, since a damaged file may bring down the library that reads it. `slowest_ms` is wall time, which other work on the
+machine adds to. `tests/test_fuzz.py` runs a small share.
 """
 
 from __future__ import annotations

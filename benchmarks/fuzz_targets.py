@@ -26,7 +26,7 @@ from cluster.errors import CosoError
 from cluster.report.samples import influence_profiles, sample_episodes
 from cluster.run.run_folder import RunFolder
 from cluster.telemetry.metrics import read_metrics
-from envs.android.adb import decode_raw
+from envs.android.adb import _decode_raw
 from envs.android.adb_server import AdbServer
 from envs.android.appium import error_message, read_screenshot, read_value
 from envs.android.device import DeviceError, decode_picture
@@ -200,7 +200,7 @@ def screens(folder: Path) -> Target:
     corpus.append(struct.pack("<III", 0, 20, 1))
 
     def read(data: bytes) -> None:
-        assert decode_raw(data, "a device").size
+        assert _decode_raw(data, "a device").size
 
     words = [struct.pack("<I", number) for number in (0, 1, 0xFFFFFFFF, 0x7FFFFFFF)]
     return Target("raw screens", corpus, words, read, (DeviceError,), 80_000)

@@ -106,7 +106,7 @@ class AdbPhone(Device):
         command = "screencap -p" if self._capture_how == "png" else "screencap"
         data = self._on_device(lambda: self._server.exec(self._serial, command, self._deadline_s))
         where = f"screencap on {self._serial}"
-        picture = decode_picture(data, where) if self._capture_how == "png" else decode_raw(data, where)
+        picture = decode_picture(data, where) if self._capture_how == "png" else _decode_raw(data, where)
         # A device may be rotated; taps use the size of the shown screen.
         self._screen_size = (picture.shape[1], picture.shape[0])
         return picture
@@ -185,7 +185,7 @@ def typing_commands(text: str, adb_keyboard: bool) -> list[str]:
     return [f"input text {shlex.quote(piece.replace(' ', '%s'))}" for piece in pieces if piece]
 
 
-def decode_raw(data: bytes, where: str) -> NDArray[np.uint8]:
+def _decode_raw(data: bytes, where: str) -> NDArray[np.uint8]:
     """Decode the output of `screencap` without -p: width, height, format (since Android 8 a colour space too), RGBA."""
     if len(data) < _RAW_HEADER.size:
         raise DeviceError(f"{where} sent {len(data)} bytes that are not a picture")

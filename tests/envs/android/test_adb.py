@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.android.adb import AdbPhone, decode_raw, typing_commands
+from envs.android.adb import AdbPhone, _decode_raw, typing_commands
 from envs.android.adb_server import AdbServer, DeviceGone
 from envs.android.device import DeviceError, DeviceTimeout, settled
 from tests.envs.android.conftest import EmbeddedOverAdb, ServedDevice, free_port
@@ -133,7 +133,7 @@ def test_half_a_picture_is_an_error_that_says_so(troubled: Any) -> None:
 @pytest.mark.parametrize("header", [(0, 20, 1), (30, 0, 1), (2**32 - 1, 2**32 - 1, 1), (30, 20, 1), (30, 20, 4)])
 def test_raw_pixels_that_are_no_picture_are_an_error(header: tuple[int, int, int]) -> None:
     with pytest.raises(DeviceError, match="the device sent"):
-        decode_raw(struct.pack("<III", *header), "the device")
+        _decode_raw(struct.pack("<III", *header), "the device")
 
 
 def test_a_device_that_hangs_meets_the_deadline(troubled: Any) -> None:
