@@ -117,6 +117,13 @@ def _chat(run: RunFolder) -> ChatProcessor:
 
 
 def _read(run: RunFolder, updates: Sequence[int]) -> dict[int, TrajectoryBatch]:
+    try:
+        return _read_log(run, updates)
+    except UnreadableTrajectory as error:
+        raise CosoError(str(error)) from None
+
+
+def _read_log(run: RunFolder, updates: Sequence[int]) -> dict[int, TrajectoryBatch]:
     log = TrajectoryLog(run.trajectories)
     logged = log.updates()
     if not logged:
@@ -124,10 +131,7 @@ def _read(run: RunFolder, updates: Sequence[int]) -> dict[int, TrajectoryBatch]:
     wanted = sorted(set(updates)) or sorted({logged[0], logged[-1]})
     if missing := [update for update in wanted if update not in logged]:
         raise CosoError(f"{run.path} has no trajectories of update {missing[0]}; it has {logged[0]} to {logged[-1]}")
-    try:
-        return {update: log.read(update) for update in wanted}
-    except UnreadableTrajectory as error:
-        raise CosoError(str(error)) from None
+    return {update: log.read(update) for update in wanted}
 
 
 def _same_screens(batches: dict[int, TrajectoryBatch], count: int) -> list[list[tuple[int, int]]]:
