@@ -99,14 +99,15 @@ class ChatProcessor:
         self._template = chat_template(path, processor)
         ends = self.tokenizer.eos_token_id if eos_token_id is None else eos_token_id
         #: Ids that end an answer: the generation config's, else the tokenizer's.
-        self.eos_token_ids: list[int] = sorted(ends) if isinstance(ends, list) else [ends]
+        self.eos_token_ids: list[int] = ends if isinstance(ends, list) else [ends]
         self._check_tokens()
+        self.eos_token_ids = sorted(self.eos_token_ids)
         self._marked_processor: Any = copy.deepcopy(processor)
         self._add_mark()
         self._check_template()
 
     def _check_tokens(self) -> None:
-        if not self.eos_token_ids or None in self.eos_token_ids:
+        if not self.eos_token_ids or not all(isinstance(token, int) for token in self.eos_token_ids):
             raise NotAVisionLanguageModel(
                 f"model.path {self.path!r} has no end token, so its answers would never end. Set eos_token_id in "
                 "generation_config.json, or eos_token in tokenizer_config.json."

@@ -5,7 +5,6 @@ The environment's own process hashes and encodes its pictures, so the rollout wo
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections import OrderedDict
@@ -13,7 +12,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from blake3 import blake3
-from PIL import Image
+
+from envs.png import decode_png as decode_png  # beside its counterpart, `encode_png`
 
 Value = TypeVar("Value")
 
@@ -65,11 +65,6 @@ def encode_png(image: np.ndarray) -> bytes:
 def _chunk(kind: bytes, content: bytes) -> bytes:
     checksum = zlib.crc32(content, zlib.crc32(kind))
     return b"".join([struct.pack(">I", len(content)), kind, content, struct.pack(">I", checksum)])
-
-
-def decode_png(png: bytes) -> Image.Image:
-    """PNG bytes -> an RGB PIL image."""
-    return Image.open(io.BytesIO(png)).convert("RGB")
 
 
 class RecentImages(Generic[Value]):

@@ -83,6 +83,8 @@ STEP_SCHEMA = pa.schema(
     metadata={"coso.schema": "trajectory", "coso.schema_version": str(SCHEMA_VERSION)},
 )
 
+#: Columns without which a row is no step.
+IDENTITY = ("episode", "step", "image")
 IMAGE_SCHEMA = pa.schema([("hash", pa.string()), ("png", pa.binary())])
 
 
@@ -99,7 +101,11 @@ def outcome_columns(reward: float, terminated: bool, truncated: bool, info: dict
     }
 
 
-class SchemaMismatch(ValueError):
+class UnreadableTrajectory(ValueError):
+    """A trajectory file is damaged, or not one of ours. The message names the file."""
+
+
+class SchemaMismatch(UnreadableTrajectory):
     """A trajectory file has another schema version than this program reads."""
 
 
@@ -205,7 +211,7 @@ class TrajectoryLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._image_file_of: dict[str, Path] = {}
         for path in sorted(folder.glob("images_*.parquet")):
-            for key in pq.read_table(path, columns=["hash"])["hash"].to_pylist():
+            for key in _read(path, IMAGE_SCHEMA, columns=["hash"])["hash"].to_pylist():
                 self._image_file_of[key] = path
 
     def write(self, update: int, batch: TrajectoryBatch) -> int:
@@ -216,7 +222,7 @@ class TrajectoryLog:
             path = self.folder / f"images_{update:06d}.parquet"
             table = pa.table({"hash": list(new), "png": list(new.values())}, schema=IMAGE_SCHEMA)
             if path.exists():  # a resume repeats the update: other batches may refer to the images already here
-                table = pa.concat_tables([pq.read_table(path, partitioning=None), table])
+                table = pa.concat_tables([_read(path, IMAGE_SCHEMA), table])
             written += _write_whole(table, path, compression="none")
             self._image_file_of.update(dict.fromkeys(new, path))
         return written + _write_whole(batch.steps, self.batch_path(update), compression="zstd")
@@ -226,14 +232,14 @@ class TrajectoryLog:
 
     def updates(self) -> list[int]:
         """The updates whose batches are on disk, in order."""
-        return sorted(int(path.stem.removeprefix("batch_")) for path in self.folder.glob("batch_*.parquet"))
+        numbers = (path.stem.removeprefix("batch_") for path in self.folder.glob("batch_*.parquet"))
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def read(self, update: int) -> TrajectoryBatch:
-        """The batch of one update with its images. Raises `SchemaMismatch`, `FileNotFoundError`."""
+        """The batch of one update with its images. Raises `UnreadableTrajectory`, `FileNotFoundError`."""
         path = self.batch_path(update)
-        # partitioning=None: a folder named key=value above the run must not become a column.
-        steps = pq.read_table(path, partitioning=None)
-        version = (steps.schema.metadata or {}).get(b"coso.schema_version", b"none").decode()
+        steps = _read(path)
+        version = (steps.schema.metadata or {}).get(b"coso.schema_version", b"none").decode("utf-8", "replace")
         if version not in READABLE_SCHEMA_VERSIONS:
             raise SchemaMismatch(
                 f"{path} has trajectory schema {version}; this program reads {SCHEMA_VERSION}. "
@@ -241,17 +247,52 @@ class TrajectoryLog:
             )
         if version != str(SCHEMA_VERSION):
             steps = steps.append_column("action_start", pa.nulls(len(steps), pa.int32()))
-            steps = steps.select(STEP_SCHEMA.names).cast(STEP_SCHEMA)
+        steps = _as_schema(steps, STEP_SCHEMA, path)
+        if missing := [name for name in IDENTITY if steps[name].null_count]:
+            raise UnreadableTrajectory(f"{path} is damaged: steps without {', '.join(missing)}")
         wanted = set(steps["image"].to_pylist()) | set(steps["final_image"].to_pylist())
         return TrajectoryBatch(steps, self.read_images(wanted - {None}))
+
+    def read_columns(self, update: int, columns: list[str]) -> pa.Table:
+        """Some columns of the batch of one update. Raises as `read`."""
+        return _read(self.batch_path(update), STEP_SCHEMA, columns=columns)
 
     def read_images(self, hashes: set[str]) -> dict[str, bytes]:
         """PNG bytes by content hash; hashes that the log does not hold are left out."""
         images: dict[str, bytes] = {}
         for path in sorted({self._image_file_of[key] for key in hashes if key in self._image_file_of}):
-            table = pq.read_table(path, partitioning=None, filters=[("hash", "in", sorted(hashes))])
+            table = _read(path, IMAGE_SCHEMA, filters=[("hash", "in", sorted(hashes))])
             images.update(zip(table["hash"].to_pylist(), table["png"].to_pylist(), strict=True))
         return images
+
+
+def _read(path: Path, schema: pa.Schema | None = None, **options: Any) -> pa.Table:
+    """A Parquet file, with the columns of `schema`. Raises `UnreadableTrajectory`, `FileNotFoundError`."""
+    try:
+        # partitioning=None: a folder named key=value above the run must not become a column.
+        table = pq.read_table(path, partitioning=None, **options)
+        # Lengths and offsets of a damaged file may point anywhere.
+        table.validate(full=True)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UnreadableTrajectory(f"{path} is damaged: {first_line[:200]}") from error
+    if schema is None:
+        return table
+    wanted = options.get("columns", schema.names)
+    return _as_schema(table, pa.schema([schema.field(name) for name in wanted]), path)
+
+
+def _as_schema(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
+    """The table with just the columns of a schema. Raises `SchemaMismatch`."""
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SchemaMismatch(
+            f"{path} has other columns than trajectory schema {SCHEMA_VERSION}: {first_line[:200]}"
+        ) from error
 
 
 def _write_whole(table: pa.Table, path: Path, compression: str) -> int:

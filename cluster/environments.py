@@ -1,10 +1,11 @@
-"""Find and make an environment by its id. Errors say what is wrong and which ids exist."""
+"""Find and make an environment by its id, and check what it returns. Errors say what is wrong and what exists."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,8 @@ import gymnasium
 import envs
 from cluster.errors import CosoError
 from envs.android.device import DeviceError
+from envs.labels import LabelSpace
+from envs.output import EnvironmentOutput, EnvironmentOutputError
 
 
 def require_environment(env_id: str) -> None:
@@ -31,12 +34,38 @@ def require_environment(env_id: str) -> None:
 
 
 def make_environment(env_id: str, env_kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    """`gymnasium.make` with mistakes as CosoError: an unknown id, a module that fails, arguments that do not fit."""
+    """`gymnasium.make` with mistakes as CosoError: an unknown id, a module that fails, arguments that do not fit, and
+    in `reset` and `step` what the contract of `envs.base.TextActionEnv` does not allow."""
     require_environment(env_id)
     try:
-        return gymnasium.make(env_id, **env_kwargs)
+        # Gymnasium's own checker stumbles over some of what ours names.
+        made = gymnasium.make(env_id, disable_env_checker=True, **env_kwargs)
     except (gymnasium.error.Error, TypeError, ValueError, ImportError, DeviceError) as error:
         raise CosoError(f"{env_id} cannot be made with {env_kwargs}: {error}") from error
+    label_space = getattr(made.unwrapped, "label_space", None)
+    return _Checked(made, EnvironmentOutput(env_id, label_space)) if isinstance(label_space, LabelSpace) else made
+
+
+class _Checked(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Checks and converts what an environment returns, as a run does."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], output: EnvironmentOutput) -> None:
+        super().__init__(env)
+        self._output = output
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        returned = self.env.reset(seed=seed, options=options)
+        return self._checked(lambda: self._output.reset(returned))
+
+    def step(self, action: str) -> Any:
+        returned = self.env.step(action)
+        return self._checked(lambda: self._output.step(returned, action))
+
+    def _checked(self, check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except EnvironmentOutputError as error:
+            raise CosoError(str(error)) from error
 
 
 def _unknown(env_id: str, name: str) -> str:

@@ -156,7 +156,7 @@ def _expected_failures() -> tuple[type[BaseException], ...]:
     from ray.exceptions import RayError
 
     from actors.serving.weight_transfer import WeightTransferError
-    from actors.trajectory import SchemaMismatch
+    from actors.trajectory import UnreadableTrajectory
     from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
     from learner.finite import NotFinite
     from learner.group import LearnerFailed
@@ -169,7 +169,7 @@ def _expected_failures() -> tuple[type[BaseException], ...]:
         CheckpointWriteFailed,
         ScoringError,
         WeightTransferError,
-        SchemaMismatch,
+        UnreadableTrajectory,
     )
     return (*stages, RayError, TimeoutError, OSError)
 

@@ -5,6 +5,7 @@ Make them with `tests.envs_for_tests:coso-test/Troubled-v0` (or Odd), which impo
 
 import os
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -24,10 +25,10 @@ MISSING = "missing"
 
 
 class Troubled(NumberLine):
-    """NumberLine, but an utterance with `please hang`, `please die`, `please raise` or `please send a lock` does so.
+    """NumberLine, but an utterance that begins with `please` and one of its faults (`_trouble`) has that fault.
 
-    `start`: "well", "raise" or "hang", what making it does; `close_hangs`: closing never ends; `marks`: a folder
-    in which an empty file `closed` tells that `close` was called.
+    `start`: "well", "raise", "exit" or "hang", what making it does; `close_hangs`: closing never ends; `marks`: a
+    folder in which an empty file `closed` tells that `close` was called.
     """
 
     def __init__(self, start: str = "well", close_hangs: bool = False, marks: str = "", **kwargs: Any) -> None:
@@ -36,20 +37,15 @@ class Troubled(NumberLine):
         self._marks = marks
         if start == "raise":
             raise OSError("no emulator image")
+        if start == "exit":
+            sys.exit("no licence")
         if start == "hang":
             time.sleep(3600)
 
     def step(self, action: str) -> Any:
-        if "please hang" in action:
-            # As a driver stuck in a system call does, it ignores polite signals.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            time.sleep(3600)
-        if "please die" in action:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if "please raise" in action:
-            raise RuntimeError("the emulator lost its screen")
+        _trouble(action)
         observation, reward, terminated, truncated, info = super().step(action)
-        if "please send a lock" in action:
+        if action == "please send a lock":
             info["lock"] = threading.Lock()
         return observation, reward, terminated, truncated, info
 
@@ -59,6 +55,42 @@ class Troubled(NumberLine):
                 pass
         if self._close_hangs:
             time.sleep(3600)
+
+
+class Speechless(Exception):
+    """An exception that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def _trouble(action: str) -> None:
+    match action:
+        case "please hang":
+            # As a driver stuck in a system call does, it ignores polite signals.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(3600)
+        case "please die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "please leave":
+            os._exit(0)
+        case "please raise":
+            raise RuntimeError("the emulator lost its screen")
+        case "please exit":
+            sys.exit("no licence found")
+        case "please interrupt":
+            raise KeyboardInterrupt
+        case "please raise without words":
+            raise Speechless
+        case "please raise half a character":
+            raise RuntimeError("typed \ud83d" + "!" * 10**6)
+        case "please close files":
+            os.closerange(0, 256)
+        case "please print":
+            print("row\n" * 10_000)
+            os.close(1)
+        case "please work in threads":
+            threading.Thread(target=time.sleep, args=(3600,)).start()
 
 
 class Odd(NumberLine):

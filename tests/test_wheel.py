@@ -101,6 +101,11 @@ def test_coso_and_the_environments_work_from_another_folder(python: Path, tmp_pa
     assert Path(place).is_relative_to(python.parents[1]) and shape == "(300, 300, 3)"
 
 
+def test_the_contract_suite_runs_from_the_installation(python: Path, tmp_path: Path) -> None:
+    words = ["--pyargs", "envs.contract", "--env", "coso/NumberLine-v0", "-k", "not memory", "-p", "no:cacheprovider"]
+    assert " passed" in run(python, "-m", "pytest", "-q", *words, folder=tmp_path)
+
+
 def test_every_package_of_ours_is_found_in_the_installation(python: Path, tmp_path: Path) -> None:
     program = f"import importlib.util\nfor package in {PACKAGES!r}: print(importlib.util.find_spec(package).origin)"
     for place in run(python, "-c", program, folder=tmp_path).splitlines():

@@ -14,6 +14,7 @@ array, or (key, None) for a picture that it still has.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import gc
@@ -29,8 +30,9 @@ import traceback
 from typing import Any
 
 from actors.images import EncodedImage, RecentImages, encode_png, image_hash
-from actors.rollouts.environment_output import EnvironmentOutput, EnvironmentOutputError
 from envs.labels import LabelSpace
+from envs.output import EnvironmentOutput, EnvironmentOutputError
+from envs.parsing import without_surrogates
 
 PID = struct.Struct("<q")
 LENGTH = struct.Struct("<Q")
@@ -38,6 +40,8 @@ LENGTH = struct.Struct("<Q")
 RECENT_IMAGE_BYTES = 4 << 20
 _PARENT_CHECK_MS = 1000
 _PR_SET_PDEATHSIG = 1
+#: Longest message of an environment's exception that is passed on.
+_MESSAGE_CHARACTERS = 1000
 
 
 def frame(message: Any) -> bytes:
@@ -81,8 +85,9 @@ def run_fork_server(control: socket.socket) -> None:
                     traceback.print_exc()
                 finally:
                     # Do not return into the fork server's frames and exit handlers.
-                    sys.stdout.flush()
-                    sys.stderr.flush()
+                    for stream in (sys.stdout, sys.stderr):
+                        with contextlib.suppress(Exception):  # the environment may have closed or replaced it
+                            stream.flush()
                     os._exit(exit_code)
 
 
@@ -121,13 +126,13 @@ def serve_environment(channel: socket.socket) -> None:
                     observation, *rest = output.reset(env.reset(**arguments))
                     result = (with_encoded_image(observation, at_host), *rest)
                 else:
-                    observation, *rest = output.step(env.step(**arguments))
+                    observation, *rest = output.step(env.step(**arguments), arguments["action"])
                     result = (with_encoded_image(observation, at_host), *rest)
                 reply = frame(("ok", result))
             except EnvironmentOutputError as error:
-                reply = frame(("error", str(error)))
-            except Exception as error:
-                reply = frame(("error", _describe(error)))
+                reply = frame(("error", _as_message(str(error))))
+            except BaseException as error:  # SystemExit and KeyboardInterrupt are the environment's own here
+                reply = frame(("error", _as_message(_described(error))))
             channel.sendall(reply)
     except ConnectionError:
         return
@@ -176,9 +181,19 @@ def _make(env_id: str, kwargs: dict[str, Any], module_path: list[str]) -> tuple[
     return env, label_space
 
 
-def _describe(error: Exception) -> str:
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}, line {place.lineno})"
+def _described(error: BaseException) -> str:
+    try:
+        said = str(error)
+    except Exception:  # an exception of the environment's own, which may be faulty too
+        said = "(no message: its __str__ fails)"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {said[:_MESSAGE_CHARACTERS]}{'…' * (len(said) > _MESSAGE_CHARACTERS)}{place}"
+
+
+def _as_message(text: str) -> str:
+    """Text that any log and terminal takes."""
+    return without_surrogates(text[: 2 * _MESSAGE_CHARACTERS])
 
 
 def _receive(channel: socket.socket) -> Any:

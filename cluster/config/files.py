@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,8 +16,12 @@ from cluster.config.changed_keys import CHANGED_KEYS
 from cluster.config.run_config import RunConfig
 from cluster.config.trust import is_of_a_run, require_trusted
 from cluster.errors import CosoError
+from envs.parsing import without_surrogates
 from learner.algorithms.base import AlgorithmSettings
 from learner.algorithms.registry import algorithms
+
+#: A config has a few hundred values, a few levels deep; more is a file that was made to cost time and memory.
+MOST_VALUES, DEEPEST_LEVEL = 100_000, 50
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,9 +110,11 @@ def to_yaml(config: RunConfig) -> str:
 def parse_value(text: str, word: str) -> Any:
     """Read the value of a `key=value` word as YAML. Raises `CosoError` that names the word."""
     try:
-        return yaml.load(text, Loader=_Loader) if text else ""
-    except (yaml.YAMLError, ValueError):
-        raise CosoError(f"{word!r}: the value is not valid YAML; quote it") from None
+        value = yaml.load(text, Loader=_Loader) if text else ""
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise CosoError(f"{word[:200]!r}: the value is not valid YAML; quote it") from None
+    _require_storable(value, f"override {word[:200]!r}")
+    return value
 
 
 def keyword_arguments(words: Sequence[str]) -> dict[str, Any]:
@@ -149,8 +156,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise CosoError(f"config file {path} cannot be read: {error}") from None
     try:
         values = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CosoError(f"config file {path} is not valid YAML: {error}") from None
+    _require_storable(values, f"config file {path}")
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -165,7 +173,29 @@ def _parse_override(word: str) -> dict[str, Any]:
     value = parse_value(text, word)
     for part in reversed(key.strip().split(".")):
         value = {part: value}
+    _require_storable(value, f"override {word[:200]!r}")
     return value
+
+
+def _require_storable(values: Any, where: str) -> None:
+    """Raise `CosoError` for values that no file could hold again: endless or huge by aliases (`&a`, `*a`), nested too
+    deeply, or text with half a character."""
+    waiting = [(values, 1)]
+    for count in itertools.count(1):
+        if not waiting:
+            return
+        value, level = waiting.pop()
+        if count > MOST_VALUES or level > DEEPEST_LEVEL:
+            raise CosoError(
+                f"{where} has more than {MOST_VALUES:,} values (aliases written out) or {DEEPEST_LEVEL} levels; a "
+                "config has fewer, so look for an alias (*name) that repeats too much"
+            )
+        if isinstance(value, dict):
+            waiting += [(each, level + 1) for pair in value.items() for each in pair]
+        elif isinstance(value, list | tuple | set):
+            waiting += [(each, level + 1) for each in value]
+        elif isinstance(value, str) and without_surrogates(value) != value:
+            raise CosoError(f"{where} has text with half of a surrogate pair, which no file can store: {value[:80]!a}")
 
 
 def _remember_sources(layer: dict[str, Any], source: str, sources: dict[str, str], prefix: str = "") -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from actors.images import PngEncoder
 from actors.rollouts.episode import training_seed
-from actors.trajectory import SchemaMismatch, TrajectoryBatch, TrajectoryLog, outcome_columns
+from actors.trajectory import TrajectoryBatch, TrajectoryLog, UnreadableTrajectory, outcome_columns
 from cluster.environments import make_environment
 from cluster.errors import CosoError
 from cluster.replacing import replaced_folder
@@ -164,7 +164,7 @@ def load_demonstrations(folder: Path, environment: str) -> Demonstrations:
         raise CosoError(
             f"{folder} is not a folder of demonstrations: {error.filename} is missing; make one with `coso demos`"
         ) from None
-    except (OSError, SchemaMismatch, pa.ArrowException, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, UnreadableTrajectory, pa.ArrowException, yaml.YAMLError, KeyError, TypeError) as error:
         raise CosoError(f"the demonstrations in {folder} cannot be read: {error}") from error
     if len(batch) != steps or len(labels) != steps:
         raise CosoError(f"{folder} should hold {steps} steps but holds {len(batch)}: make the demonstrations again")

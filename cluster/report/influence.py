@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
-from actors.trajectory import SchemaMismatch, TrajectoryBatch, TrajectoryLog
+from actors.trajectory import TrajectoryBatch, TrajectoryLog, UnreadableTrajectory
 from cluster.config.run_config import RunConfig
 from cluster.environments import require_environment
 from cluster.errors import CosoError
@@ -119,6 +119,13 @@ def _chat(run: RunFolder, config: RunConfig) -> ChatProcessor:
 
 
 def _read(run: RunFolder, updates: Sequence[int]) -> dict[int, TrajectoryBatch]:
+    try:
+        return _read_log(run, updates)
+    except UnreadableTrajectory as error:
+        raise CosoError(str(error)) from None
+
+
+def _read_log(run: RunFolder, updates: Sequence[int]) -> dict[int, TrajectoryBatch]:
     log = TrajectoryLog(run.trajectories)
     logged = log.updates()
     if not logged:
@@ -126,10 +133,7 @@ def _read(run: RunFolder, updates: Sequence[int]) -> dict[int, TrajectoryBatch]:
     wanted = sorted(set(updates)) or sorted({logged[0], logged[-1]})
     if missing := [update for update in wanted if update not in logged]:
         raise CosoError(f"{run.path} has no trajectories of update {missing[0]}; it has {logged[0]} to {logged[-1]}")
-    try:
-        return {update: log.read(update) for update in wanted}
-    except SchemaMismatch as error:
-        raise CosoError(str(error)) from None
+    return {update: log.read(update) for update in wanted}
 
 
 def _same_screens(batches: dict[int, TrajectoryBatch], count: int) -> list[list[tuple[int, int]]]:

@@ -54,6 +54,7 @@ def write_report(run_folder: Path) -> Path:
     summary = _read_summary(run_folder / "summary.json")
     chat = _tokenizer(run_folder, config)
     profiles = influence_profiles(run_folder / "trajectories")
+    episodes, unread = sample_episodes(run_folder / "trajectories", chat)
     page = _template().render(
         name=config.get("name", run_folder.name),
         finished=bool(summary),
@@ -65,7 +66,8 @@ def write_report(run_folder: Path) -> Path:
         time_curve=Markup(time_figure(rows) or ""),
         time_totals=time_totals(rows),
         overlapping=config.get("mode") == "async",
-        episodes=sample_episodes(run_folder / "trajectories", chat),
+        episodes=episodes,
+        unread=unread,
         shaded=chat is not None and _get(config, "entropy", "mode") == "counterfactual",
         influence_profile=Markup(profile_figure(profiles)) if profiles else "",
         config=config_text,
@@ -135,7 +137,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
     """The summary, or {} if the run has not finished."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return summary if isinstance(summary, dict) else {}
 

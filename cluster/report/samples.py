@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from actors.images import decode_png
-from actors.trajectory import FAILED_END_REASONS, SchemaMismatch, TrajectoryBatch, TrajectoryLog
+from actors.trajectory import FAILED_END_REASONS, TrajectoryBatch, TrajectoryLog, UnreadableTrajectory
+from envs.png import UnreadableImage
 from scoring.pictures import shade_html
 from scoring.profiles import position_profile
 
@@ -52,40 +52,48 @@ class SampleEpisode:
     steps: tuple[SampleStep, ...]
 
 
-def sample_episodes(folder: Path, chat: ChatProcessor | None) -> list[SampleEpisode]:
-    """Samples from a run's trajectory log; [] if there is no log yet.
+def sample_episodes(folder: Path, chat: ChatProcessor | None) -> tuple[list[SampleEpisode], list[str]]:
+    """Samples from a run's trajectory log, and the reason for each update that cannot be read; none without a log.
 
     chat: the model's tokenizer, for the text of single tokens; without it answers are not shaded.
     """
-    if not folder.is_dir():
-        return []
-    log = TrajectoryLog(folder)
-    updates = log.updates()
-    samples = []
+    samples: list[SampleEpisode] = []
+    unread: list[str] = []
+    try:
+        log = TrajectoryLog(folder) if folder.is_dir() else None
+    except UnreadableTrajectory as error:
+        return [], [str(error)]
+    updates = log.updates() if log is not None else []
     for update in sorted({updates[0], updates[-1]}) if updates else []:
+        assert log is not None
         try:
             batch = log.read(update)
-        except SchemaMismatch:
+        except UnreadableTrajectory as error:
+            unread.append(str(error))
             continue
         for wanted in (True, False):
             piece = choose_episode(batch, wanted)
             if piece is not None:
                 samples.append(_episode(batch, piece, update, chat))
-    return samples
+    return samples, unread
 
 
 def influence_profiles(folder: Path) -> dict[int, np.ndarray]:
-    """Mean influence by position (bins,) at the first and the last logged update, if the update measured influence."""
-    log = TrajectoryLog(folder) if folder.is_dir() else None
+    """Mean influence by position (bins,) at the first and the last logged update, if the update measured influence.
+
+    An update that cannot be read has none; `sample_episodes` says why."""
+    try:
+        log = TrajectoryLog(folder) if folder.is_dir() else None
+    except UnreadableTrajectory:
+        return {}
     updates = log.updates() if log is not None else []
     profiles = {}
     for update in sorted({updates[0], updates[-1]}) if updates else []:
         assert log is not None
-        path = log.batch_path(update)
-        if "influence" not in pq.read_schema(path).names:  # written under another schema
+        try:
+            table = log.read_columns(update, ["influence"])  # the pictures of a batch can be large
+        except UnreadableTrajectory:
             continue
-        # Read only this column: the pictures of a batch can be large.
-        table = pq.read_table(path, columns=["influence"], partitioning=None)
         values = [np.array(row or [], np.float32) for row in table["influence"].to_pylist()]
         if any(value.any() for value in values):
             profiles[update] = position_profile(values)[0]
@@ -117,9 +125,14 @@ def shaded_answer(row: dict[str, Any], chat: ChatProcessor | None) -> str:
     return shade_html(chat.token_texts(ids), np.clip(np.nan_to_num(influence), 0.0, 1.0))
 
 
-def picture_uri(png: bytes) -> str:
-    """A stored screenshot as a data URI, scaled down if it is large."""
-    image = decode_png(png)
+def picture_uri(png: bytes | None) -> str | None:
+    """A stored screenshot as a data URI, scaled down if it is large; None without one that can be read."""
+    if png is None:
+        return None
+    try:
+        image = decode_png(png)
+    except UnreadableImage:
+        return None
     if max(image.size) > PICTURE_SIDE:
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
@@ -134,7 +147,7 @@ def _episode(batch: TrajectoryBatch, piece: slice, update: int, chat: ChatProces
     steps = tuple(
         SampleStep(
             number=row["step"] + 1,
-            picture=picture_uri(batch.images[row["image"]]) if row["image"] in batch.images else None,
+            picture=picture_uri(batch.images.get(row["image"])),
             answer=shaded_answer(row, chat),
             action=row["action"] or "",
             valid=bool(row["valid"]),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import ConfigDict, TypeAdapter
 
 from cluster.config.files import load_config, to_yaml
 from cluster.config.run_config import RunConfig
@@ -41,6 +42,8 @@ class Progress:
     steps_dropped: of these, not trained on, since too old.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")  # for reading one
+
     update: int = 0
     environment_steps: int = 0
     wall_seconds: float = 0.0
@@ -48,6 +51,11 @@ class Progress:
     recoveries: dict[str, int] = field(default_factory=dict)
     steps_trained: int = 0
     steps_dropped: int = 0
+
+
+# A run folder may come from others: numbers that are none are found here and not in the middle of the run.
+_STEPS = TypeAdapter(StepsAtUpdate)
+_PROGRESS = TypeAdapter(Progress)
 
 
 class RunFolder:
@@ -126,7 +134,7 @@ class RunFolder:
         try:
             owner = json.loads(path.read_text(encoding="utf-8"))
             pid, started = int(owner["pid"]), float(owner["started"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             pid, started, owner = os.getpid(), 0.0, {}  # never locked, or not a valid lock file
         if pid > 0 and pid != os.getpid():
             if _is_running(pid, started):
@@ -221,8 +229,8 @@ class RunFolder:
         if not self.steps.exists():
             return {}
         try:
-            return {int(update): counts for update, counts in json.loads(self.steps.read_text("utf-8")).items()}
-        except (OSError, ValueError, AttributeError) as error:
+            return _STEPS.validate_python(json.loads(self.steps.read_text("utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
             raise CosoError(f"{self.steps} cannot be read: {error}; remove it to resume without its counts") from None
 
     # ---------------------------------------------------------------- checkpoints
@@ -258,8 +266,8 @@ class RunFolder:
                 )
             # Earlier versions counted only the steps trained on.
             values.setdefault("steps_trained", values.get("environment_steps", 0))
-            return Progress(**values)
-        except (OSError, ValueError, TypeError) as error:
+            return _PROGRESS.validate_python(values)
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CosoError(f"checkpoint {path} cannot be read: {error}") from None
 
 

@@ -6,6 +6,7 @@ One object per update; in async mode, an evaluation's figures follow in one more
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,8 @@ from cluster.config.run_config import RunConfig
 from cluster.replacing import replace_text
 from cluster.telemetry.wandb_run import start_wandb
 from scoring.calibration import POINT
+
+logger = logging.getLogger(__name__)
 
 #: Prefixes of metrics that depend on the machine: in sync mode, two runs with the same seed differ only in these.
 #: `cache/` is one of them, because a resumed run starts with an empty cache.
@@ -67,23 +70,41 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl` up to the first invalid line (a crash may cut one off); [] without a file.
+    """The rows of a `metrics.jsonl`; [] without a file. Lines that are no rows (a crash may cut one off, a full disk
+    damage one) are left out and counted in a warning.
 
     One row per update: an evaluation beside training has a line of its own, which joins that of its update.
     """
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if rows and rows[-1].get("update") == row.get("update"):
+    left_out = []
+    # Bytes, since a text's splitlines also splits at characters that JSON allows in a string.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        row = _row(line)
+        if row is None:
+            left_out.append(number)
+        elif rows and rows[-1]["update"] == row["update"]:
             rows[-1] |= row
         else:
             rows.append(row)
+    if left_out:
+        logger.warning(
+            "%s: %d lines are no metrics and are left out, the first is line %d", path, len(left_out), left_out[0]
+        )
     return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line's row; None where it is no JSON object with an update number."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # deep nesting is a RecursionError
+        return None
+    update = row.get("update") if isinstance(row, dict) else None
+    return row if isinstance(update, int) and not isinstance(update, bool) else None
 
 
 def without_timings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -226,7 +226,7 @@ def _pixels_of(data: memoryview, where: str) -> NDArray[np.uint8]:
             f"{where} sent pixels in format {pixel_format}; only RGBA (1) is supported, use capture='png'"
         )
     header = len(data) - size
-    if header not in (_RAW_HEADER.size, _RAW_HEADER.size + 4):
+    if not size or header not in (_RAW_HEADER.size, _RAW_HEADER.size + 4):
         raise DeviceError(f"{where} sent {len(data)} bytes for {width} × {height} pixels: the picture is incomplete")
     pixels = np.frombuffer(data, np.uint8, count=size, offset=header).reshape(height, width, 4)
     return pixels[:, :, :3].copy()

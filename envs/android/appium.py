@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 from envs.android.actions import Point
 from envs.android.device import Device, DeviceError, DeviceTimeout, Key, Start, decode_picture, settled
 from envs.android.loopback import open_url
+from envs.http import read_within, refusal
 
 _KEY_CODES = {"back": 4, "home": 3, "enter": 66}
 _TAP_MS = 50
+#: A screenshot of any phone is smaller, bytes.
+_LARGEST_ANSWER = 64 << 20
 
 
 class AppiumPhone(Device):
@@ -81,11 +84,7 @@ class AppiumPhone(Device):
 
     def capture(self) -> NDArray[np.uint8]:
         """The current screen, uint8 (height, width, 3)."""
-        try:
-            data = base64.b64decode(self._in_session("GET", "/screenshot"), validate=True)
-        except (ValueError, TypeError) as error:
-            raise DeviceError(f"Appium at {self._url} sent a screenshot that is not base64: {error}") from None
-        picture = decode_picture(data, f"Appium at {self._url}")
+        picture = read_screenshot(self._in_session("GET", "/screenshot"), f"Appium at {self._url}")
         self._screen_size = (picture.shape[1], picture.shape[0])
         return picture
 
@@ -147,24 +146,40 @@ class AppiumPhone(Device):
         what = f"{method} {path}"
         try:
             with open_url(request, deadline_s) as response:
-                answer = response.read()
+                answer = read_within(response, deadline_s, _LARGEST_ANSWER)
         except urllib.error.HTTPError as error:
-            raise DeviceError(f"Appium at {self._url} refuses {what}: {_message(error.read(20_000))}") from None
+            raise DeviceError(
+                f"Appium at {self._url} refuses {what}: {error_message(refusal(error, 20_000))}"
+            ) from None
         except TimeoutError:
             raise DeviceTimeout(f"Appium at {self._url} did not answer {what} in {deadline_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             if isinstance(getattr(error, "reason", None), TimeoutError):
                 raise DeviceTimeout(f"Appium at {self._url} did not answer {what} in {deadline_s:g} s") from None
             raise DeviceError(f"Appium at {self._url} does not answer {what}: {error}") from None
-        try:
-            return json.loads(answer)["value"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DeviceError(f"Appium at {self._url} answered {what} with {answer[:200]!r}") from error
+        return read_value(answer, f"Appium at {self._url}", what)
 
 
-def _message(answer: bytes) -> str:
+def read_value(answer: bytes, where: str, what: str) -> Any:
+    """The `value` of a WebDriver answer. Raises `DeviceError`."""
+    try:
+        return json.loads(answer)["value"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:  # the last one: JSON that is nested deeply
+        raise DeviceError(f"{where} answered {what} with {answer[:200]!r}") from error
+
+
+def read_screenshot(value: Any, where: str) -> NDArray[np.uint8]:
+    """The picture in the value of an answer, uint8 (height, width, 3). Raises `DeviceError`."""
+    try:
+        data = base64.b64decode(value, validate=True)
+    except (ValueError, TypeError) as error:
+        raise DeviceError(f"{where} sent a screenshot that is not base64: {error}") from None
+    return decode_picture(data, where)
+
+
+def error_message(answer: bytes) -> str:
     """The message of a WebDriver error, or the raw answer."""
     try:
         return str(json.loads(answer)["value"]["message"]).splitlines()[0]
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return repr(answer[:200])

@@ -164,8 +164,8 @@ class BrowserPhone(Device):
 
     def _call(self, name: str, *arguments: Any) -> Any:
         message = json.dumps([name, arguments]).encode()
-        self._socket.settimeout(self._deadline_s)
         try:
+            self._socket.settimeout(self._deadline_s)
             self._socket.sendall(LENGTH.pack(len(message)) + message)
             size = LENGTH.unpack(self._receive(LENGTH.size))[0]
             reply = self._receive(size)

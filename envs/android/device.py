@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
 
 from envs.android.actions import Point
+from envs.png import UnreadableImage, decode_png
 
 Key = Literal["back", "home", "enter"]
 
@@ -81,11 +80,9 @@ class InspectableDevice(Device, Protocol):
 def decode_picture(data: bytes, where: str) -> NDArray[np.uint8]:
     """Decode a PNG to uint8 (height, width, 3). Raises DeviceError if it is damaged or incomplete."""
     try:
-        # Only PNG, so that a device cannot reach other decoders.
-        with Image.open(io.BytesIO(data), formats=[PngImagePlugin.PngImageFile.format]) as picture:
-            return np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DeviceError(f"{where} sent {len(data)} bytes that are not a complete picture: {error}") from None
+        return np.array(decode_png(data))
+    except UnreadableImage as error:
+        raise DeviceError(f"{where} sent {error}") from None
 
 
 def settled(

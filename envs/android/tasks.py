@@ -7,6 +7,7 @@ real devices are lines of a text file (`read_task_file`) and carry an instructio
 from __future__ import annotations
 
 import copy
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -160,7 +161,7 @@ def read_task_file(path: str | Path) -> list[Task]:
 def _tasks_of_yaml(path: Path, text: str) -> list[Task]:
     try:
         entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must be a list of tasks, each with an instruction")
@@ -169,11 +170,12 @@ def _tasks_of_yaml(path: Path, text: str) -> list[Task]:
         known = {"instruction", "checks"}
         if not isinstance(entry, dict) or not isinstance(entry.get("instruction"), str) or set(entry) - known:
             raise ValueError(
-                f"{path}, task {number}: a task has an instruction (text) and checks (a list), not {entry!r}"
+                f"{path}, task {number}: a task has an instruction (text) and checks (a list), not "
+                f"{reprlib.repr(entry)}"
             )
         checks = entry.get("checks") or []
         if not isinstance(checks, list) or not all(isinstance(check, dict) for check in checks):
-            raise ValueError(f"{path}, task {number}: checks must be a list of objects, not {checks!r}")
+            raise ValueError(f"{path}, task {number}: checks must be a list of objects, not {reprlib.repr(checks)}")
         tasks.append(Task(f"{path.stem}/{number}", entry["instruction"], device_checks=tuple(checks)))
     return tasks
 

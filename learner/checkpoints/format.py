@@ -76,7 +76,7 @@ def read_record(folder: Path) -> Record:
     try:
         stored = json.loads((folder / RECORD_FILE).read_text())
         schema = stored["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointMismatch(
             f"{folder} is no learner checkpoint: {RECORD_FILE} cannot be read ({error}). Name a whole checkpoint."
         ) from error

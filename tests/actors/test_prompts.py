@@ -251,3 +251,9 @@ def test_a_model_without_an_end_token_is_refused(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").unlink()
     with pytest.raises(NotAVisionLanguageModel, match="no end token"):
         ChatProcessor(str(tmp_path))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, "<end>"]}')
+    with pytest.raises(NotAVisionLanguageModel, match="no end token"):
+        ChatProcessor(str(tmp_path))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": ' + "9" * 5000)
+    with pytest.raises(NotAVisionLanguageModel, match="cannot be loaded as a vision-language model"):
+        ChatProcessor(str(tmp_path))

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.images import PngEncoder, decode_png, image_hash
-from actors.trajectory import SCHEMA_VERSION, STEP_SCHEMA, SchemaMismatch, TrajectoryBatch, TrajectoryLog
+from actors.trajectory import (
+    SCHEMA_VERSION,
+    STEP_SCHEMA,
+    SchemaMismatch,
+    TrajectoryBatch,
+    TrajectoryLog,
+    UnreadableTrajectory,
+)
 
 
 def _picture(seed, size=8):
@@ -202,3 +209,33 @@ def test_a_batch_travels_between_processes_as_one_buffer_with_what_it_holds_and_
         for name in ("response_ids", "behaviour_logprobs"):
             for one, other in zip(back.ragged(name, np.float32), batch.ragged(name, np.float32), strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    log = TrajectoryLog(tmp_path)
+    log.write(1, _batch(("a", 3, 0), ("a", 2, 1)))
+    path = log.batch_path(1)
+    whole = path.read_bytes()
+    for damage in (b"", b"PAR1", whole[:-10], whole[: len(whole) // 2], whole[:40] + b"\xff" * 60 + whole[100:]):
+        path.write_bytes(damage)
+        with pytest.raises(UnreadableTrajectory, match="batch_000001.parquet is damaged"):
+            log.read(1)
+    path.write_bytes(whole)
+    steps = pq.read_table(path)
+    for changed in (steps.drop_columns("reward"), steps.set_column(0, "run", pa.array([[1]] * 2))):
+        pq.write_table(changed.replace_schema_metadata(steps.schema.metadata), path)
+        with pytest.raises(SchemaMismatch, match="has other columns than trajectory schema"):
+            log.read(1)
+    pq.write_table(steps.set_column(1, "episode", pa.nulls(2, pa.string())), path)
+    with pytest.raises(UnreadableTrajectory, match="steps without episode"):
+        log.read(1)
+    (tmp_path / "images_000001.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UnreadableTrajectory, match="images_000001.parquet is damaged"):
+        TrajectoryLog(tmp_path)
+
+
+def test_other_files_of_the_folder_are_no_batches(tmp_path):
+    log = TrajectoryLog(tmp_path)
+    log.write(3, _batch(("a", 1, 0)))
+    (tmp_path / "batch_copy.parquet").write_bytes(b"")
+    assert log.updates() == [3]

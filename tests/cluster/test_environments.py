@@ -10,10 +10,11 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from cluster.demonstrations.collect import Play, write_demonstrations
+from cluster.demonstrations.collect import Play, load_demonstrations, write_demonstrations
 from cluster.environments import make_environment, require_environment
 from cluster.errors import CosoError
 from cluster.play.session import play
+from tests.envs_for_tests import MISSING, ODD
 
 #: What a user's module may do wrong -> the error to see, with the line it is in.
 BROKEN = {
@@ -92,3 +93,28 @@ def test_an_id_that_the_module_does_not_register_names_the_nearest(modules: Path
         CosoError, match=r"no environment 'plugin_module:coso-plugin/God-v3': did you mean coso-plugin/"
     ):
         require_environment("plugin_module:coso-plugin/God-v3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"success": MISSING}, "step returned an info without 'success'"),
+        ({"reward": float("nan")}, "step returned reward = nan"),
+        ({"image": None}, "reset returned observation"),
+    ],
+)
+def test_play_and_demonstrations_check_what_an_environment_returns(
+    changes: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    kwargs = {"changes": changes, "after": 0 if "image" in changes else 1}
+    with pytest.raises(CosoError, match=f"{ODD}: {words}"):
+        play(ODD, env_kwargs=kwargs, expert=True)
+    with pytest.raises(CosoError, match=f"{ODD}: {words}"):
+        write_demonstrations(Play(ODD, kwargs, seed=1, noise=0.0, habit=""), 5, tmp_path / "demos")
+
+
+def test_what_says_the_same_is_converted_for_demonstrations_too(tmp_path: Path) -> None:
+    kwargs = {"changes": {"reward": True, "success": 1, "action_labels": [1], "prompt": "half \ud83d"}, "after": 0}
+    write_demonstrations(Play(ODD, kwargs, seed=1, noise=0.0, habit=""), 5, tmp_path / "demos")
+    shown = load_demonstrations(tmp_path / "demos", ODD).batch
+    assert shown.column("reward").tolist() == [1.0] * 5 and set(shown.column("prompt")) == {"half \ufffd"}

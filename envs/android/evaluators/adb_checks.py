@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Any
 
 from envs.android.adb import AdbPhone
@@ -40,7 +41,9 @@ class AdbEvaluator(Evaluator):
 def _holds(check: dict[str, Any], phone: AdbPhone) -> bool:
     kind = next((kind for kind in _KINDS if kind in check), None)
     if kind is None or set(check) - _KINDS[kind] - {"absent"}:
-        raise EvaluatorError(f"a check names an activity, a package, or a setting with its value, not {check!r}")
+        raise EvaluatorError(
+            f"a check names an activity, a package, or a setting with its value, not {reprlib.repr(check)}"
+        )
     name = str(check[kind])
     if not _NAME.fullmatch(name):
         raise EvaluatorError(f"{name!r} is not a name of an Android {kind}")
@@ -61,7 +64,9 @@ def _package(name: str, check: dict[str, Any], phone: AdbPhone) -> bool:
 def _setting(name: str, check: dict[str, Any], phone: AdbPhone) -> bool:
     namespace, _, key = name.partition("/")
     if namespace not in _NAMESPACES or not key or "value" not in check:
-        raise EvaluatorError(f"a setting is system/KEY, secure/KEY or global/KEY with a value, not {check!r}")
+        raise EvaluatorError(
+            f"a setting is system/KEY, secure/KEY or global/KEY with a value, not {reprlib.repr(check)}"
+        )
     return phone.shell(f"settings get {namespace} {key}").strip() == str(check["value"])
 
 

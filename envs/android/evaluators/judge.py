@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import time
 import urllib.error
 import urllib.request
 from collections import OrderedDict
@@ -27,6 +26,7 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_a
 
 from envs.android.evaluators.base import ACCOMPLISHED, NOT_YET, Evaluator, EvaluatorError, Moment, Verdict
 from envs.android.loopback import open_url
+from envs.http import read_within, refusal
 
 _INSTRUCTIONS = (
     "You judge whether a phone has reached the goal of a task. You see screenshots, the latest last. Reach your "
@@ -40,10 +40,11 @@ _EXAMPLES = (
     ("Go to example.com and search for lamp", "the start page of example.com with an empty search field", "failure"),
 )
 _STATUS = re.compile(r"^\W{0,4}status\W{1,6}(success|failure)\b", re.IGNORECASE | re.MULTILINE)
+_LARGEST_ANSWER = 1 << 20
 _RETRIED_CODES = {408, 409, 425, 429, 500, 502, 503, 504}
 
 
-class _TryAgain(Exception):
+class TryAgain(Exception):
     """A failure that may be temporary: the network, an overloaded server, an answer without a verdict."""
 
 
@@ -99,7 +100,7 @@ class JudgeEvaluator(Evaluator):
         retrying = Retrying(
             stop=stop_after_attempt(self._attempts),
             wait=wait_exponential_jitter(self._backoff_s, max=30.0, jitter=self._backoff_s / 4),
-            retry=retry_if_exception_type(_TryAgain),
+            retry=retry_if_exception_type(TryAgain),
         )
         try:
             return retrying(self._ask_once, body)
@@ -115,22 +116,15 @@ class JudgeEvaluator(Evaluator):
         request = urllib.request.Request(self._url, body, headers)
         try:
             with open_url(request, self._deadline_s) as response:
-                answer = _read_within(response, self._deadline_s)
+                answer = read_within(response, self._deadline_s, _LARGEST_ANSWER)
         except urllib.error.HTTPError as error:
-            said = error.read(500).decode("utf-8", "replace")
+            said = refusal(error, 500).decode("utf-8", "replace")
             if error.code in _RETRIED_CODES:
-                raise _TryAgain(f"HTTP {error.code}: {said}") from error
+                raise TryAgain(f"HTTP {error.code}: {said}") from error
             raise EvaluatorError(f"the judge at {self._url} refuses: HTTP {error.code}: {said}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _TryAgain(f"{type(error).__name__}: {error}") from error
-        try:
-            text = json.loads(answer)["choices"][0]["message"]["content"]
-            found = _STATUS.findall(text)
-        except (ValueError, LookupError, TypeError) as error:
-            raise _TryAgain(f"the answer is not a chat completion: {answer[:200]!r}") from error
-        if len({status.lower() for status in found}) != 1:
-            raise _TryAgain(f"the answer does not have exactly one status line: {text[:200]!r}")
-        return found[0].lower() == "success"
+            raise TryAgain(f"{type(error).__name__}: {error}") from error
+        return read_status(answer)
 
     def _request(self, instruction: str, screens: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
         messages: list[dict[str, Any]] = [{"role": "system", "content": _INSTRUCTIONS}]
@@ -142,15 +136,16 @@ class JudgeEvaluator(Evaluator):
         return {"model": self._model, "messages": messages, "max_tokens": self._max_tokens, "temperature": 0}
 
 
-def _read_within(response: Any, deadline_s: float) -> bytes:
-    """Read the whole body within the deadline. The socket's timeout is per read, so a slow sender could avoid it."""
-    ends = time.monotonic() + deadline_s
-    body = bytearray()
-    while part := response.read1(1 << 16):
-        body += part
-        if time.monotonic() > ends or len(body) > 1 << 20:
-            raise TimeoutError(f"the answer was incomplete after {deadline_s:g} s and {len(body)} bytes")
-    return bytes(body)
+def read_status(answer: bytes) -> bool:
+    """Whether a chat completion, as JSON, says success. Raises `TryAgain` without exactly one status line."""
+    try:
+        text = json.loads(answer)["choices"][0]["message"]["content"]
+        found = _STATUS.findall(text)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:  # the last one: JSON that is nested deeply
+        raise TryAgain(f"the answer is not a chat completion: {answer[:200]!r}") from error
+    if len({status.lower() for status in found}) != 1:
+        raise TryAgain(f"the answer does not have exactly one status line: {text[:200]!r}")
+    return bool(found[0].lower() == "success")
 
 
 def _key(instruction: str, screens: Sequence[NDArray[np.uint8]]) -> str:

@@ -176,6 +176,12 @@ def test_a_killed_process_is_told_as_died_and_the_host_restarts() -> None:
         ("please hang", "timeout", r"did not answer step in 3 s"),
         ("please raise", "error", "RuntimeError: the emulator lost its screen .*envs_for_tests.py"),
         ("please send a lock", "error", "cannot pickle"),
+        ("please exit", "error", "SystemExit: no licence found .*envs_for_tests.py"),
+        ("please interrupt", "error", "KeyboardInterrupt"),
+        ("please raise without words", "error", "Speechless: .no message"),
+        ("please raise half a character", "error", "RuntimeError: typed \ufffd!"),
+        ("please leave", "died", "ended during step"),
+        ("please close files", "died", "ended during step"),
     ],
 )
 def test_each_way_to_fail_has_its_reason_and_ends_the_process(utterance: str, reason: str, words: str) -> None:
@@ -187,7 +193,7 @@ def test_each_way_to_fail_has_its_reason_and_ends_the_process(utterance: str, re
         assert pid is not None
         with pytest.raises(EnvironmentFailure, match=words) as failure:
             await host.step(utterance)
-        assert failure.value.reason == reason
+        assert failure.value.reason == reason and len(str(failure.value).encode()) < 4000
         wait_until(lambda: gone(pid), "the failed process to end")
         await host.restart()
         await host.reset(0)
@@ -197,10 +203,23 @@ def test_each_way_to_fail_has_its_reason_and_ends_the_process(utterance: str, re
     run(scenario)
 
 
+def test_threads_and_output_of_an_environment_harm_nothing() -> None:
+    async def scenario() -> None:
+        host = host_of(TROUBLED, deadline_s=10)
+        await host.start()
+        await host.reset(0)
+        for utterance in ("please print", "please work in threads", ADD):
+            await host.step(utterance)
+        await host.close()
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("env_id", "kwargs", "reason", "words"),
     [
         (TROUBLED, {"start": "raise"}, "error", "OSError: no emulator image"),
+        (TROUBLED, {"start": "exit"}, "error", "SystemExit: no licence"),
         (TROUBLED, {"start": "hang"}, "timeout", "did not answer make in 8 s"),
         ("coso/NoSuchGame-v0", {}, "error", "NoSuchGame"),
         ("CartPole-v1", {}, "error", "no label_space"),

@@ -36,6 +36,26 @@ def complaint(files: list[Path], *overrides: str) -> str:
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 1_000, "is not valid YAML"),
+        ("environment: {kwargs: &a {again: *a}}", "50 levels"),
+        ("a0: &a0 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)), "100,000 values"),
+        ('name: "half \\ud83d"', "half of a surrogate pair"),
+    ],
+    ids=["nested", "endless", "huge", "half a character"],
+)
+def test_values_without_end_are_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
+    file = written(tmp_path, text)
+    assert words in (message := complaint([file])) and str(file) in message and len(message) < 2000
+
+
+@pytest.mark.parametrize("override", ["a" + ".a" * 2_000 + "=1", "a=" + "{" * 1_000, "name=\udcff"])
+def test_overrides_without_end_are_refused_at_once(override: str) -> None:
+    assert len(complaint([], override)) < 2000
+
+
+@pytest.mark.parametrize(
     ("override", "key", "nearest"),
     [
         ("training.updats=3", "training.updats", "training.updates"),

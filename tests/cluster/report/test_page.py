@@ -25,7 +25,7 @@ from cluster.config.files import to_yaml, validate
 from cluster.config.run_config import RunConfig
 from cluster.report.figures import curve_figures, reliability_figures, time_figure, time_totals, wilson_interval
 from cluster.report.page import evaluation, latest_model, write_report
-from cluster.report.samples import PICTURE_SIDE, choose_episode, influence_profiles, picture_uri
+from cluster.report.samples import PICTURE_SIDE, choose_episode, influence_profiles, picture_uri, sample_episodes
 from scoring.calibration import of_probabilities, of_values
 from scoring.profiles import position_profile
 from tests.tiny_models import TEXTS, make_idefics3, picture
@@ -293,3 +293,22 @@ def test_figures_of_nothing_are_none() -> None:
 
 def test_figures_of_one_run_are_the_same_bytes_each_time() -> None:
     assert curve_figures(rows()) == curve_figures(rows())
+
+
+def test_a_log_that_cannot_be_read_is_named_on_the_page(run_folder: Path) -> None:
+    write_log(run_folder, 1, [step("a", 0, ""), step("a", 1, "", reward=1.0, end_reason="terminated")])
+    write_log(run_folder, 2, [step("b", 0, "", end_reason="terminated")])
+    folder = run_folder / "trajectories"
+    table = pq.read_table(folder / "batch_000002.parquet")
+    pq.write_table(table.replace_schema_metadata({"coso.schema_version": "99"}), folder / "batch_000002.parquet")
+    text = Page(write_report(run_folder).read_text(encoding="utf-8")).text
+    assert "No sample episodes are shown of a file" in text and "trajectory schema 99" in text
+    assert "Sample episodes" in text  # of update 1
+    images = pq.read_table(folder / "images_000001.parquet")
+    broken = images.set_column(1, "png", pa.array([b"\x89PNG no picture"]))
+    pq.write_table(broken, folder / "images_000001.parquet")
+    samples, unread = sample_episodes(folder, None)
+    assert samples and {each.picture for sample in samples for each in sample.steps} == {None} and len(unread) == 1
+    (folder / "images_000001.parquet").write_bytes(b"PAR1")
+    samples, (reason,) = sample_episodes(folder, None)
+    assert samples == [] and "images_000001.parquet is damaged" in reason and influence_profiles(folder) == {}

@@ -252,7 +252,8 @@ def test_a_checkpoint_of_another_version_or_unreadable_is_refused(tmp_path: Path
     path.write_text(json.dumps({**values, "schema_version": 999}))
     with pytest.raises(CosoError, match="schema 999.*reads 1"):
         run.read_progress(4)
-    for text in (json.dumps({**values, "moon_phase": 1}), "7", "{"):
+    wrong = ({"moon_phase": 1}, {"update": "soon"}, {"recoveries": [1]}, {"steps_trained": 1.5})
+    for text in (*(json.dumps({**values, **each}) for each in wrong), "7", "{", "[" * 100_000):
         path.write_text(text)
         with pytest.raises(CosoError, match="cannot be read"):
             run.read_progress(4)

@@ -156,3 +156,14 @@ def test_a_resumed_run_continues_its_wandb_run(tmp_path: Path, run: RunFolder, m
     first, second = (arguments["id"] for arguments in given)
     assert first == second and len(first) == 8
     assert {arguments["resume"] for arguments in given} == {"allow"}
+
+
+def test_a_damaged_line_costs_no_other_line(
+    run: RunFolder, config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(run, config, [{"update": number, "a": number / 2} for number in range(4)])
+    whole = run.metrics.read_bytes().splitlines()
+    damage = [b"\xff\xfe", b"[" * 100_000, b"[1]", b'{"a": 1}', b'{"update": "3"}', b"", b"null"]
+    run.metrics.write_bytes(b"\n".join([whole[0], whole[1][:9], *damage, *whole[2:], whole[1][:5]]))
+    assert read_metrics(run.metrics) == [{"update": number, "a": number / 2} for number in (0, 2, 3)]
+    assert "8 lines are no metrics and are left out, the first is line 2" in caplog.text

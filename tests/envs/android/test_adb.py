@@ -174,6 +174,12 @@ def test_one_of_several_displays_is_captured_and_touched(serve: Serve, adb_port:
             AdbPhone(serial, server_port=adb_port, display=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("header", [(0, 20, 1), (30, 0, 1), (2**32 - 1, 2**32 - 1, 1), (30, 20, 1), (30, 20, 4)])
+def test_raw_pixels_that_are_no_picture_are_an_error(header: tuple[int, int, int]) -> None:
+    with pytest.raises(DeviceError, match="the device sent"):
+        _decode_raw(struct.pack("<III", *header), "the device")
+
+
 def test_a_device_that_hangs_meets_the_deadline(troubled: Any) -> None:
     shell, _, phone = troubled
     shell.hang.set()

@@ -1,5 +1,8 @@
 """The Appium driver's failures; what it must do as every driver does is in `test_drivers.py`."""
 
+import contextlib
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 
@@ -25,6 +28,8 @@ def stand_in(browser_phone: BrowserPhone) -> Iterator[AppiumStandIn]:
         ((500, b'{"value": {"message": "the device fell\\nat line 3"}}'), "refuses .*: the device fell$"),
         ((502, b"<html>"), "refuses .*<html>"),
         ((200, b"not json"), "answered .*not json"),
+        ((200, b"[" * 100_000), r"answered .*\[\["),
+        ((500, b'{"value":' * 50_000), "refuses "),
         ((200, b'{"value": "%%%"}'), "not base64"),
         ((200, b'{"value": "iVBORw0KGgo="}'), "not a complete picture"),
         ((200, b'{"value": null}'), "not base64"),
@@ -63,3 +68,21 @@ def test_without_a_server_the_error_names_its_address() -> None:
         AppiumPhone("device", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ValueError, match="url"):
         AppiumPhone("device", "file:///etc/passwd")
+
+
+def test_a_server_that_sends_byte_after_byte_meets_the_deadline() -> None:
+    class Dripping(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                for _ in range(200):
+                    self.request.sendall(b" ")
+                    time.sleep(0.05)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(DeviceTimeout, match="did not answer POST /session in 0.5 s"):
+            AppiumPhone("device", f"http://127.0.0.1:{server.server_address[1]}", start_deadline_s=0.5)
+        assert time.monotonic() - started < 5
+        server.shutdown()

@@ -138,6 +138,13 @@ def dripping(handler: http.server.BaseHTTPRequestHandler) -> None:
         time.sleep(0.1)
 
 
+def cut_off(handler: http.server.BaseHTTPRequestHandler) -> None:
+    handler.send_response(503)
+    handler.send_header("Content-Length", "500")
+    handler.end_headers()
+    handler.wfile.write(b"over")
+
+
 @pytest.mark.parametrize(
     "trouble",
     [
@@ -146,12 +153,14 @@ def dripping(handler: http.server.BaseHTTPRequestHandler) -> None:
         (200, b"<html>"),
         (200, b"{}"),
         (200, b'{"choices": []}'),
+        (200, b"[" * 100_000),
         (200, b'{"choices": [{"message": {"content": null}}]}'),
         completion("I think it went well."),
         completion("Status: success\nStatus: failure"),
         completion("The Status: success is what the user wants"),
         slowly,
         dripping,
+        cut_off,
     ],
 )
 def test_what_may_pass_is_tried_again(endpoint: Endpoint, trouble: Answer) -> None:

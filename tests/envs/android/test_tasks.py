@@ -147,6 +147,12 @@ def test_checks_are_read_from_yaml(tmp_path: Path) -> None:
         ("a.yaml", "{", "is not valid YAML"),
         ("a.yaml", "x: 1", "must be a list"),
         ("a.yaml", "- instruction: 3", "task 1: a task has an instruction"),
+        ("a.yaml", "[" * 1_000, "is not valid YAML"),
+        (
+            "a.yaml",
+            f"- [&a0 [1], {', '.join(f'&a{n} [*a{n - 1}, *a{n - 1}]' for n in range(1, 40))}]",
+            "task 1: a task has",
+        ),
         ("a.yaml", "- {instruction: go, checks: [now]}", "task 1: checks must be a list"),
         ("a.yaml", "- {instruction: go, sure: yes}", "task 1: a task has an instruction"),
     ],

@@ -1,4 +1,4 @@
-"""Checks what an environment returns, in the environment's own process, before it goes any further.
+"""Checks what an environment returns. A run does this in the environment's own process, before it goes any further.
 
 What has another form and says the same is converted: NumPy numbers, grey images, images of whole numbers in another
 dtype. Everything else is an `EnvironmentOutputError` that names the environment, the field, what came and what was
@@ -36,8 +36,8 @@ class EnvironmentOutput:
         observation, info = self._items("reset", returned, "(observation, info)")
         return self._observation("reset", observation), self._mapping("reset", "info", info)
 
-    def step(self, returned: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """(observation, reward, terminated, truncated, info) as `Env.step` returned them. Raises
+    def step(self, returned: Any, utterance: str) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """(observation, reward, terminated, truncated, info) as `Env.step` returned them for this utterance. Raises
         `EnvironmentOutputError`."""
         names = "(observation, reward, terminated, truncated, info)"
         observation, reward, terminated, truncated, info = self._items("step", returned, names)
@@ -46,7 +46,7 @@ class EnvironmentOutput:
             self._reward(reward),
             self._flag("terminated", terminated),
             self._flag("truncated", truncated),
-            self._info(info),
+            self._info(info, len(utterance)),
         )
 
     def _items(self, method: str, returned: Any, names: str) -> tuple[Any, ...]:
@@ -62,7 +62,7 @@ class EnvironmentOutput:
 
     def _entry(self, method: str, field: str, entries: dict[str, Any], name: str) -> Any:
         if name not in entries:
-            present = ", ".join(map(str, entries)) or "nothing"
+            present = ", ".join(map(reprlib.repr, entries)) or "nothing"
             raise EnvironmentOutputError(f"{self._env_id}: {method} returned {field} without {name!r}, only {present}")
         return entries[name]
 
@@ -96,23 +96,29 @@ class EnvironmentOutput:
             raise self._wrong("step", field, value, "true or false")
         return bool(item)
 
-    def _info(self, value: Any) -> dict[str, Any]:
+    def _info(self, value: Any, utterance_length: int) -> dict[str, Any]:
         info = self._mapping("step", "info", value)
         action, labels, valid, success = (
             self._entry("step", "an info", info, name) for name in ("action", "action_labels", "valid", "success")
         )
         if not isinstance(action, str):
             raise self._wrong("step", 'info["action"]', action, "text")
-        start = info.get("action_start")
-        if start is not None and not (isinstance(start := _only_item(start), int) and start >= 0):
-            raise self._wrong("step", 'info["action_start"]', start, "a character's position in the utterance, or None")
         return info | {
-            "action_start": start,
+            "action_start": self._action_start(info.get("action_start"), utterance_length),
             "action": without_surrogates(str(action)),
             "action_labels": self._labels(labels),
             "valid": self._flag('info["valid"]', valid),
             "success": self._flag('info["success"]', success),
         }
+
+    def _action_start(self, value: Any, utterance_length: int) -> int | None:
+        start = _only_item(value)
+        if start is None:
+            return None
+        if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start <= utterance_length:
+            expected = f"the position of a character of the utterance, 0 to {utterance_length}, or None"
+            raise self._wrong("step", 'info["action_start"]', value, expected)
+        return int(start)
 
     def _labels(self, value: Any) -> NDArray[np.int32]:
         sizes = self._label_space.sizes

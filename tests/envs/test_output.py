@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from actors.images import image_hash
-from actors.rollouts.environment_output import EnvironmentOutput, EnvironmentOutputError
 from envs.labels import LabelHead, LabelSpace
+from envs.output import EnvironmentOutput, EnvironmentOutputError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = IMAGE[:, :, 0]
+UTTERANCE = '{"action": "+"}'
 INFO = {"action": "+", "action_labels": np.array([1, -1], np.int32), "valid": True, "success": False, "extra": {1: 2}}
 output = EnvironmentOutput("mine/Game-v0", LabelSpace((LabelHead("kind", 3), LabelHead("place", 2))))
 
@@ -25,9 +26,9 @@ def stepped(**changes: Any) -> tuple[Any, ...]:
     """A step's result with some fields changed, checked."""
     fields: dict[str, Any] = {"image": IMAGE, "prompt": "Go.", "reward": 1.0, "terminated": False, "truncated": False}
     fields |= INFO | changes
-    info = {name: fields[name] for name in INFO if fields[name] is not ...}
+    info = {name: value for name, value in fields.items() if name in {*INFO, "action_start"} and value is not ...}
     observation = {name: fields[name] for name in ("image", "prompt") if fields[name] is not ...}
-    return output.step((observation, fields["reward"], fields["terminated"], fields["truncated"], info))
+    return output.step((observation, fields["reward"], fields["terminated"], fields["truncated"], info), UTTERANCE)
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
@@ -143,6 +144,18 @@ def test_texts() -> None:
             stepped(**changes)
 
 
+def test_the_action_begins_inside_the_utterance_or_nowhere() -> None:
+    for start in (0, 3, np.int64(3), np.array([3]), len(UTTERANCE)):
+        info = stepped(action_start=start)[4]
+        assert type(info["action_start"]) is int and info["action_start"] == start
+    assert stepped()[4]["action_start"] is None and stepped(action_start=None)[4]["action_start"] is None
+    for start in (-1, len(UTTERANCE) + 1, 2**40, 1.0, True, "3", [1], np.array([1, 2])):
+        with pytest.raises(
+            EnvironmentOutputError, match=r"action_start\"\] = .*, expected the position .* 0 to 15, or N"
+        ):
+            stepped(action_start=start)
+
+
 def test_labels() -> None:
     for labels in ([2, -1], (0, 1), np.array([1, 1], np.int64), np.array([1, 1], np.uint8)):
         result = stepped(action_labels=labels)[4]["action_labels"]
@@ -154,7 +167,7 @@ def test_labels() -> None:
 
 def test_other_things_than_a_step_or_a_reset_are_refused() -> None:
     with pytest.raises(EnvironmentOutputError, match=r"step returned result = .*, expected the 5 items"):
-        output.step(({"image": IMAGE, "prompt": ""}, 0.0, False, {}))
+        output.step(({"image": IMAGE, "prompt": ""}, 0.0, False, {}), UTTERANCE)
     with pytest.raises(EnvironmentOutputError, match=r"reset returned result = .*, expected the 2 items"):
         output.reset({"image": IMAGE, "prompt": ""})
     with pytest.raises(EnvironmentOutputError, match=r"the observation = .*, expected a dictionary"):
