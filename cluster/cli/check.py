@@ -65,7 +65,7 @@ def _environment_rows(env_id: str, words: list[str]) -> list[Row]:
 
     with spinner(f"checking {env_id}"):
         results = check_environment(env_id, keyword_arguments(words))
-    return [(result.name, result.ok, result.message) for result in results]
+    return [(result.name, result.ok, result.summary) for result in results]
 
 
 def results_table(title: str, rows: list[Row]) -> Table:

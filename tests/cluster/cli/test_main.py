@@ -80,6 +80,15 @@ def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- check
 
 
+def test_check_shows_what_an_environment_does_and_costs(coso: Coso) -> None:
+    shown = coso("check", "coso/NumberLine-v0", "max_position=7")
+    assert shown.code == 0, shown.err
+    for word in ("determinism", "step_ms_median", "resident_mb", "label_heads 1"):
+        assert word in shown.out
+    missing = coso("check", "coso/NumberLin-v0")
+    assert missing.code == 1 and "1 of 1 checks of coso/NumberLin-v0 do not work" in missing.err
+
+
 def test_check_says_what_is_missing_in_a_model_folder(coso: Coso, tiny_vlm: Path) -> None:
     broken = Path(shutil.copytree(tiny_vlm, "broken"))
     (broken / "model.safetensors").unlink()
