@@ -22,6 +22,8 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name.upper(), PROXY)
     for name in ("no_proxy", "NO_PROXY", "REQUEST_METHOD"):
         monkeypatch.delenv(name, raising=False)
+    # urllib reads the variables once a process, and other tests may have called it.
+    monkeypatch.setattr(urllib.request, "_opener", None)
 
 
 def test_the_judge_on_this_machine_is_asked_directly() -> None:
