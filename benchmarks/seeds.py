@@ -25,7 +25,7 @@ def course(run: Path) -> dict[str, object]:
     rows = read_metrics(run / "metrics.jsonl")
     updates = [row for row in rows if "lag/mean" in row]
     means = {key: float(np.mean([row[key] for row in updates])) for key in ("lag/mean", "learner/clip_fraction")}
-    taken = max(row["steps/taken"] for row in updates)
+    taken = updates[-1]["environment_steps"]
     explained = [row["learner/explained_variance"] for row in updates[-len(updates) // 3 :]]
     return {
         "evaluations": [row["evaluation/success"] for row in rows if "evaluation/success" in row],
