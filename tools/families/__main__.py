@@ -25,7 +25,9 @@ BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 #: Longest reason in a cell, characters.
 REASON = 200
 #: What the first words of a reason say is in the table's head.
-SHOWN_ELSEWHERE = r"^.*? on cpu: (1 validation error for ModelConfig\s+Value error, )?|^model.path '…' .*? here: "
+SHOWN_ELSEWHERE = (
+    r"^.*? on cpu: (1 validation error for ModelConfig\s+Value error, )?|^model.path '…' .*? here: | \[type=.*$"
+)
 
 
 def row(family: str) -> list[str]:
