@@ -99,8 +99,8 @@ def engine_problems(path: str, config: Any, device: Literal["cpu", "cuda"]) -> l
     # vLLM runs what it has no own code for with transformers' code.
     if known is not None and not any(name in known or hasattr(transformers, name) for name in named):
         problems.append(
-            f"vLLM knows no architecture {' or '.join(named) or '(none named)'}, which architectures in the "
-            f"config.json of {path!r} says. Use a model that vLLM serves, or a newer vLLM."
+            f"vLLM cannot serve {path!r}: it knows no architecture {' or '.join(named) or '(none named)'}, as "
+            "architectures in config.json says. Use a model that vLLM serves, or a newer vLLM."
         )
     text = config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
