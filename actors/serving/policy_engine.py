@@ -105,7 +105,7 @@ def start_engine(
     try:
         arguments = engine_arguments(model, settings, launch, incarnation)
         config = AsyncEngineArgs(**arguments).create_engine_config()
-        _check_servable(model.path, config.model_config, settings.device)
+        _check_servable(model.path, config.model_config)
         engine = AsyncLLM.from_vllm_config(config, disable_log_stats=True)
     except ModelNotServable:
         raise
@@ -116,23 +116,13 @@ def start_engine(
     return chat, engine
 
 
-def _check_servable(path: str, model_config: Any, device: str) -> None:
-    """Raise `ModelNotServable` for what vLLM would find out with the first request only, or not at all."""
+def _check_servable(path: str, model_config: Any) -> None:
+    """Raise `ModelNotServable` for what vLLM would not find out."""
     if not model_config.is_multimodal_model:
         raise ModelNotServable(
             f"vLLM serves model.path {path!r} as a text model ({model_config.architecture}), without images. Name a "
             "vision-language model."
         )
-    if device == "cpu":
-        from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-
-        width, widths = model_config.get_head_size(), CPUAttentionBackend.get_supported_head_sizes()
-        if width not in widths:
-            raise ModelNotServable(
-                f"vLLM cannot serve model.path {path!r} on cpu: its attention heads are {width} wide, and vLLM has CPU "
-                f"kernels for {', '.join(map(str, widths))} only. The width is head_dim, or hidden_size divided by "
-                "num_attention_heads."
-            )
 
 
 def engine_arguments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,25 @@ class LiveServer:
 
         update = ray.get(self.registry.put.remote(update), timeout=30)
         return sync_servers({"policy server 0": self.actor}, update, 60.0, sending)["policy server 0"]
+
+    def restart(self, update: Any) -> None:
+        """Kill the server, and let it come back with an update that has been published."""
+        import ray
+
+        ray.get(self.registry.put.remote(update), timeout=30)
+        ray.kill(self.actor, no_restart=False)
+        assert self.wait_for_restart()["version"] == update.version
+
+    def wait_for_restart(self, deadline_s: float = 150.0) -> Any:
+        """What `ready` answers once Ray has started the actor again."""
+        import ray
+
+        deadline = time.monotonic() + deadline_s
+        while True:
+            try:
+                return self.ask("ready", deadline_s=deadline - time.monotonic())
+            except ray.exceptions.RayActorError:
+                time.sleep(0.5)
 
 
 def picture(seed: int) -> np.ndarray:

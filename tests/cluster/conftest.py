@@ -42,13 +42,14 @@ class Coso:
         self.words = [*TINY, f"model.path={model}", f"folder={folder}"]
 
     def start(self, command: str, *words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), *sys.path]
         return subprocess.Popen(
             [sys.executable, "-m", "cluster.cli.main", command, *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(os.path.abspath, paths))},
         )
 
     def run(
