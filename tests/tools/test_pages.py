@@ -181,11 +181,12 @@ def test_the_results_in_the_readme_are_those_of_the_files() -> None:
 
 
 def test_the_table_of_what_lag_costs_is_that_of_the_file() -> None:
-    text = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
-    table = text.split("<!-- off_policy: begin -->\n")[1].split("<!-- off_policy: end -->")[0]
+    parts = re.split("<!-- off_policy: (?:begin|end) -->", (ROOT / "docs" / "algorithms.md").read_text("utf-8"))
     path = ROOT / "benchmarks" / "results" / "off_policy.json"
-    result = json.loads(path.read_text(encoding="utf-8"))["by_game_and_lag"] if path.exists() else {}
-    assert table.splitlines()[2:] == markdown(result)
+    if not path.exists():
+        assert len(parts) == 1  # no table without a study
+    else:
+        assert parts[1].strip().splitlines()[2:] == markdown(json.loads(path.read_text("utf-8"))["by_game_and_lag"])
 
 
 def test_pages_are_short() -> None:
