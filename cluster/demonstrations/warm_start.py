@@ -25,6 +25,7 @@ from cluster.telemetry.progress import progress_bar, spinner
 
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
+    from learner.setup import LearnerSetup
 
 #: Subfolder of a model folder with its demonstrations; the SCM is pre-trained on them.
 DEMONSTRATIONS = "demonstrations"
@@ -92,6 +93,23 @@ def read_demonstrations(model_path: str) -> TrajectoryBatch | None:
     return TrajectoryLog(folder).read(0)
 
 
+def supervised_setup(config: RunConfig, start: str) -> LearnerSetup:
+    """The learner of a warm start from the model at `start`.
+
+    It learns what demonstrations say at temperature 1, whatever temperature answers are sampled at: at 0.5, a model
+    would learn to be as unsure there as the demonstrations are, and its logits would be half as large.
+    """
+    from cluster.launch.learner import learner_setup
+
+    changes = ADAMW | ({"lora": None} if config.warm_start.make_model else {})
+    return replace(
+        learner_setup(config),
+        temperature=1.0,
+        model=config.model.model_copy(update={"path": start}),
+        learner=config.learner.model_copy(update=changes),
+    )
+
+
 def _make_model(config: RunConfig, shown: Demonstrations, folder: str) -> None:
     """Make the small model and pre-train its vision tower, in a separate process."""
     import ray
@@ -140,18 +158,13 @@ def _make_and_pretrain(config: RunConfig, shown: Demonstrations, folder: str) ->
 def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, model: Path) -> None:
     """Fine-tune the model at `start`; writes a complete model folder to `model`."""
     from actors.chat import ChatProcessor
-    from cluster.launch.learner import learner_setup, start_learner
+    from cluster.launch.learner import start_learner
     from learner.group import LearnerFailed
 
     chat = ChatProcessor(start)
     batch = with_token_ids(shown.batch, chat)
     steps = config.warm_start.steps
-    changes = ADAMW | ({"lora": None} if config.warm_start.make_model else {})
-    setup = replace(
-        learner_setup(config),
-        model=config.model.model_copy(update={"path": start}),
-        learner=config.learner.model_copy(update=changes),
-    )
+    setup = supervised_setup(config, start)
     try:
         learner = start_learner(config, setup)
         try:
