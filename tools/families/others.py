@@ -82,3 +82,35 @@ def make_aria(folder: Path) -> TinyVlm:
         chat_template=chat_template("<image>"),
     )
     return finish(folder, AriaForConditionalGeneration, config, processor)
+
+
+def make_paddleocr_vl(folder: Path) -> TinyVlm:
+    from transformers import PaddleOCRVLConfig, PaddleOCRVLForConditionalGeneration, PaddleOCRVLProcessor
+    from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
+
+    start, end, image = "<|IMAGE_START|>", "<|IMAGE_END|>", "<|IMAGE_PLACEHOLDER|>"
+    tokenizer = make_tokenizer([start, end, "<|video_pad|>", image])
+    ids = tokenizer.get_vocab()
+    config = PaddleOCRVLConfig(
+        text_config={
+            **text_sizes(len(tokenizer)),
+            "head_dim": 32,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            "tie_word_embeddings": False,
+            **ends(ids),
+        },
+        vision_config={**TOWER, "image_size": 64},
+        image_token_id=ids[image],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids[start],
+        vision_end_token_id=ids[end],
+        tie_word_embeddings=False,
+    )
+    processor = PaddleOCRVLProcessor(
+        image_processor=PaddleOCRVLImageProcessorPil(
+            patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
+        ),
+        tokenizer=tokenizer,
+        chat_template=chat_template(f"{start}{image}{end}"),
+    )
+    return finish(folder, PaddleOCRVLForConditionalGeneration, config, processor)
