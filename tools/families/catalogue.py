@@ -24,5 +24,6 @@ FAMILIES: dict[str, Callable[[Path], TinyVlm]] = {
     "paligemma": gemma.make_paligemma,
     "aria": others.make_aria,
     "paddleocr_vl": others.make_paddleocr_vl,
+    "ernie4_5_vl_moe": others.make_ernie4_5_vl_moe,
     "blip-2": others.make_blip2,
 }
