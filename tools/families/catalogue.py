@@ -23,5 +23,7 @@ FAMILIES: dict[str, Callable[[Path], TinyVlm]] = {
     "gemma3": gemma.make_gemma3,
     "paligemma": gemma.make_paligemma,
     "aria": others.make_aria,
+    "paddleocr_vl": others.make_paddleocr_vl,
+    "ernie4_5_vl_moe": others.make_ernie4_5_vl_moe,
     "blip-2": others.make_blip2,
 }

@@ -1,11 +1,11 @@
-"""Tiny models of families with queries that ask a vision tower, and with experts in the text layers."""
+"""Tiny models of families with queries that ask a vision tower, with experts in the text layers, or from OCR."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from tools.families.parts import TinyVlm, chat_template, ends, finish, make_tokenizer, text_sizes
+from tools.families.parts import TinyVlm, chat_template, ends, finish, make_tokenizer, text_sizes, without_video
 
 TOWER = {
     "hidden_size": 32,
@@ -82,3 +82,72 @@ def make_aria(folder: Path) -> TinyVlm:
         chat_template=chat_template("<image>"),
     )
     return finish(folder, AriaForConditionalGeneration, config, processor)
+
+
+def make_paddleocr_vl(folder: Path) -> TinyVlm:
+    from transformers import PaddleOCRVLConfig, PaddleOCRVLForConditionalGeneration, PaddleOCRVLProcessor
+    from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
+
+    start, end, image = "<|IMAGE_START|>", "<|IMAGE_END|>", "<|IMAGE_PLACEHOLDER|>"
+    tokenizer = make_tokenizer([start, end, "<|video_pad|>", image])
+    ids = tokenizer.get_vocab()
+    config = PaddleOCRVLConfig(
+        text_config={
+            **text_sizes(len(tokenizer)),
+            "head_dim": 32,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            "tie_word_embeddings": False,
+            **ends(ids),
+        },
+        vision_config={**TOWER, "image_size": 64},
+        image_token_id=ids[image],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids[start],
+        vision_end_token_id=ids[end],
+        tie_word_embeddings=False,
+    )
+    processor = PaddleOCRVLProcessor(
+        image_processor=PaddleOCRVLImageProcessorPil(
+            patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
+        ),
+        tokenizer=tokenizer,
+        chat_template=chat_template(f"{start}{image}{end}"),
+    )
+    return finish(folder, PaddleOCRVLForConditionalGeneration, config, processor)
+
+
+def make_ernie4_5_vl_moe(folder: Path) -> TinyVlm:
+    from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration, Ernie4_5_VLMoeProcessor
+    from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import (
+        Ernie4_5_VLMoeImageProcessorPil,
+    )
+
+    tokens = {
+        f"{kind}{part}_token": f"<|{kind}{part}|>" for kind in ("image", "video") for part in ("_start", "_end", "")
+    }
+    tokenizer = make_tokenizer(list(tokens.values()), **tokens)
+    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+    config = Ernie4_5_VLMoeConfig(
+        text_config={
+            **text_sizes(len(tokenizer)),
+            "moe_intermediate_size": [32, 32],
+            "moe_k": 1,
+            "moe_num_experts": 2,
+            "moe_num_shared_experts": 1,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [6, 6, 4], "rope_theta": 10000.0},
+            **ends(tokenizer.get_vocab()),
+        },
+        vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": 8},
+        tie_word_embeddings=False,
+        **ids,
+    )
+    processor = without_video(
+        Ernie4_5_VLMoeProcessor,
+        Ernie4_5_VLMoeImageProcessorPil(patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}),
+        tokenizer,
+        chat_template("<|image_start|><|image|><|image_end|>"),
+        "Ernie4_5_VLMoeVideoProcessor",
+        **tokens,
+        **ids,
+    )
+    return finish(folder, Ernie4_5_VLMoeForConditionalGeneration, config, processor)

@@ -60,6 +60,7 @@ def without_video(
             ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
         apply_chat_template = ProcessorMixin.apply_chat_template
+        save_pretrained = ProcessorMixin.save_pretrained
 
     ImagesOnly.__name__ = base.__name__  # what processor_config.json says
     ImagesOnly.video_processor = video_processor
