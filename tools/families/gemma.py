@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.families.parts import (
+    TOWER,
     TinyVlm,
     chat_template,
     ends,
@@ -28,14 +29,7 @@ def make_gemma3(folder: Path) -> TinyVlm:
     ids = tokenizer.get_vocab()
     config = Gemma3Config(
         text_config={**text_sizes(len(tokenizer)), "head_dim": 32, "sliding_window": 16, **ends(ids)},
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 32,
-            "patch_size": 8,
-        },
+        vision_config=TOWER,
         mm_tokens_per_image=4,
         boi_token_index=ids["<start_of_image>"],
         eoi_token_index=ids["<end_of_image>"],
@@ -69,13 +63,8 @@ def make_paligemma(folder: Path) -> TinyVlm:
             **ends(ids),
         },
         vision_config={
+            **TOWER,
             "model_type": "siglip_vision_model",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": 32,
-            "patch_size": 8,
             "projection_dim": 64,
             "vision_use_head": False,
         },

@@ -8,6 +8,7 @@ from learner.supervised.default_model import DefaultModelOptions, make_default_v
 from tools.families.parts import (
     TEXTS,
     TINY,
+    TOWER,
     TinyVlm,
     chat_template,
     ends,
@@ -18,15 +19,8 @@ from tools.families.parts import (
     without_video,
 )
 
-#: Of a vision tower for pictures of up to 64 × 64 pixels.
-TOWER = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 64,
-    "patch_size": 8,
-}
+#: Of pictures of up to 64 × 64 pixels.
+VISION = {**TOWER, "num_attention_heads": 2, "image_size": 64}
 
 
 def make_idefics3(folder: Path, options: DefaultModelOptions = TINY) -> TinyVlm:
@@ -50,7 +44,7 @@ def make_idefics2(folder: Path) -> TinyVlm:
     ids = tokenizer.get_vocab()
     config = Idefics2Config(
         text_config={"model_type": "mistral", **text_sizes(len(tokenizer)), **ends(ids)},
-        vision_config=TOWER,
+        vision_config=VISION,
         perceiver_config={
             "hidden_size": 64,
             "resampler_n_latents": 4,
@@ -84,7 +78,7 @@ def make_smolvlm(folder: Path) -> TinyVlm:
     ids = tokenizer.get_vocab()
     config = SmolVLMConfig(
         text_config={"model_type": "llama", **text_sizes(len(tokenizer)), **ends(ids)},
-        vision_config=TOWER,
+        vision_config=VISION,
         image_token_id=ids["<image>"],
         pad_token_id=ids["<|pad|>"],
         scale_factor=4,

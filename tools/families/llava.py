@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.families.parts import (
+    TOWER,
     TinyVlm,
     chat_template,
     ends,
@@ -14,16 +15,6 @@ from tools.families.parts import (
     text_sizes,
     without_video,
 )
-
-#: Of a vision tower for tiles of 32 × 32 pixels.
-TOWER = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
 
 
 def make_llava_next(folder: Path) -> TinyVlm:

@@ -5,16 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tools.families.parts import TinyVlm, chat_template, ends, finish, make_tokenizer, text_sizes, without_video
-
-TOWER = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 32,
-    "patch_size": 8,
-}
+from tools.families.parts import TOWER, TinyVlm, chat_template, ends, finish, make_tokenizer, text_sizes, without_video
 
 
 def make_blip2(folder: Path) -> TinyVlm:

@@ -26,10 +26,17 @@ PROMPT = TEXTS[0]
 TINY = DefaultModelOptions(
     hidden=32, layers=2, image_size=64, heads=4, vision_hidden=32, vision_layers=1, vocabulary=320
 )
-
-
 #: The sizes of a warm start's model.
 SMALL = DefaultModelOptions(hidden=128, layers=2, image_size=64)
+#: Of a vision tower for pictures, or tiles of one, of 32 × 32 pixels.
+TOWER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 @dataclass

@@ -22,14 +22,12 @@ def make_qwen2_5_vl(folder: Path) -> TinyVlm:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
     tokenizer = make_tokenizer(VISION_TOKENS)
-    ids = tokenizer.get_vocab()
     config = Qwen2_5_VLConfig(
         text_config={
             **text_sizes(len(tokenizer)),
             "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            **ends(tokenizer.get_vocab()),
             "bos_token_id": None,
-            "eos_token_id": ids["<|end|>"],
-            "pad_token_id": ids["<|pad|>"],
         },
         vision_config={
             "depth": 2,
