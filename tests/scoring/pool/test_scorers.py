@@ -3,6 +3,9 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import ray
@@ -13,24 +16,33 @@ from tests.scoring.pool.test_scoring_pool import wait_until_gone
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_tasks_that_start_after_the_wait_began_are_raised():
+@contextmanager
+def started(
+    scorer: type, *, count: int, task_deadline_s: float, max_failures: int, **options: Any
+) -> Iterator[ScorerPool]:
+    """A pool of Ray actors of a class; options: of `ray.remote`."""
     scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1)(Raised).remote(),
-        count=1,
+        lambda: ray.remote(num_cpus=0.1, **options)(scorer).remote(),
+        count=count,
         start_deadline_s=60,
-        task_deadline_s=60,
-        max_failures=2,
+        task_deadline_s=task_deadline_s,
+        max_failures=max_failures,
     )
     scorers.start()
     try:
+        yield scorers
+    finally:
+        scorers.close()
+
+
+def test_tasks_that_start_after_the_wait_began_are_raised():
+    with started(Raised, count=1, task_deadline_s=60, max_failures=2) as scorers:
         start = threading.Timer(0.5, setattr, (scorers, "waited_for", True))
         start.start()
         seen = scorers.run([(0.2,)] * 8)
         assert seen == sorted(seen) and {False, True} == set(seen)
         scorers.waited_for = False
         assert scorers.run([(0.0,)] * 2) == [False, False]
-    finally:
-        scorers.close()
 
 
 class Raised:
@@ -71,15 +83,7 @@ class Sleeper:
 
 
 def test_a_scorer_that_does_not_answer_is_replaced_and_a_task_that_none_finishes_is_an_error():
-    scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1)(Sleeper).remote(),
-        count=2,
-        start_deadline_s=60,
-        task_deadline_s=2,
-        max_failures=2,
-    )
-    scorers.start()
-    try:
+    with started(Sleeper, count=2, task_deadline_s=2, max_failures=2) as scorers:
         silent = scorers.check()[0]["pid"]
         assert scorers.run([(i, silent) for i in range(6)]) == list(range(6))
         assert scorers.replaced == 1
@@ -89,8 +93,6 @@ def test_a_scorer_that_does_not_answer_is_replaced_and_a_task_that_none_finishes
         assert scorers.run([(i, None) for i in range(6)]) == list(range(6))  # and leaves no stale result
         with pytest.raises(ScoringError, match="score task 3 of 3"):
             scorers.run([(0, None), (1, None), (2, "all")])
-    finally:
-        scorers.close()
 
 
 class Counting:
@@ -114,19 +116,9 @@ class Counting:
 
 
 def test_a_task_longer_than_its_deadline_is_waited_for_as_long_as_it_comes_further():
-    scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1, concurrency_groups={"watch": 1})(Counting).remote(),
-        count=1,
-        start_deadline_s=60,
-        task_deadline_s=1.6,
-        max_failures=21,
-    )
-    scorers.start()
-    try:
+    with started(Counting, count=1, task_deadline_s=1.6, max_failures=21, concurrency_groups={"watch": 1}) as scorers:
         assert scorers.run([(32, False)]) == [32]
         assert scorers.replaced == 0
         with pytest.raises(ScoringError, match="failed twice in the same way.*did not score task 1 of 1 within 1.6 s"):
             scorers.run([(100, True)])
         assert scorers.replaced == 1  # of the 20 that `max_failures` would allow
-    finally:
-        scorers.close()
