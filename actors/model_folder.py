@@ -50,19 +50,20 @@ def file_problems(path: str, trained: bool = False) -> list[str]:
     if not folder.is_dir():
         return []
     contents: dict[str, dict[str, Any]] = {}
+    broken: set[str] = set()
     problems = []
     for name in (name for name in JSON_FILES if (folder / name).exists()):
         try:
             contents[name] = _json_object(folder / name)
         except ValueError as error:
+            broken.add(name)
             problems.append(f"{folder / name} is broken: {error}. Copy it again from where the model comes from.")
     if not (folder / "config.json").exists():
         return [f"{folder} has no config.json. Name the folder of a vision-language model, as transformers saves it."]
     if not any((folder / name).exists() for name in VOCABULARIES):
         problems.append(f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}). Save the model's tokenizer there.")
     if not (folder / "preprocessor_config.json").exists() and (
-        "image_processor" not in contents.get("processor_config.json", {})
-        and not any("/processor_config.json is broken" in problem for problem in problems)
+        "image_processor" not in contents.get("processor_config.json", {}) and "processor_config.json" not in broken
     ):
         problems.append(
             f"{folder} has no image processor: neither preprocessor_config.json nor an image_processor in "
@@ -83,7 +84,7 @@ def config_problems(path: str) -> list[str]:
     except ValueError:
         return []  # one of the problems of its files
     try:
-        AutoConfig.from_pretrained(path)
+        AutoConfig.from_pretrained(path, trust_remote_code=False)  # see `ChatProcessor`
     except Exception as error:  # files of others make the libraries raise anything
         return [f"{path!r} cannot be loaded as a vision-language model: {str(error).strip().splitlines()[0]}"]
     return []

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actors.model_folder import weight_files
 from actors.serving.weight_transfer import tensor_checksum
 
 #: Columns of a matrix that its fingerprint takes, evenly spread; all where there are fewer.
@@ -44,11 +45,11 @@ def fingerprinted(
 
 
 def checkpoint_fingerprints(folder: Path, dtype: torch.dtype) -> dict[str, Fingerprint]:
-    """Of every tensor in the safetensors files of a model folder, as an engine with this dtype holds it."""
+    """Of every tensor that a model folder's safetensors files hold, as an engine with this dtype holds it."""
     from safetensors import safe_open
 
     found = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 found[name] = fingerprint(file.get_tensor(name).to(dtype))

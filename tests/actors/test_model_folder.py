@@ -142,6 +142,21 @@ def test_every_problem_has_its_line(folder: Path) -> None:
         read_model(str(folder))
 
 
+@pytest.mark.parametrize("broken_too", [False, True])
+def test_nobody_is_asked_whether_to_run_a_folders_code(
+    folder: Path, broken_too: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "y")
+    changed("config.json", model_type="own", auto_map={"AutoConfig": "own.Config"})(folder)
+    (folder / "own.py").write_text("raise SystemExit('the folder's code was run')")
+    if broken_too:
+        (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(NotAVisionLanguageModel, match="cannot be loaded as a vision-language model"):
+        read_model(str(folder))
+    assert asked == []
+
+
 def test_a_model_that_is_not_trained_may_be_quantised(folder: Path) -> None:
     with_integers(folder)
     changed("config.json", quantization_config={"bits": 4})(folder)
