@@ -83,7 +83,9 @@ class LiveServer:
         import ray
 
         ray.get(self.registry.put.remote(update), timeout=30)
+        pid = self.ask("status")["pid"]
         ray.kill(self.actor, no_restart=False)
+        wait_until_gone(pid)  # the process may still answer in the moment after
         assert self.wait_for_restart()["version"] == update.version
 
     def wait_for_restart(self, deadline_s: float = 150.0) -> Any:
