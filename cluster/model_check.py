@@ -296,7 +296,7 @@ def compared(
     """Findings on the engine's answers: refusals, prompt ids against the processor's, log-probabilities against the
     learner's (None: it could not load the model)."""
     from actors.generation import Generation
-    from actors.trajectory import TrajectoryBatch
+    from cluster.run.sync_check import answered
     from learner.policy.batch import BatchBuilder, PromptMismatch
 
     given = [(ask, answer) for ask, answer in zip(requests, answers, strict=True) if isinstance(answer, Generation)]
@@ -305,19 +305,7 @@ def compared(
     yield Finding("engine", says if not refused else f"{says}; {refused[0].detail}", not refused)
     if not given:
         return
-    rows = TrajectoryBatch.from_rows(
-        [
-            {
-                "prompt": ask.prompt,
-                "image": ask.image,
-                "prompt_ids": answer.prompt_ids,
-                "response_ids": answer.response_ids,
-                "behaviour_logprobs": answer.logprobs,
-            }
-            for ask, answer in given
-        ],
-        {ask.image: ask.png for ask, _ in given},
-    )
+    rows = answered([ask for ask, _ in given], [answer for _, answer in given])
     builder = BatchBuilder(chat)
     try:
         batches = [builder.build(rows, [row]) for row in range(len(given))]
@@ -347,17 +335,16 @@ def _logprobs(config: RunConfig, chat: ChatProcessor, policy: Any, batch: Any) -
 
 
 def _difference(config: RunConfig, engine: list[np.ndarray], learner: list[np.ndarray]) -> Finding:
-    from cluster.run.sync_check import CERTAIN, TOLERANCES
+    from cluster.run.sync_check import CERTAIN, tolerance
 
     sampled, own = np.concatenate(engine).astype(np.float64), np.concatenate(learner).astype(np.float64)
-    tolerance = config.weight_sync.check_tolerance or TOLERANCES[config.model.dtype]
     uncertain = sampled < np.log(CERTAIN)
     judged = uncertain if uncertain.any() else np.ones_like(uncertain)
     differences = np.abs(sampled - own)[judged] * config.rollout.temperature
-    works = bool(differences.mean() <= tolerance)
+    works = bool(differences.mean() <= tolerance(config))
     says = (
         f"engine and learner differ by {differences.mean():.2g} nats in the mean, {differences.max():.2g} at most, at "
-        f"{judged.sum()} tokens; tolerance {tolerance:g}"
+        f"{judged.sum()} tokens; tolerance {tolerance(config):g}"
     )
     if not works:
         says += ". The two do not run the same model: use another one, or another version of vLLM or transformers"

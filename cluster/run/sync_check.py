@@ -43,7 +43,7 @@ class SyncCheck:
     def __init__(self, config: RunConfig) -> None:
         self._temperature = config.rollout.temperature
         self._max_new_tokens = config.rollout.max_new_tokens
-        self._tolerance = config.weight_sync.check_tolerance or TOLERANCES[config.model.dtype]
+        self._tolerance = tolerance(config)
         self._before: list[GenerationRequest] = []
         self._answers_before: list[Generation] = []  # to `_before`, in the check before; [] after a resume
         self._chosen: list[GenerationRequest] = []
@@ -71,19 +71,7 @@ class SyncCheck:
     def rows(self, answers: Sequence[Generation]) -> TrajectoryBatch:
         """The engine's answers to `requests`, then its earlier answers to the earlier prompts, for the learner."""
         asked = [*self.requests, *self._before[: len(self._answers_before)]]
-        return TrajectoryBatch.from_rows(
-            [
-                {
-                    "prompt": request.prompt,
-                    "image": request.image,
-                    "prompt_ids": answer.prompt_ids,
-                    "response_ids": answer.response_ids,
-                    "behaviour_logprobs": answer.logprobs,
-                }
-                for request, answer in zip(asked, [*answers, *self._answers_before], strict=True)
-            ],
-            {request.image: request.png for request in asked},
-        )
+        return answered(asked, [*answers, *self._answers_before])
 
     def judge(
         self, server: str, version: int, answers: Sequence[Generation], logprobs: Sequence[np.ndarray]
@@ -137,3 +125,25 @@ class SyncCheck:
             "kl": float(np.mean(np.expm1(log_ratio) - log_ratio)),
             "tokens": float(len(judged)),
         }
+
+
+def tolerance(config: RunConfig) -> float:
+    """Of the mean difference, nats at temperature 1."""
+    return config.weight_sync.check_tolerance or TOLERANCES[config.model.dtype]
+
+
+def answered(asked: Sequence[GenerationRequest], answers: Sequence[Generation]) -> TrajectoryBatch:
+    """Requests and the engine's answers to them, as steps that a learner can judge."""
+    return TrajectoryBatch.from_rows(
+        [
+            {
+                "prompt": request.prompt,
+                "image": request.image,
+                "prompt_ids": answer.prompt_ids,
+                "response_ids": answer.response_ids,
+                "behaviour_logprobs": answer.logprobs,
+            }
+            for request, answer in zip(asked, answers, strict=True)
+        ],
+        {request.image: request.png for request in asked},
+    )
