@@ -15,7 +15,6 @@ array, or (key, None) for a picture that it still has.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import gc
 import importlib
@@ -32,6 +31,7 @@ from typing import Any
 from actors.images import EncodedImage, RecentImages, encode_png, image_hash
 from envs.labels import LabelSpace
 from envs.output import EnvironmentOutput, EnvironmentOutputError
+from envs.parent import end_with_parent
 from envs.parsing import without_surrogates
 
 PID = struct.Struct("<q")
@@ -39,7 +39,6 @@ LENGTH = struct.Struct("<Q")
 #: PNG bytes that a host keeps of its environment's latest pictures, at least one picture.
 RECENT_IMAGE_BYTES = 4 << 20
 _PARENT_CHECK_MS = 1000
-_PR_SET_PDEATHSIG = 1
 #: Longest message of an environment's exception that is passed on.
 _MESSAGE_CHARACTERS = 1000
 
@@ -77,7 +76,7 @@ def run_fork_server(control: socket.socket) -> None:
                 exit_code = 1
                 try:
                     control.close()
-                    _die_with_parent(fork_server_pid)
+                    end_with_parent(fork_server_pid)
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     serve_environment(channel)
                     exit_code = 0
@@ -211,15 +210,6 @@ def _receive_bytes(channel: socket.socket, count: int) -> bytes | None:
             return None
         received += part
     return bytes(received)
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends, even while it hangs."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent_pid:
-        raise ProcessLookupError("the fork server ended while this process was starting")
 
 
 if __name__ == "__main__":

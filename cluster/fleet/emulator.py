@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
+
+from envs.parent import end_with_parent
 
 #: Console ports; adb's is the next one. The emulator takes even ports in this range only.
 CONSOLE_PORTS = range(5554, 5683, 2)
 #: The file with the emulator's console token; the emulator writes it.
 CONSOLE_TOKEN = Path.home() / ".emulator_console_auth_token"
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class EmulatorError(Exception):
@@ -108,7 +107,7 @@ class EmulatorProcess:
                     stderr=output,
                     env=environment,
                     start_new_session=True,
-                    preexec_fn=_end_with(os.getpid()),
+                    preexec_fn=partial(end_with_parent, os.getpid()),
                 )
             except OSError as error:
                 raise EmulatorError(f"{options.program} cannot be started: {error.strerror or error}") from None
@@ -140,17 +139,6 @@ class EmulatorProcess:
             while self.exit_code is None and asyncio.get_running_loop().time() < ends:
                 await asyncio.sleep(0.05)
         self._process.poll()
-
-
-def _end_with(parent: int) -> Callable[[], None]:
-    """A function to run in the child before exec: the kernel then kills the child when this process ends."""
-
-    def ask_kernel() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return ask_kernel
 
 
 async def load_snapshot(console_port: int, name: str, deadline_s: float, token_file: Path = CONSOLE_TOKEN) -> None:

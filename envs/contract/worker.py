@@ -6,10 +6,8 @@ of a script.
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
-import os
 import signal
 import socket
 import sys
@@ -23,8 +21,7 @@ from envs.contract.player import Environment, Player, described
 from envs.contract.result import Broken, Passed
 from envs.contract.session import Session, Subject
 from envs.contract.trace import Script, Trace, replay
-
-_PR_SET_PDEATHSIG = 1
+from envs.parent import end_with_parent
 
 
 def serve(channel: socket.socket) -> None:
@@ -85,10 +82,7 @@ def _in_another_process(subject: Subject, script: Script) -> Trace:
 
 
 if __name__ == "__main__":
-    # The kernel ends this process with its parent, even while it hangs.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[2]):
-        sys.exit("its parent has ended")
+    end_with_parent(int(sys.argv[2]))
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)  # a parent whose patience ended asks where it is
     serve(socket.socket(fileno=int(sys.argv[1])))
