@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.model_folder import read_model
-from actors.settings import ModelSettings, PolicyServerSettings, Transport
+from actors.settings import ModelSettings, PolicyServerSettings
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -36,7 +36,6 @@ class PolicyServerLaunch:
     index: int  # of this server among the run's
     run_seed: int  # >= 0
     temp_folder: str  # for vLLM's sockets and scratch files; at most 60 characters, since socket paths are short
-    transport: Transport = "shared_memory"  # of new weights
     images_per_prompt: int = 1  # at most; a policy's prompts have one
 
     def __post_init__(self) -> None:
@@ -146,7 +145,7 @@ def engine_arguments(
         "tensor_parallel_size": settings.tensor_parallel,
         "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
         "worker_extension_cls": "actors.serving.weight_backends.WorkerExtension",
-        "weight_transfer_config": {"backend": "nccl" if launch.transport == "nccl" else "coso"},
+        "weight_transfer_config": {"backend": "coso"},
         "disable_log_stats": True,
     }
     if settings.device == "cpu":

@@ -138,12 +138,13 @@ class PolicyServer:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         init_info: dict[str, Any] = {
+            "transport": group.transport,
             "master_address": group.address,
             "master_port": group.port,
             "rank_offset": group.first_rank(engine),
             "world_size": group.world_size,
+            "deadline_s": group.deadline_s,
         }
-        init_info |= {"deadline_s": group.deadline_s} if group.transport == "gloo" else {"packed": True}
         try:
             await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
         except Exception as error:
@@ -198,7 +199,7 @@ class PolicyServer:
                     loop.add_reader(process.sentinel, self._end_this_process)
                 if self._settings.device == "cpu":
                     await self._engine.collective_rpc("unlink_own_semaphores")
-                if Path(self._model.path).is_dir() and self._launch.transport != "nccl":
+                if Path(self._model.path).is_dir():
                     await self._engine.collective_rpc("remember_held_weights", args=(self._model.path,))
                 await self._engine.update_weight_version("0")
                 await self._take_current_weights()

@@ -11,7 +11,6 @@ import ray
 from actors.rollouts.worker import RolloutLaunch, make_rollout_worker
 from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
 from actors.serving.policy_server import PolicyServer
-from actors.settings import Transport
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
@@ -21,7 +20,7 @@ from cluster.run.waiting import answers
 
 async def evaluation_actors(config: RunConfig, temporary: Path, supervisor: Supervisor) -> list[Any]:
     """Policy servers and rollout workers only, ready for lock-step evaluation and watched; returns the workers."""
-    servers = list(start_policy_servers(config, temporary, "shared_memory", None).values())
+    servers = list(start_policy_servers(config, temporary, None).values())
     await wait_for_servers(config, servers)
     workers = start_rollout_workers(config, servers, None)
     for index, server in enumerate(servers):
@@ -31,15 +30,13 @@ async def evaluation_actors(config: RunConfig, temporary: Path, supervisor: Supe
     return workers
 
 
-def start_policy_servers(config: RunConfig, temporary: Path, transport: Transport, registry: Any) -> dict[str, Any]:
+def start_policy_servers(config: RunConfig, temporary: Path, registry: Any) -> dict[str, Any]:
     """One actor per replica, by name; Ray restarts one that dies."""
     servers = {}
     settings = config.policy_server
     gpus = settings.tensor_parallel if settings.device == "cuda" else 0
     for index in range(settings.replicas):
-        launch = PolicyServerLaunch(
-            index=index, run_seed=config.seed, temp_folder=str(temporary / f"v{index}"), transport=transport
-        )
+        launch = PolicyServerLaunch(index=index, run_seed=config.seed, temp_folder=str(temporary / f"v{index}"))
         environment = ACTOR_ENVIRONMENT | policy_server_environment(config.model, settings, launch)
         servers[launch.name] = (
             ray.remote(PolicyServer)

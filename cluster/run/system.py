@@ -73,7 +73,7 @@ class System:
             config.cluster.max_recoveries, config.cluster.recovery_window_s, progress.recoveries
         )
         self.registry: Any = ray.remote(WeightRegistry).options(num_cpus=0, max_restarts=-1).remote()
-        self.servers = start_policy_servers(config, temporary, self.transport, self.registry)
+        self.servers = start_policy_servers(config, temporary, self.registry)
         self.stream = (
             ray.remote(TrajectoryStream)
             .options(num_cpus=0, max_concurrency=STREAM_CONCURRENCY)
@@ -292,7 +292,7 @@ class System:
                 await self.publish(self._published)
 
     def _sync(self, update: Any, deadline: float) -> dict[str, Any]:
-        sending = self.learner.send() if self.broadcasts else None
+        sending = self.learner.send() if self.broadcasts else ()
         return sync_servers(self.servers, update, deadline, sending)
 
     def _watch(self) -> None:
