@@ -152,7 +152,8 @@ class PolicyServer:
 
     async def status(self) -> dict[str, Any]:
         """Process ids, how often it was started before, `last_failure` (why the process before ended itself, or ""),
-        weights version, requests running and answered, tokens generated, seconds busy and memory in bytes."""
+        `starting` (the last line of the engine's log while it starts, then None), weights version, requests running and
+        answered, tokens generated, seconds busy and memory in bytes."""
         import psutil
 
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
@@ -168,6 +169,7 @@ class PolicyServer:
             "engine_pids": engines,
             "incarnation": self._incarnation,
             "last_failure": self._last_failure,
+            "starting": None if self._starting.done() else self._log.last_line(),
             "version": self._version,
             "running": self._gate.inside,
             "requests": self._requests,
@@ -208,8 +210,10 @@ class PolicyServer:
                 asyncio.get_running_loop().remove_reader(process.sentinel)
                 process.kill()
             if isinstance(error, TimeoutError):
+                last = self._log.last_line()
                 raise TimeoutError(
                     f"{self._name} did not start within {deadline_s:.0f} s (policy_server.start_deadline_s)"
+                    + (f"; the last line of its log: {last}" if last else "")
                 ) from error
             raise
 
