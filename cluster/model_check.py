@@ -279,7 +279,7 @@ async def _ask(config: RunConfig, temporary: Path, requests: list[GenerationRequ
     from cluster.run.rollout_actors import start_policy_servers, wait_for_servers
     from cluster.run.waiting import answer
 
-    servers = start_policy_servers(config, temporary, "shared_memory", None)
+    servers = start_policy_servers(config, temporary, None)
     await wait_for_servers(config, list(servers.values()))
     (server,) = servers.values()
     deadline = config.policy_server.generate_deadline_s * 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,13 +211,10 @@ class LearnerRank:
         others. Raises `WeightTransferError`, `NotFinite`."""
         from learner.finite import finite_weights
 
-        weights = finite_weights(self.model.checkpoint_weights(self.engine.gather))
-        update = None
-        if self.rank == 0:
-            update = self._publisher().publish(version, weights)
-        else:
-            for _ in weights:  # every rank takes part in the gathering
-                pass
+        update = self._on_writer(
+            lambda weights: self._publisher().publish(version, weights),
+            finite_weights(self.model.checkpoint_weights(self.engine.gather)),
+        )
         self.version = version
         return update
 
@@ -230,8 +227,16 @@ class LearnerRank:
         self._publisher().connect()
 
     def send(self) -> None:
-        """Rank 0: broadcast what `publish` announced, while the servers are loading it."""
-        self._publisher().send()
+        """Broadcast what `publish` announced, while the servers are loading it; the weights must be the same still."""
+        self._on_writer(self._publisher().send, self.model.checkpoint_weights(self.engine.gather))
+
+    def _on_writer(self, action: Callable[[Any], Any], weights: Iterator[Any]) -> Any:
+        """The result of `action` on the weights, on rank 0. Every rank takes part in the gathering."""
+        if self.rank == 0:
+            return action(weights)
+        for _ in weights:
+            pass
+        return None
 
     def _publisher(self) -> Any:
         from learner.publish import make_publisher

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,7 @@ class System:
             config.cluster.max_recoveries, config.cluster.recovery_window_s, progress.recoveries
         )
         self.registry: Any = ray.remote(WeightRegistry).options(num_cpus=0, max_restarts=-1).remote()
-        self.servers = start_policy_servers(config, temporary, self.transport, self.registry)
+        self.servers = start_policy_servers(config, temporary, self.registry)
         self.stream = (
             ray.remote(TrajectoryStream)
             .options(num_cpus=0, max_concurrency=STREAM_CONCURRENCY)
@@ -105,7 +105,7 @@ class System:
             console.stage("starting policy servers, learner, scorers and environments")
             checkpoint = run.checkpoint_path(update)
             await asyncio.gather(
-                system._wait_for_servers(),
+                system._wait_for_servers(console.message),
                 asyncio.to_thread(system._start_learner, checkpoint / "learner" if update else None),
                 system._start_pool(checkpoint if update else None),
             )
@@ -226,8 +226,8 @@ class System:
 
     # ---------------------------------------------------------------- parts
 
-    async def _wait_for_servers(self) -> None:
-        await wait_for_servers(self.config, list(self.servers.values()))
+    async def _wait_for_servers(self, report: Callable[[str], None]) -> None:
+        await wait_for_servers(self.config, list(self.servers.values()), report)
 
     def _start_learner(self, checkpoint: Path | None) -> None:
         publishing = PublishTarget(
@@ -292,7 +292,7 @@ class System:
                 await self.publish(self._published)
 
     def _sync(self, update: Any, deadline: float) -> dict[str, Any]:
-        sending = self.learner.send() if self.broadcasts else None
+        sending = self.learner.send() if self.broadcasts else ()
         return sync_servers(self.servers, update, deadline, sending)
 
     def _watch(self) -> None:
