@@ -1,10 +1,13 @@
-"""The engine's seed: another one for every server and after every restart, and never too large for vLLM."""
+"""The engine's seed: another one for every server and after every restart, and never too large for vLLM. Its logits."""
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
+from typing import Literal
 
 import pytest
+from transformers import LlavaConfig
 
 from actors.serving.policy_engine import PolicyServerLaunch, engine_arguments
 from actors.settings import ModelSettings, PolicyServerSettings
@@ -28,3 +31,10 @@ def test_a_large_seed_of_a_run_gives_one_that_vllm_takes_and_is_no_smaller_one_i
     seed = seed_of(replace(LAUNCH, run_seed=run_seed))
     assert 0 <= seed < 2**32
     assert run_seed < 2**32 or seed != seed_of(replace(LAUNCH, run_seed=run_seed % 2**32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_are_float32(dtype: Literal["float32", "bfloat16"]) -> None:
+    override = engine_arguments(ModelSettings(dtype=dtype), PolicyServerSettings(), LAUNCH, 0)["hf_overrides"]
+    config = pickle.loads(pickle.dumps(override))(LlavaConfig())  # the engine's process may be another one
+    assert config.head_dtype == config.text_config.head_dtype == "float32"
