@@ -153,6 +153,7 @@ def engine_arguments(
         "enable_prefix_caching": False,
         "generation_config": "vllm",  # sampling is what the request says, not what the model's folder suggests
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: after temperature and bans
+        "hf_overrides": float32_head,
         "tensor_parallel_size": settings.tensor_parallel,
         "distributed_executor_backend": f"actors.serving.engine_processes.{executor}",
         "worker_extension_cls": "actors.serving.weight_backends.WorkerExtension",
@@ -174,6 +175,18 @@ def engine_arguments(
         "enable_flashinfer_autotune": False,
         "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
     }
+
+
+def float32_head(config: Any) -> Any:
+    """The model's config, so that vLLM gives logits in float32 whatever the model's precision (`hf_overrides`).
+
+    In bfloat16, a logit of 20 is rounded to a multiple of 0.125. The learner's `TokenHead` has float32 logits too, so
+    the two agree. The weights of the head stay as they are. Where a family's text model is a model of its own, vLLM
+    reads the text model's config, else the whole one; so both say it.
+    """
+    config.head_dtype = "float32"
+    config.get_text_config().head_dtype = "float32"
+    return config
 
 
 class OwnErrorLog:
