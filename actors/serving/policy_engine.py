@@ -13,6 +13,7 @@ import numpy as np
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.model_folder import read_model
+from actors.serving.adapters import ServedAdapters
 from actors.settings import ModelSettings, PolicyServerSettings
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class PolicyServerLaunch:
     run_seed: int  # >= 0
     temp_folder: str  # for vLLM's sockets and scratch files; at most 60 characters, since socket paths are short
     images_per_prompt: int = 1  # at most; a policy's prompts have one
+    adapters: ServedAdapters | None = None  # that updates bring; None: they bring all weights
 
     def __post_init__(self) -> None:
         if len(self.temp_folder) > 60:
@@ -160,6 +162,8 @@ def engine_arguments(
         "weight_transfer_config": {"backend": "coso"},
         "disable_log_stats": True,
     }
+    if launch.adapters is not None:
+        arguments |= launch.adapters.engine_arguments(settings.device)
     if settings.device == "cpu":
         return arguments | {
             "enforce_eager": True,
