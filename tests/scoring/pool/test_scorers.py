@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def test_tasks_that_start_after_the_wait_began_are_raised():
     scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1)(Raised).remote(),
+        lambda index: ray.remote(num_cpus=0.1)(Raised).remote(),
         count=1,
         start_deadline_s=60,
         task_deadline_s=60,
@@ -72,7 +72,7 @@ class Sleeper:
 
 def test_a_scorer_that_does_not_answer_is_replaced_and_a_task_that_none_finishes_is_an_error():
     scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1)(Sleeper).remote(),
+        lambda index: ray.remote(num_cpus=0.1)(Sleeper).remote(),
         count=2,
         start_deadline_s=60,
         task_deadline_s=2,
@@ -115,7 +115,7 @@ class Counting:
 
 def test_a_task_longer_than_its_deadline_is_waited_for_as_long_as_it_comes_further():
     scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1, concurrency_groups={"watch": 1})(Counting).remote(),
+        lambda index: ray.remote(num_cpus=0.1, concurrency_groups={"watch": 1})(Counting).remote(),
         count=1,
         start_deadline_s=60,
         task_deadline_s=1.6,
