@@ -141,6 +141,7 @@ def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, model: Path
     """Fine-tune the model at `start`; writes a complete model folder to `model`."""
     from actors.chat import ChatProcessor
     from cluster.launch.learner import learner_setup, start_learner
+    from cluster.launch.reservation import reserve
     from learner.group import LearnerFailed
 
     chat = ChatProcessor(start)
@@ -153,7 +154,7 @@ def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, model: Path
         learner=config.learner.model_copy(update=changes),
     )
     try:
-        learner = start_learner(config, setup)
+        learner = start_learner(config, setup, reserve(config, "learner rank").ranks_group)
         try:
             with progress_bar("fine-tuning", steps) as advance:
                 learner.begin_supervised(batch, config.warm_start)

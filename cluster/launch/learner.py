@@ -24,7 +24,7 @@ def learner_setup(config: RunConfig, publishing: PublishTarget | None = None) ->
     )
 
 
-def start_learner(config: RunConfig, setup: LearnerSetup, placement_group: Any | None = None) -> LearnerGroup:
+def start_learner(config: RunConfig, setup: LearnerSetup, placement_group: Any) -> LearnerGroup:
     """The ranks, with the model loaded. placement_group: see `RankResources`. Raises what `LearnerGroup` raises."""
     gpus = 1.0 if setup.learner.device == "cuda" else 0.0
     return LearnerGroup(

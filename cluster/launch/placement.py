@@ -13,6 +13,7 @@ from itertools import groupby
 from typing import Literal
 
 from actors.addresses import address_for
+from actors.settings import Transport
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.ray_runtime import EMULATOR, emulators_per_worker, scoring_gpus
@@ -56,6 +57,20 @@ class Need:
     def actor(self) -> str:
         """Its name in messages, for instance `policy server 0`."""
         return f"{self.kind} {self.index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageRoot:
+    """A folder, and the names of the nodes that read or write it."""
+
+    what: str
+    path: str
+    nodes: tuple[str, ...]
+
+    @property
+    def shared(self) -> bool:
+        """Whether several nodes must see the same files there."""
+        return len(self.nodes) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +135,9 @@ def needs_of(config: RunConfig, *kinds: Kind) -> tuple[Need, ...]:
 def place(nodes: Sequence[Node], needs: Sequence[Need]) -> Plan:
     """The plan for these needs. One node is the driver's.
 
-    Learner ranks share as few nodes as possible. What takes GPUs goes where the fewest others stay, so that large
-    places remain. The rest goes where the most is free; rollout workers are shared out by the nodes' CPUs.
+    Learner ranks share as few nodes as possible, best the driver's. What takes GPUs goes where the fewest others stay
+    free, so that large places remain. The rest goes where the most is free; rollout workers are shared out by the
+    nodes' CPUs.
 
     Where something stays short, policy servers and ranks change their turns once: the better plan counts.
     """
@@ -143,8 +159,8 @@ def require_placed(plan: Plan) -> None:
 
 
 def shortage(plan: Plan) -> str:
-    """What is short, and what each node still has of it: `policy server 0 needs 4 GPUs on one node, free are 1 on
-    10.0.0.1, 1 on 10.0.0.2`. "" if nothing is short."""
+    """What is short, and what the nodes still have of it: `policy server 0 needs 1 CPU and 4 GPUs on one node, free are
+    1 GPU on each of 4 nodes (10.0.0.1, …)`. "" if nothing is short."""
     parts = []
     for _, group in groupby(plan.short, key=lambda need: need.kind):
         needs = list(group)
@@ -154,9 +170,35 @@ def shortage(plan: Plan) -> str:
         wanted = " and ".join(f"{amount:g} {_plural(kind, amount)}" for kind, amount in first.takes.items())
         if EMULATOR in first.takes:
             wanted += " (offered where `coso fleet start` was run)"
-        free = ", ".join(f"{_room(plan.left(node), first)} on {node.address}" for node in plan.nodes)
+        rooms: dict[str, list[str]] = {}
+        for node in plan.nodes:
+            rooms.setdefault(_room(plan.left(node), first), []).append(node.address)
+        free = ", ".join(f"{room} on {_few(addresses)}" for room, addresses in rooms.items())
         parts.append(f"{who} {each} {wanted} on one node, free are {free}")
     return "; ".join(parts)
+
+
+def storage_roots(config: RunConfig, plan: Plan) -> list[StorageRoot]:
+    """The folders of a run. Nodes that share one must see the same files at its path."""
+    driver = [node.name for node in plan.nodes if node.driver]
+    ranks, servers = plan.nodes_of("learner rank"), plan.nodes_of("policy server")
+
+    def root(what: str, path: str, nodes: Iterable[str]) -> StorageRoot:
+        return StorageRoot(what=what, path=path, nodes=tuple(dict.fromkeys(nodes)))
+
+    return [
+        root("run folder", f"{config.folder}/{config.name}", [*driver, *ranks]),  # ranks write checkpoints into it
+        root("model", config.model.path, [*driver, *ranks, *servers]),
+    ]
+
+
+def transport_of(config: RunConfig, plan: Plan) -> Transport:
+    """How new weights travel to the engines. The driver removes files in shared memory, so those need its node."""
+    hosts = {*plan.nodes_of("policy server", "learner rank"), *(node.name for node in plan.nodes if node.driver)}
+    return config.weight_sync.transport_for(
+        on_gpus=config.policy_server.device == config.learner.device == "cuda",
+        nodes=len(hosts),
+    )
 
 
 def _place(nodes: Sequence[Node], needs: Sequence[Need]) -> Plan:
@@ -179,7 +221,7 @@ def _place(nodes: Sequence[Node], needs: Sequence[Need]) -> Plan:
                 chosen = min(fitting, key=lambda node: (workers[node.name] + 1) / (node.free.get("CPU", 0.0) or 1.0))
                 workers[chosen.name] += 1
             elif need.takes.get("GPU"):
-                chosen = min(fitting, key=lambda node: (free[node.name]["GPU"], -free[node.name].get("CPU", 0.0)))
+                chosen = min(fitting, key=lambda node: (free[node.name]["GPU"], node.driver))
             else:
                 chosen = min(fitting, key=_emptiest(free))
             placed[need] = chosen.name
@@ -190,8 +232,8 @@ def _place(nodes: Sequence[Node], needs: Sequence[Need]) -> Plan:
 def _packing(
     free: Mapping[str, Mapping[str, float]], ranks: Sequence[Need], placed: Mapping[Need, str]
 ) -> Callable[[Node], tuple[float, ...]]:
-    """The order of nodes for the next of `ranks`: one that has ranks already, one that takes all of them (the tightest
-    such), else the one that takes the most."""
+    """The order of nodes for the next of `ranks`: one that has ranks already; one that takes all of them, best the
+    driver's, else the tightest; else the one that takes the most."""
     begun = {name for need, name in placed.items() if need.kind == "learner rank"}
 
     def key(node: Node) -> tuple[float, ...]:
@@ -201,6 +243,7 @@ def _packing(
         return (
             node.name not in begun,
             not takes_all,
+            takes_all and not node.driver,  # checkpoints then need no folder that nodes share
             left.get("GPU", 0.0) if takes_all else -room,
             -left.get("CPU", 0.0),
         )
@@ -239,6 +282,11 @@ def _room(left: Mapping[str, float], need: Need) -> str:
     """What a node has of the resources that it has too little of."""
     lacking = [kind for kind, amount in need.takes.items() if left.get(kind, 0.0) + TOLERANCE < amount]
     return " and ".join(f"{max(0.0, left.get(kind, 0.0)):g} {_plural(kind, left.get(kind, 0.0))}" for kind in lacking)
+
+
+def _few(addresses: Sequence[str]) -> str:
+    """`10.0.0.1`, `10.0.0.1 and 10.0.0.2`, `each of 5 nodes (10.0.0.1, …)`."""
+    return " and ".join(addresses) if len(addresses) < 3 else f"each of {len(addresses)} nodes ({addresses[0]}, …)"
 
 
 def _plural(kind: str, amount: float) -> str:

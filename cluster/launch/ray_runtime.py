@@ -145,7 +145,8 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
     """Run the block with Ray; yields a temporary folder with a short path, which is removed at the end.
 
     A Ray started here listens on loopback only and always ends with the block. If the block raises, the actors'
-    output is first saved to `logs`. Raises `CosoError` if resources are missing or no cluster answers.
+    output is first saved to `logs`. Raises `CosoError` if this machine's resources do not suffice, or no cluster
+    answers. Whether those of a cluster suffice is seen where actors are placed (`cluster.launch.reservation`).
     """
     require_local_resources(config)
     import ray
@@ -175,7 +176,6 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
                 )
         else:
             _join(config, common)
-            require_resources(config, ray.cluster_resources(), f"the cluster at {config.cluster.address}")
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler prints a C++ stack trace
         yield temporary

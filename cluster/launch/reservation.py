@@ -15,8 +15,8 @@ from typing import Any
 
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
-from cluster.launch.placement import DRIVER_SIDE, Kind, Need, Node, Plan, needs_of, place, require_placed
-from cluster.launch.ray_runtime import local_cores
+from cluster.launch.nodes import cluster_nodes
+from cluster.launch.placement import DRIVER_SIDE, Kind, Need, Plan, needs_of, place, require_placed
 
 #: Another run that has just ended, or ends now, gives its resources back within this time, seconds.
 FREE_DEADLINE_S = 10.0
@@ -93,38 +93,9 @@ def reserve(config: RunConfig, *kinds: Kind) -> Reservation:
     needs = needs_of(config, *kinds)
     ends = time.monotonic() + FREE_DEADLINE_S
     while True:
-        nodes = cluster_nodes(config)
-        plan = place(nodes, needs)
+        plan = place(cluster_nodes(config), needs)
         if not plan.short:
             return Reservation(plan)
         if time.monotonic() > ends or place(cluster_nodes(config, free=False), needs).short:
             require_placed(plan)
         time.sleep(0.5)
-
-
-def cluster_nodes(config: RunConfig, free: bool = True) -> tuple[Node, ...]:
-    """The live nodes of the Ray that this process is connected to, sorted by address, the driver's first. free: with
-    what nobody holds now; else with all that each node offers."""
-    import ray
-    from ray._private.state import available_resources_per_node
-
-    available = available_resources_per_node() if free else {}
-    here = ray.get_runtime_context().get_node_id()
-    own = config.cluster.address is None  # a Ray that we started offers more CPUs than this machine has cores
-    nodes = [
-        Node(
-            name=node["NodeID"],
-            address=node["NodeManagerAddress"],
-            free=_ours(available.get(node["NodeID"], node["Resources"])),
-            cores=float(local_cores()) if own else node["Resources"].get("CPU", 0.0),
-            driver=node["NodeID"] == here,
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return tuple(sorted(nodes, key=lambda node: (not node.driver, node.address, node.name)))
-
-
-def _ours(resources: dict[str, float]) -> dict[str, float]:
-    """Without what Ray counts for itself: memory, object store, addresses of nodes, bundles of groups."""
-    return {kind: float(amount) for kind, amount in resources.items() if kind in ("CPU", "GPU", "emulator")}

@@ -21,6 +21,7 @@ from actors.trajectory import TrajectoryBatch
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.learner import learner_setup, start_learner
+from cluster.launch.placement import transport_of
 from cluster.launch.reservation import reserve
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector, worker_statuses
 from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
@@ -64,10 +65,7 @@ class System:
         self.config = config
         self._chat = require_model(config)
         self.places = reserve(config)
-        self.transport = config.weight_sync.transport_for(
-            on_gpus=config.policy_server.device == config.learner.device == "cuda",
-            nodes=len(set(self.places.plan.nodes_of("policy server", "learner rank"))),
-        )
+        self.transport = transport_of(config, self.places.plan)
         self._weights_name = run.weights_name
         self._fallback_folder = run.path
         self._sync_check = SyncCheck(config)
@@ -192,6 +190,14 @@ class System:
         logprobs = await asyncio.to_thread(self.learner.token_logprobs, self._sync_check.rows(made))
         return self._sync_check.judge(name, version, made, logprobs)
 
+    async def server_statuses(self) -> list[dict[str, Any]]:
+        """Of the policy servers, once they are up."""
+        deadline = self.config.policy_server.start_deadline_s
+        return [
+            await answer_of_restarted(server.ready.remote, deadline, f"the start of {name}")
+            for name, server in self.servers.items()
+        ]
+
     async def steps_taken(self) -> int:
         """Steps that environments have made in training episodes since the start, whatever became of them. Of a worker
         that died, those up to its last status, which the supervisor asks for every second."""
@@ -268,21 +274,13 @@ class System:
         else:
             load_scm(pool, checkpoint)
 
-    async def _server_statuses(self) -> list[dict[str, Any]]:
-        """Of the policy servers, once they are up."""
-        deadline = self.config.policy_server.start_deadline_s
-        return [
-            await answer_of_restarted(server.ready.remote, deadline, f"the start of {name}")
-            for name, server in self.servers.items()
-        ]
-
     async def _incarnations(self) -> list[tuple[int, int]]:
-        return [_incarnation(status) for status in await self._server_statuses()]
+        return [_incarnation(status) for status in await self.server_statuses()]
 
     async def _connect_servers(self) -> None:
         """Connect learner and policy servers for broadcasts."""
         sync = self.config.weight_sync
-        statuses = await self._server_statuses()
+        statuses = await self.server_statuses()
         addresses = [status["address"] for status in statuses]
         group, connecting = await asyncio.to_thread(
             self.learner.open_sync, addresses, self.config.policy_server.tensor_parallel, sync.deadline_s

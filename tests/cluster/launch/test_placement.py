@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from cluster.config.files import load_config
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
-from cluster.launch.placement import DRIVER_SIDE, Node, Plan, needs_of, place, require_placed
+from cluster.launch.placement import (
+    DRIVER_SIDE,
+    Node,
+    Plan,
+    needs_of,
+    place,
+    require_placed,
+    storage_roots,
+    transport_of,
+)
 
 GPUS = ("policy_server.device=cuda", "learner.device=cuda")
 
@@ -91,7 +100,11 @@ def test_four_nodes_with_one_gpu_are_no_place_for_a_server_that_needs_four() -> 
     with pytest.raises(CosoError) as error:
         require_placed(plan)
     message = str(error.value)
-    assert "policy server 0 needs" in message and "4 GPUs on one node" in message and "1 GPU on 10.0.0.3" in message
+    assert (
+        "policy server 0 needs" in message
+        and "4 GPUs on one node" in message
+        and "free are 1 GPU on each of 4 nodes (10.0.0.1, …)" in message
+    )
     assert "\n" not in message
     assert (
         planned(cluster(*nodes_free(nodes), {"CPU": 8.0, "GPU": 4.0}), *GPUS, "policy_server.tensor_parallel=4").short
@@ -121,6 +134,33 @@ def test_ranks_share_the_smallest_node_that_takes_all_of_them_else_as_few_as_pos
     assert planned(sizes, *one_server, "learner.ranks=3").nodes_of("learner rank") == ["node3"] * 3
     across = planned(sizes, *one_server, "learner.ranks=10").nodes_of("learner rank")
     assert across == ["node2"] * 8 + ["node4"] * 2
+
+
+def test_ranks_prefer_the_drivers_node_and_engines_leave_it_to_them() -> None:
+    """Checkpoints are then written where the run folder is."""
+    plan = planned(
+        cluster(*[{"CPU": 32.0, "GPU": 4.0}] * 2),
+        *GPUS,
+        "policy_server.replicas=2",
+        "policy_server.tensor_parallel=2",
+        "learner.ranks=4",
+        "learner.minibatch=64",
+    )
+    assert set(plan.nodes_of("learner rank")) == {"node1"} and set(plan.nodes_of("policy server")) == {"node2"}
+    on_cpus = planned(cluster({"CPU": 4.0}, {"CPU": 64.0}), "learner.ranks=2")
+    assert set(on_cpus.nodes_of("learner rank")) == {"node1"}
+    run_folder, model = storage_roots(config("learner.ranks=2"), on_cpus)
+    assert not run_folder.shared and run_folder.nodes == ("node1",)
+    assert model.shared and set(model.nodes) == {"node1", *on_cpus.nodes_of("policy server")}
+
+
+def test_weights_travel_through_shared_memory_only_on_one_node() -> None:
+    one, two = cluster({"CPU": 8.0}), cluster({"CPU": 1.5}, {"CPU": 8.0})
+    assert transport_of(config(), planned(one)) == "shared_memory"
+    assert planned(two).nodes_of("learner rank", "policy server") == ["node1", "node2"]
+    assert transport_of(config(), planned(two)) == "object_store"
+    beside = cluster({"CPU": 0.0}, {"CPU": 8.0})  # the driver, which removes the files, is on a head node without work
+    assert transport_of(config(), planned(beside)) == "object_store"
 
 
 def test_rollout_workers_go_to_all_nodes_by_their_cpus() -> None:
