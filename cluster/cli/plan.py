@@ -56,8 +56,9 @@ def plan(
     if measured is None:
         console.print("no rates, so no prediction: --measure measures them, --rates FILE takes measured ones")
         return
-    console.print(limits_table(predict(config, found, measured)))
-    console.print(changes_table(predict(config, found, measured), changes(config, offered, measured)))
+    prediction = predict(config, found, measured)
+    console.print(limits_table(prediction))
+    console.print(changes_table(prediction, changes(config, offered, measured)))
 
 
 def _looked_at(
@@ -66,12 +67,11 @@ def _looked_at(
     """The nodes and what is free on them, and the rates if there are any. Starts or joins Ray only if it has to."""
     from cluster.launch.nodes import cluster_nodes, local_node, read_nodes
 
-    if not measure:
-        known = None if rates is None else Rates.read(rates)
-        if nodes is not None:
-            return read_nodes(nodes), known
-        if config.cluster.address is None:
-            return local_node(config), known
+    known = None if rates is None or measure else Rates.read(rates)
+    if nodes is not None:
+        return read_nodes(nodes), known
+    if config.cluster.address is None and not measure:
+        return local_node(config), known
     from cluster.launch.preflight import preflight
     from cluster.launch.ray_runtime import ray_session
 
@@ -79,9 +79,8 @@ def _looked_at(
         preflight(config)
     with ray_session(config) as temporary:
         offered = cluster_nodes(config)
-        if not measure:
+        if not measure or place(offered, needs_of(config)).short:
             return offered, known
-        require_placed(place(offered, needs_of(config)))
         measured = _measured(config, temporary)
     if rates is not None:
         measured.write(rates)

@@ -47,7 +47,7 @@ class Reservation:
 
         if kind in DRIVER_SIDE:
             return NodeAffinitySchedulingStrategy(self._driver, soft=False)
-        group, bundle = self._groups[Need(kind=kind, index=index, takes={}).actor]
+        group, bundle = self._groups[f"{kind} {index}"]
         return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
 
     @property

@@ -1,7 +1,8 @@
 """`coso plan --measure`: the rates of a run's stages, each measured alone, in about a minute.
 
 A whole system is started as for `mode: sync` and makes updates on a model that is thrown away: one environment alone,
-then all of them, then scoring, update and publishing. The first round warms everything up and does not count.
+then all of them, then scoring, update and publishing. The first round warms everything up and does not count. Other
+programs on the machine count as if they were the run's.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -74,6 +75,7 @@ async def _rounds(system: System, console: Any) -> Rates:
         update += 1
         console.stage(f"measuring, round {update}")
         batch = await _rollouts(system, samples, update, here)
+        await asyncio.to_thread(system.learner.prepare, batch, update - 1)  # images, beside the scoring as in a run
         batch = await _scoring(system, samples, batch, update, here)
         await _learning(system, samples, batch, update, here)
     return samples.rates()
@@ -125,7 +127,8 @@ async def _learning(system: System, samples: _Samples, batch: TrajectoryBatch, u
         trained = clock()
         if config.weight_sync.check_every:
             system.probe_with(batch)
-        await system.publish(update)
+        async with system.between_versions:
+            await system.publish(update)
         if config.weight_sync.check_every:
             await system.check_sync(update)
     samples.add(rank_s=trained * config.learner.ranks / len(batch), publish_s=clock() - trained)
@@ -141,13 +144,19 @@ def _cores(samples: _Samples, kind: Kind, steps: int, here: bool) -> Iterator[An
 
 
 def _machine_seconds() -> float:
-    """CPU seconds that this machine has worked since it started, all cores together."""
+    """CPU seconds that this machine has worked since it started, all cores and programs together."""
     times = psutil.cpu_times()
     return times.user + times.nice + times.system
 
 
 def _cpu_seconds(pids: list[int]) -> float:
-    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+    """CPU seconds that processes of this machine have worked; of one that has ended, none."""
+    total = 0.0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _mean(batch: TrajectoryBatch, column: str) -> float:

@@ -93,6 +93,17 @@ def test_what_fits_on_one_node_is_placed_whatever_the_other_nodes_are(
     require_placed(plan)
 
 
+@given(nodes=clusters, ranks=st.integers(1, 40), device=st.sampled_from(["cpu", "cuda"]))
+def test_ranks_are_on_as_few_nodes_as_can_hold_them(nodes: tuple[Node, ...], ranks: int, device: str) -> None:
+    needs = needs_of(config(f"learner.ranks={ranks}", f"learner.device={device}"), "learner rank")
+    plan = place(nodes, needs)
+    rooms = [int(min(node.free.get(kind, 0.0) / amount for kind, amount in needs[0].takes.items())) for node in nodes]
+    rooms.sort(reverse=True)
+    assert len(plan.placed) == min(ranks, sum(rooms))
+    used = len(set(plan.nodes_of("learner rank")))
+    assert sum(rooms[: max(0, used - 1)]) < len(plan.placed) or used == 0
+
+
 def test_four_nodes_with_one_gpu_are_no_place_for_a_server_that_needs_four() -> None:
     nodes = cluster(*[{"CPU": 8.0, "GPU": 1.0}] * 4)
     plan = planned(nodes, "policy_server.device=cuda", "policy_server.tensor_parallel=4")
