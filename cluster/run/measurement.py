@@ -84,8 +84,10 @@ async def _rounds(system: System, console: Any) -> Rates:
 async def _rollouts(system: System, samples: _Samples, update: int, here: bool) -> TrajectoryBatch:
     """One environment alone, then all of them."""
     config = system.config
+    began = time.monotonic()
     alone = (await system.collector.evaluate([EVALUATION_SEED_BASE + update], config.rollout.temperature)).episodes
-    environment_s, first_s = _mean(alone, "environment_seconds"), _mean(alone, "generate_seconds")
+    first_s = _mean(alone, "generate_seconds")
+    environment_s = max(0.0, (time.monotonic() - began) / len(alone) - first_s)  # resets and messages, too
     engines = [pid for status in await system.server_statuses() for pid in (status["pid"], *status["engine_pids"])]
     served, began, machine = _cpu_seconds(engines) if here else 0.0, time.monotonic(), _machine_seconds()
     batch, _ = await system.collector.collect(update)
