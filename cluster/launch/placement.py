@@ -25,7 +25,7 @@ Kind = Literal[
 DRIVER_SIDE: tuple[Kind, ...] = ("trajectory stream", "weight registry")
 #: Each actor takes at least so much of a CPU: Ray's placement groups have no empty bundles.
 LEAST_CPUS = 0.001
-#: Ray counts resources in ten-thousandths.
+#: What sums of fractions may be off by. Ray itself counts resources in ten-thousandths.
 TOLERANCE = 1e-6
 
 
@@ -113,8 +113,7 @@ def needs_of(config: RunConfig, *kinds: Kind) -> tuple[Need, ...]:
     scoring = {"CPU": cluster.scorer_cpus, "GPU": scoring_gpus(config)}
     learning = {"CPU": cluster.learner_cpus, "GPU": float(config.learner.device == "cuda")}
     rolling = {"CPU": cluster.rollout_worker_cpus, **emulators_per_worker(config)}
-    serving: tuple[Kind, int, dict[str, float]]
-    serving = ("policy server", server.replicas, {"CPU": cluster.policy_server_cpus, "GPU": gpus})
+    serving = {"CPU": cluster.policy_server_cpus, "GPU": gpus}
     table: list[tuple[Kind, int, dict[str, float]]] = [
         ("learner rank", config.learner.ranks, learning),
         ("SCM trainer", min(1, scorers), scoring),
@@ -123,7 +122,7 @@ def needs_of(config: RunConfig, *kinds: Kind) -> tuple[Need, ...]:
         *((kind, 1, {}) for kind in DRIVER_SIDE),
     ]
     # An engine over several GPUs cannot be divided, while ranks can; one on one GPU takes what the ranks leave.
-    table.insert(0 if gpus > 1 else 1, serving)
+    table.insert(0 if gpus > 1 else 1, ("policy server", server.replicas, serving))
     return tuple(
         Need(kind=kind, index=index, takes=_takes(kind, takes))
         for kind, count, takes in table

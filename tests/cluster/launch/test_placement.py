@@ -14,6 +14,7 @@ from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.placement import (
     DRIVER_SIDE,
+    LEAST_CPUS,
     Node,
     Plan,
     needs_of,
@@ -22,6 +23,7 @@ from cluster.launch.placement import (
     storage_roots,
     transport_of,
 )
+from cluster.launch.ray_runtime import total_resources
 
 GPUS = ("policy_server.device=cuda", "learner.device=cuda")
 
@@ -202,6 +204,15 @@ def test_scorers_go_where_cpus_are_left_and_share_a_gpu_where_they_run_on_gpus()
     assert set(planned(nodes, *GPUS, "scoring.workers=4").nodes_of("scorer", "SCM trainer")) == {"node2"}
     on_gpu = planned(cluster({"CPU": 8.0, "GPU": 3.0}), *GPUS, "scoring.device=cuda", "scoring.workers=3")
     assert on_gpu.short == ()
+
+
+@given(run=runs())
+def test_the_needs_of_all_actors_are_what_is_checked_before_a_ray_is_started_here(run: RunConfig) -> None:
+    total = Counter[str]()
+    for need in needs_of(run):
+        total.update(need.takes)
+    for kind, amount in total_resources(run).items():
+        assert amount - 1e-6 <= total[kind] <= amount + LEAST_CPUS * len(needs_of(run)) + 1e-6
 
 
 def test_entropy_without_influence_starts_no_scorers() -> None:
