@@ -90,12 +90,19 @@ def _looked_at(
 def _measured(config: RunConfig, temporary: Path) -> Rates:
     from cluster.run.measurement import measure_rates
     from cluster.telemetry.console import Console as RunConsole
+    from cluster.training import expected_failures
 
     with (
         tempfile.TemporaryDirectory(prefix="coso-measure-") as folder,
         RunConsole("measuring", 0, config.logging.console) as console,
     ):
-        return asyncio.run(measure_rates(config, Path(folder), temporary, console))
+        try:
+            return asyncio.run(measure_rates(config, Path(folder), temporary, console))
+        except CosoError:
+            raise
+        except expected_failures() as error:
+            reason = getattr(error, "cause", None) or error
+            raise CosoError(f"measuring failed: {str(reason).strip() or type(reason).__name__}") from error
 
 
 def nodes_table(config: RunConfig, found: Plan) -> Table:

@@ -45,7 +45,7 @@ class Reservation:
         """Ray's scheduling strategy for an actor."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-        if kind in DRIVER_SIDE:
+        if kind in DRIVER_SIDE:  # hard: else Ray starts an actor that takes nothing on any node
             return NodeAffinitySchedulingStrategy(self._driver, soft=False)
         group, bundle = self._groups[f"{kind} {index}"]
         return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import ray
@@ -57,7 +56,7 @@ def main() -> None:
         except CosoError as error:
             refused = str(error)
         driver = ray.get_runtime_context().get_node_id()
-        json.dump({"started": started, "planned": planned, "driver": driver, "refused": refused}, sys.stdout)
+        print(json.dumps({"started": started, "planned": planned, "driver": driver, "refused": refused}), flush=True)
     finally:
         ray.shutdown()
         cluster.shutdown()
