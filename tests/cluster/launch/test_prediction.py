@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -137,3 +138,49 @@ def test_rates_are_written_and_read_and_another_file_is_refused(tmp_path: Path) 
         Rates.read(tmp_path / "other.json")
     with pytest.raises(CosoError, match="--measure --rates .*none.json"):
         Rates.read(tmp_path / "none.json")
+
+
+def simulated(environments: int, servers: int, rates: Rates, steps: int, seed: int) -> float:
+    """Steps a second of environments with lognormal steps and servers that share their time: a request that is one of k
+    makes 1 / (first + (k − 1) · further) of its way a second."""
+    random, now, made = Random(seed), 0.0, 0
+    stepping = {env: random.uniform(0, rates.environment_s) for env in range(environments)}  # -> when it asks
+    asking: list[dict[int, float]] = [{} for _ in range(servers)]  # env -> share of its answer that is left
+    while made < steps:
+        speeds = [
+            1 / (rates.first_answer_s + (len(each) - 1) * rates.further_answer_s) if each else 0 for each in asking
+        ]
+        ends = [now + min(each.values()) / speed for each, speed in zip(asking, speeds, strict=True) if each]
+        until = min([*ends, *stepping.values()])
+        for each, speed in zip(asking, speeds, strict=True):
+            for env in each:
+                each[env] -= (until - now) * speed
+        now = until
+        for each in asking:
+            for env in [env for env, left in each.items() if left < 1e-9]:
+                del each[env]
+                made += 1
+                stepping[env] = now + rates.environment_s * random.lognormvariate(-0.125, 0.5)
+        for env in [env for env, when in stepping.items() if when <= now]:
+            del stepping[env]
+            asking[env % servers][env] = 1.0
+    return made / now
+
+
+@pytest.mark.parametrize(
+    ("environments", "servers", "further_s"),
+    [
+        (8, 1, 0.02),  # environments limit
+        (64, 1, 0.02),  # the server is busy about as long as they are
+        (64, 2, 0.02),
+        (200, 2, 0.05),  # servers limit
+    ],
+)
+def test_the_formula_of_rollouts_is_close_to_a_simulation_of_them(
+    environments: int, servers: int, further_s: float
+) -> None:
+    rates = RATES.model_copy(update={"environment_s": 2.0, "first_answer_s": 0.3, "further_answer_s": further_s})
+    words = (f"rollout.envs_per_worker={environments}", f"policy_server.replicas={servers}", "entropy.mode=uniform")
+    rollouts = min(rate for name, rate in predicted(rates, *words).limits.items() if name != "learner")
+    made = simulated(environments, servers, rates, steps=40 * environments, seed=1)
+    assert rollouts == pytest.approx(made, rel=0.05)
