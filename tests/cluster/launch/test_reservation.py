@@ -1,0 +1,34 @@
+"""Actors start where the plan says: on three raylets of a Ray of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+
+def test_actors_start_where_they_are_planned_and_a_run_that_does_not_fit_is_refused() -> None:
+    # Ray gives a node no GPUs that CUDA_VISIBLE_DEVICES hides.
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cluster.launch.three_raylets"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**environment, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    started = found["started"]
+    assert started == found["planned"]
+    of_kind = {kind: {node for actor, node in started.items() if actor.startswith(kind)} for kind in ("learner", "pol")}
+    assert len(of_kind["learner"]) == len(of_kind["pol"]) == 1 and not of_kind["learner"] & of_kind["pol"]
+    assert started["trajectory stream 0"] == started["weight registry 0"] == found["driver"]
+    assert len(Counter(node for actor, node in started.items() if actor.startswith("rollout"))) == 3
+    assert "policy server" in found["refused"] and "GPU" in found["refused"] and "\n" not in found["refused"]
