@@ -113,7 +113,7 @@ def nodes_table(config: RunConfig, found: Plan) -> Table:
     for column in ("node", "actors", *(f"{kind} (takes / free)" for kind in kinds)):
         table.add_column(column, overflow="fold")
     for node in found.nodes:
-        left = found.left(node)
+        left = found.room(node).free
         used = [f"{node.free.get(kind, 0.0) - left.get(kind, 0.0):g} / {node.free.get(kind, 0.0):g}" for kind in kinds]
         name = node.address + (" (driver)" if node.driver else "")
         table.add_row(name, _listed(found.on(node)) or "–", *used)
@@ -163,7 +163,7 @@ def changes_table(before: Prediction, larger: Iterable[Change]) -> Table:
     table.add_column("then limited by", overflow="fold")
     for change in larger:
         if change.prediction is None:
-            table.add_row(change.what, "–", "–", f"no room: {change.short}")
+            table.add_row(change.what, "–", "–", change.short)
         else:
             after = change.prediction
             gain = after.steps_per_s / before.steps_per_s - 1

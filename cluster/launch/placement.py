@@ -8,7 +8,7 @@ here; `cluster.launch.reservation` makes Ray start the actors where the plan say
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
 
@@ -59,6 +59,56 @@ class Need:
         return f"{self.kind} {self.index}"
 
 
+class Room:
+    """What is free on a node while actors are placed. free: amounts by resource, GPUs in all; gpus: the free share of
+    each GPU, 0 to 1.
+
+    Ray tells the sum of a node's free GPUs only: all are taken to be whole but one. As in Ray, an actor with a share
+    of a GPU gets the fullest one that has room for it, and one with more gets whole GPUs.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self.free = dict(node.free)
+        whole, rest = divmod(self.free.get("GPU", 0.0), 1.0)
+        self.gpus = [1.0] * int(whole) + ([rest] if rest else [])
+
+    def count(self, need: Need) -> int:
+        """How many such actors fit; 1 of one that takes nothing."""
+        counts = [
+            self._count_gpus(amount) if kind == "GPU" else int((self.free.get(kind, 0.0) + TOLERANCE) / amount)
+            for kind, amount in need.takes.items()
+        ]
+        return min(counts, default=1)
+
+    def take(self, need: Need) -> None:
+        """Give an actor that fits its resources."""
+        for kind, amount in need.takes.items():
+            self.free[kind] = self.free.get(kind, 0.0) - amount
+        wanted = need.takes.get("GPU", 0.0)
+        while wanted > TOLERANCE:
+            share = min(wanted, 1.0)
+            fullest = min(gpu for gpu in self.gpus if gpu + TOLERANCE >= share)
+            self.gpus[self.gpus.index(fullest)] -= share
+            wanted -= share
+
+    def lacks(self, need: Need) -> str:
+        """What is free of the resources that the actor needs more of: `2 CPUs`, `0.4 + 0.4 GPUs`."""
+        lacking = [kind for kind, amount in need.takes.items() if not self.count(replace(need, takes={kind: amount}))]
+        return " and ".join(self._amount(kind) for kind in lacking)
+
+    def _count_gpus(self, amount: float) -> int:
+        if amount < 1.0:
+            return sum(int((gpu + TOLERANCE) / amount) for gpu in self.gpus)
+        return int(sum(gpu + TOLERANCE >= 1.0 for gpu in self.gpus) / amount)
+
+    def _amount(self, kind: str) -> str:
+        free = max(0.0, self.free.get(kind, 0.0))
+        started = [gpu for gpu in self.gpus if TOLERANCE < gpu < 1.0 - TOLERANCE]
+        if kind == "GPU" and started:
+            return " + ".join(f"{gpu:g}" for gpu in self.gpus if gpu > TOLERANCE) + " GPUs"
+        return f"{free:g} {_plural(kind, free)}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class StorageRoot:
     """A folder, and the names of the nodes that read or write it."""
@@ -88,12 +138,12 @@ class Plan:
         """The actors of a node."""
         return [need for need, name in self.placed.items() if name == node.name]
 
-    def left(self, node: Node) -> dict[str, float]:
+    def room(self, node: Node) -> Room:
         """What stays free on a node."""
-        left = dict(node.free)
+        room = Room(node)
         for need in self.on(node):
-            _take(left, need)
-        return left
+            room.take(need)
+        return room
 
     def nodes_of(self, *kinds: Kind) -> list[str]:
         """The nodes of all placed actors of these kinds, one for each actor."""
@@ -108,12 +158,11 @@ class Plan:
 def needs_of(config: RunConfig, *kinds: Kind) -> tuple[Need, ...]:
     """The actors of a run, the hardest to place first. kinds: of these kinds only; none: all."""
     cluster, server = config.cluster, config.policy_server
-    gpus = server.tensor_parallel * float(server.device == "cuda")
     scorers = config.scoring.workers if config.entropy.needs_influence else 0
     scoring = {"CPU": cluster.scorer_cpus, "GPU": scoring_gpus(config)}
-    learning = {"CPU": cluster.learner_cpus, "GPU": float(config.learner.device == "cuda")}
+    learning = {"CPU": cluster.learner_cpus, "GPU": config.learner.gpus}
     rolling = {"CPU": cluster.rollout_worker_cpus, **emulators_per_worker(config)}
-    serving = {"CPU": cluster.policy_server_cpus, "GPU": gpus}
+    serving = {"CPU": cluster.policy_server_cpus, "GPU": server.gpus}
     table: list[tuple[Kind, int, dict[str, float]]] = [
         ("learner rank", config.learner.ranks, learning),
         ("SCM trainer", min(1, scorers), scoring),
@@ -122,7 +171,7 @@ def needs_of(config: RunConfig, *kinds: Kind) -> tuple[Need, ...]:
         *((kind, 1, {}) for kind in DRIVER_SIDE),
     ]
     # An engine over several GPUs cannot be divided, while ranks can; one on one GPU takes what the ranks leave.
-    table.insert(0 if gpus > 1 else 1, ("policy server", server.replicas, serving))
+    table.insert(0 if server.gpus > 1 else 1, ("policy server", server.replicas, serving))
     return tuple(
         Need(kind=kind, index=index, takes=_takes(kind, takes))
         for kind, count, takes in table
@@ -171,7 +220,7 @@ def shortage(plan: Plan) -> str:
             wanted += " (offered where `coso fleet start` was run)"
         rooms: dict[str, list[str]] = {}
         for node in plan.nodes:
-            rooms.setdefault(_room(plan.left(node), first), []).append(node.address)
+            rooms.setdefault(plan.room(node).lacks(first), []).append(node.address)
         free = ", ".join(f"{room} on {_few(addresses)}" for room, addresses in rooms.items())
         parts.append(f"{who} {each} {wanted} on one node, free are {free}")
     return "; ".join(parts)
@@ -195,78 +244,63 @@ def transport_of(config: RunConfig, plan: Plan) -> Transport:
     """How new weights travel to the engines. The driver removes files in shared memory, so those need its node."""
     hosts = {*plan.nodes_of("policy server", "learner rank"), *(node.name for node in plan.nodes if node.driver)}
     return config.weight_sync.transport_for(
-        on_gpus=config.policy_server.device == config.learner.device == "cuda",
+        on_gpus=config.policy_server.device == config.learner.device == "cuda" and not config.shares_gpus,
         nodes=len(hosts),
     )
 
 
 def _place(nodes: Sequence[Node], needs: Sequence[Need]) -> Plan:
-    free = {node.name: dict(node.free) for node in nodes}
+    rooms = {node.name: Room(node) for node in nodes}
     placed: dict[Need, str] = {}
     short = []
-    workers = dict.fromkeys(free, 0)
+    workers = dict.fromkeys(rooms, 0)
     for kind, group in groupby(needs, key=lambda need: need.kind):
         same = list(group)
         for position, need in enumerate(same):
-            fitting = [node for node in nodes if _fits(free[node.name], need)]
+            fitting = [node for node in nodes if rooms[node.name].count(need)]
             if kind in DRIVER_SIDE:
                 fitting = [node for node in nodes if node.driver]
             if not fitting:
                 short.append(need)
                 continue
             if kind == "learner rank":
-                chosen = min(fitting, key=_packing(free, same[position:], placed))
+                chosen = min(fitting, key=_packing(rooms, same[position:], placed))
             elif kind == "rollout worker":
                 chosen = min(fitting, key=lambda node: (workers[node.name] + 1) / (node.free.get("CPU", 0.0) or 1.0))
                 workers[chosen.name] += 1
             elif need.takes.get("GPU"):
-                chosen = min(fitting, key=lambda node: (free[node.name]["GPU"], node.driver))
+                chosen = min(fitting, key=lambda node: (rooms[node.name].free["GPU"], node.driver))
             else:
-                chosen = min(fitting, key=_emptiest(free))
+                chosen = min(fitting, key=_emptiest(rooms))
             placed[need] = chosen.name
-            _take(free[chosen.name], need)
+            rooms[chosen.name].take(need)
     return Plan(nodes=tuple(nodes), placed=placed, short=tuple(short))
 
 
 def _packing(
-    free: Mapping[str, Mapping[str, float]], ranks: Sequence[Need], placed: Mapping[Need, str]
+    rooms: Mapping[str, Room], ranks: Sequence[Need], placed: Mapping[Need, str]
 ) -> Callable[[Node], tuple[float, ...]]:
     """The order of nodes for the next of `ranks`: one that has ranks already; one that takes all of them, best the
     driver's, else the tightest; else the one that takes the most."""
     begun = {name for need, name in placed.items() if need.kind == "learner rank"}
 
     def key(node: Node) -> tuple[float, ...]:
-        left = free[node.name]
-        room = _count(left, ranks[0])
-        takes_all = room >= len(ranks)
+        free, count = rooms[node.name].free, rooms[node.name].count(ranks[0])
+        takes_all = count >= len(ranks)
         return (
             node.name not in begun,
             not takes_all,
             takes_all and not node.driver,  # checkpoints then need no folder that nodes share
-            left.get("GPU", 0.0) if takes_all else -room,
-            -left.get("CPU", 0.0),
+            free.get("GPU", 0.0) if takes_all else -count,
+            -free.get("CPU", 0.0),
         )
 
     return key
 
 
-def _emptiest(free: Mapping[str, Mapping[str, float]]) -> Callable[[Node], tuple[float, ...]]:
+def _emptiest(rooms: Mapping[str, Room]) -> Callable[[Node], tuple[float, ...]]:
     """The order of nodes for what takes CPUs only: where the most is free, before that where no GPU is."""
-    return lambda node: (-free[node.name].get("CPU", 0.0), free[node.name].get("GPU", 0.0))
-
-
-def _count(free: Mapping[str, float], need: Need) -> int:
-    """How many such actors fit."""
-    return min(int((free.get(kind, 0.0) + TOLERANCE) / amount) for kind, amount in need.takes.items())
-
-
-def _fits(free: Mapping[str, float], need: Need) -> bool:
-    return all(free.get(kind, 0.0) + TOLERANCE >= amount for kind, amount in need.takes.items())
-
-
-def _take(free: dict[str, float], need: Need) -> None:
-    for kind, amount in need.takes.items():
-        free[kind] = free.get(kind, 0.0) - amount
+    return lambda node: (-rooms[node.name].free.get("CPU", 0.0), rooms[node.name].free.get("GPU", 0.0))
 
 
 def _takes(kind: Kind, takes: Mapping[str, float]) -> dict[str, float]:
@@ -275,12 +309,6 @@ def _takes(kind: Kind, takes: Mapping[str, float]) -> dict[str, float]:
     return {"CPU": max(LEAST_CPUS, takes["CPU"])} | {
         other: amount for other, amount in takes.items() if amount and other != "CPU"
     }
-
-
-def _room(left: Mapping[str, float], need: Need) -> str:
-    """What a node has of the resources that it has too little of."""
-    lacking = [kind for kind, amount in need.takes.items() if left.get(kind, 0.0) + TOLERANCE < amount]
-    return " and ".join(f"{max(0.0, left.get(kind, 0.0)):g} {_plural(kind, left.get(kind, 0.0))}" for kind in lacking)
 
 
 def _few(addresses: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A larger run: what it adds, and its prediction, or in one line why it cannot be placed."""
+    """A larger run: what it adds, and its prediction, or in one line why it cannot be."""
 
     what: str
     prediction: Prediction | None
@@ -120,10 +120,14 @@ def changes(config: RunConfig, nodes: tuple[Node, ...], rates: Rates) -> Iterato
             continue
         values = config.model_dump()
         values[section][key] += more
-        larger = validate(values)
+        try:
+            larger = validate(values)
+        except CosoError as error:
+            yield Change(what=what, prediction=None, short=str(error))
+            continue
         plan = place(nodes, needs_of(larger))
         if plan.short:
-            yield Change(what=what, prediction=None, short=shortage(plan))
+            yield Change(what=what, prediction=None, short=f"no room: {shortage(plan)}")
         else:
             yield Change(what=what, prediction=predict(larger, plan, rates))
 

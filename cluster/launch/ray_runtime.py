@@ -58,7 +58,7 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
     return {
         "policy servers": {
             "CPU": servers * cluster.policy_server_cpus,
-            "GPU": servers * config.policy_server.tensor_parallel * float(config.policy_server.device == "cuda"),
+            "GPU": servers * config.policy_server.gpus,
         },
         "rollout workers": {
             "CPU": config.rollout.workers * cluster.rollout_worker_cpus,
@@ -69,7 +69,7 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
             "CPU": (config.scoring.workers + 1) * cluster.scorer_cpus,
             "GPU": (config.scoring.workers + 1) * scoring_gpus(config),
         },
-        "learner ranks": {"CPU": ranks * cluster.learner_cpus, "GPU": ranks * float(config.learner.device == "cuda")},
+        "learner ranks": {"CPU": ranks * cluster.learner_cpus, "GPU": ranks * config.learner.gpus},
     }
 
 

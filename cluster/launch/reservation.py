@@ -68,7 +68,8 @@ class Reservation:
             if time.monotonic() > ends:
                 raise CosoError(
                     f"Ray did not reserve room for {', '.join(late)} within {GROUP_DEADLINE_S:.0f} s, though it was "
-                    "free a moment before: another job took it. Try again; `coso plan` shows what is free"
+                    "free a moment before: another job took it, or holds shares of several GPUs. Try again; "
+                    "`coso plan` shows what is free"
                 )
             time.sleep(0.1)
 

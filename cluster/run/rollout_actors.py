@@ -39,7 +39,6 @@ def start_policy_servers(
     """One actor per replica, by name; Ray restarts one that dies."""
     servers = {}
     settings = config.policy_server
-    gpus = settings.tensor_parallel if settings.device == "cuda" else 0
     for index in range(settings.replicas):
         launch = PolicyServerLaunch(
             index=index, run_seed=config.seed, temp_folder=str(temporary / f"v{index}"), transport=transport
@@ -49,7 +48,7 @@ def start_policy_servers(
             ray.remote(PolicyServer)
             .options(
                 num_cpus=config.cluster.policy_server_cpus,
-                num_gpus=gpus,
+                num_gpus=settings.gpus,
                 scheduling_strategy=places.strategy("policy server", index),
                 max_restarts=-1,
                 max_concurrency=10_000,

@@ -61,8 +61,10 @@ def runs(draw: Any) -> RunConfig:
     words += [f"cluster.{who}_cpus={draw(st.sampled_from([0, 0.25, 1, 3]))}" for who in ("learner", "policy_server")]
     words += [f"cluster.{who}_cpus={draw(st.sampled_from([0, 0.25, 1, 3]))}" for who in ("rollout_worker", "scorer")]
     if draw(st.booleans()):
-        words += ["policy_server.device=cuda", f"policy_server.tensor_parallel={draw(st.sampled_from([1, 2, 4]))}"]
+        gpus = draw(st.sampled_from(["tensor_parallel=1", "tensor_parallel=4", "gpu_share=0.4", "gpu_share=0.6"]))
+        words += ["policy_server.device=cuda", f"policy_server.{gpus}"]
     words += [f"{stage}.device=cuda" for stage in ("learner", "scoring") if draw(st.booleans())]
+    words += [f"learner.gpu_share={draw(st.sampled_from([0.7, 1]))}"]
     if draw(st.booleans()):
         words += ["environment.kwargs={driver: emulator}", "rollout.envs_per_worker=2"]
     return config(*words)
@@ -73,11 +75,12 @@ def test_nothing_is_promised_twice_and_every_actor_is_placed_or_named(nodes: tup
     needs = needs_of(run)
     plan = place(nodes, needs)
     for node in nodes:
-        for kind, left in plan.left(node).items():
+        room = plan.room(node)
+        for kind, left in [*room.free.items(), *(("GPU", gpu) for gpu in room.gpus)]:
             assert left >= -1e-5, (node, kind, plan.on(node))
     assert Counter(needs) == Counter([*plan.placed, *plan.short])
     for need in plan.short:  # not without a reason
-        assert not any(all(plan.left(n).get(k, 0) >= v for k, v in need.takes.items()) for n in nodes), need
+        assert not any(plan.room(node).count(need) for node in nodes), need
     assert place(nodes, needs) == plan
 
 
@@ -89,7 +92,9 @@ def test_what_fits_on_one_node_is_placed_whatever_the_other_nodes_are(
     total = Counter[str]()
     for need in needs:
         total.update(need.takes)
-    enough = Node(name="enough", address="10.9.9.9", free={kind: amount + 1e-3 for kind, amount in total.items()})
+    free = {kind: amount + 1e-3 for kind, amount in total.items()}
+    free["GPU"] = float(sum(need.takes.get("GPU", 0) > 0 for need in needs)) + total["GPU"]  # some GPUs stay in parts
+    enough = Node(name="enough", address="10.9.9.9", free=free)
     plan = place((*nodes[:where], enough, *nodes[where:]), needs)
     assert plan.short == ()
     require_placed(plan)
@@ -224,3 +229,51 @@ def test_an_address_is_loopback_only_for_those_on_the_same_node() -> None:
     assert plan.address_for("node2", ["node2", "node2"]) == "127.0.0.1"
     assert plan.address_for("node2", ["node2", "node1"]) == "10.0.0.2"
     assert plan.address_for("node2", ["node1"]) == "10.0.0.2"
+
+
+def test_shares_of_a_gpu_are_never_joined() -> None:
+    shares = ("policy_server.device=cuda", "policy_server.gpu_share=0.6", "policy_server.replicas=3")
+    plan = planned(cluster({"CPU": 8.0, "GPU": 2.0}), *shares, "entropy.mode=none")
+    assert [need.actor for need in plan.short] == ["policy server 2"]
+    with pytest.raises(
+        CosoError, match=r"policy server 2 needs 1 CPU and 0\.6 GPUs on one node, free are 0\.4 \+ 0\.4 GPUs"
+    ):
+        require_placed(plan)
+    assert not planned(cluster({"CPU": 8.0, "GPU": 3.0}), *shares).short
+
+
+def test_learner_server_and_scorers_share_one_gpu_and_then_weights_do_not_travel_by_nccl() -> None:
+    words = (*GPUS, "scoring.device=cuda", "learner.gpu_share=0.3", "policy_server.gpu_share=0.2", "scoring.workers=1")
+    run = config(*words)
+    plan = place(cluster({"CPU": 16.0, "GPU": 1.0}), needs_of(run))
+    assert not plan.short and plan.room(plan.nodes[0]).gpus == pytest.approx([0.0])
+    assert transport_of(run, plan) == "shared_memory"
+    assert total_resources(run)["GPU"] == pytest.approx(1.0)
+    with pytest.raises(CosoError, match="nccl needs a GPU for each process"):
+        config(*words, "weight_sync.transport=nccl")
+
+
+def test_ranks_fill_a_started_gpu_only_if_they_can_and_servers_take_what_they_leave() -> None:
+    plan = planned(
+        cluster({"CPU": 16.0, "GPU": 2.0}),
+        *GPUS,
+        "learner.ranks=2",
+        "learner.gpu_share=0.6",
+        "policy_server.replicas=2",
+        "policy_server.gpu_share=0.4",
+    )
+    assert not plan.short
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("policy_server.tensor_parallel=2", "policy_server.gpu_share=0.5"), "needs whole GPUs"),
+        (("learner.ranks=2", "learner.gpu_share=0.5"), "NCCL refuses"),
+        (("learner.gpu_share=0",), "learner.gpu_share"),
+        (("policy_server.gpu_share=1.5",), "policy_server.gpu_share"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(CosoError, match=message):
+        config(*GPUS, *words)

@@ -1,4 +1,4 @@
-"""Three raylets on one machine, two of them with made-up GPUs: prints as JSON where a plan's actors really started.
+"""Two raylets on one machine with made-up GPUs: prints as JSON on which nodes and GPUs a plan's actors really started.
 
 `test_reservation.py` runs it in a process of its own, since a process has one Ray.
 """
@@ -22,8 +22,8 @@ STORE = 80 << 20
 class Here:
     """An actor that says where it is."""
 
-    def node(self) -> str:
-        return ray.get_runtime_context().get_node_id()
+    def place(self) -> tuple[str, list[int]]:
+        return ray.get_runtime_context().get_node_id(), ray.get_gpu_ids()
 
 
 def start(places: Reservation, need: Need) -> Any:
@@ -38,17 +38,21 @@ def start(places: Reservation, need: Need) -> Any:
 
 
 def main() -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": STORE})
-    cluster.add_node(num_cpus=2, num_gpus=4, object_store_memory=STORE)
-    cluster.add_node(num_cpus=2, num_gpus=2, object_store_memory=STORE)
+    head = {"num_cpus": 2, "num_gpus": 2, "object_store_memory": STORE}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(num_cpus=2, num_gpus=3, object_store_memory=STORE)
     ray.init(address=cluster.address, log_to_driver=False)
     try:
-        words = ["learner.device=cuda", "learner.ranks=3", "policy_server.device=cuda", "cluster.learner_cpus=0.25"]
-        words += ["policy_server.tensor_parallel=2", "cluster.policy_server_cpus=0.25", "rollout.workers=4"]
+        words = ["learner.device=cuda", "learner.ranks=3", "learner.gpu_share=0.7", "scoring.device=cuda"]
+        words += ["policy_server.device=cuda", "policy_server.tensor_parallel=2", "scoring.workers=2"]
+        words += [f"cluster.{kind}_cpus=0.25" for kind in ("learner", "policy_server", "scorer", "rollout_worker")]
+        words += ["rollout.workers=4"]
         config = load_config([], [*words, f"cluster.address={cluster.address}"])
         places = reserve(config)
         actors = {need.actor: start(places, need) for need in places.plan.placed}
-        started = {actor: ray.get(handle.node.remote(), timeout=60) for actor, handle in actors.items()}
+        where = {actor: ray.get(handle.place.remote(), timeout=60) for actor, handle in actors.items()}
+        started = {actor: node for actor, (node, _) in where.items()}
+        gpus = {actor: [f"{node} {gpu}" for gpu in found] for actor, (node, found) in where.items()}
         planned = {need.actor: node for need, node in places.plan.placed.items()}
         try:
             reserve(load_config([], [*words, "policy_server.replicas=2", f"cluster.address={cluster.address}"]))
@@ -56,7 +60,8 @@ def main() -> None:
         except CosoError as error:
             refused = str(error)
         driver = ray.get_runtime_context().get_node_id()
-        print(json.dumps({"started": started, "planned": planned, "driver": driver, "refused": refused}), flush=True)
+        found = {"started": started, "planned": planned, "gpus": gpus, "driver": driver, "refused": refused}
+        print(json.dumps(found), flush=True)
     finally:
         ray.shutdown()
         cluster.shutdown()
