@@ -152,10 +152,11 @@ class PolicyServer:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
     async def status(self) -> dict[str, Any]:
-        """Process ids, how often it was started before, `last_failure` (why the process before ended itself, or ""),
-        `starting` (the last line of the engine's log while it starts, then None), weights version, requests running and
-        answered, tokens generated, seconds busy and memory in bytes."""
+        """Process ids, node address, how often it was started before, `last_failure` (why the process before ended
+        itself, or ""), `starting` (the last line of the engine's log while it starts, then None), weights version,
+        requests running and answered, tokens generated, seconds busy and memory in bytes."""
         import psutil
+        import ray
 
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
         resident = 0
@@ -168,6 +169,7 @@ class PolicyServer:
             "name": self._name,
             "pid": os.getpid(),
             "engine_pids": engines,
+            "address": ray.util.get_node_ip_address(),
             "incarnation": self._incarnation,
             "last_failure": self._last_failure,
             "starting": None if self._starting.done() else self._log.last_line(),

@@ -57,10 +57,14 @@ SMALL_TEXT = TEXT | {
     "num_key_value_heads": 1,
     "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6},
 }
-SMALL_VISION = VISION | {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4} | {
-    "out_hidden_size": 64,
-    "fullatt_block_indexes": [1],
-}
+SMALL_VISION = (
+    VISION
+    | {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4}
+    | {
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+    }
+)
 ANSWER_TOKENS, IN_FLIGHT, SECONDS = 128, 64, 8.0
 
 

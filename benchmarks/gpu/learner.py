@@ -59,9 +59,7 @@ def measured(model: str, device: str, work: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def one_case(
-    model: str, device: str, work: Path, port: int, dtype: str, stage: int, adapters: bool
-) -> dict[str, Any]:
+def one_case(model: str, device: str, work: Path, port: int, dtype: str, stage: int, adapters: bool) -> dict[str, Any]:
     import numpy as np
 
     from actors.chat import ChatProcessor

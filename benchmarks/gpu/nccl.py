@@ -4,7 +4,7 @@
 
 Rank 0 is `CollectivePublisher`, which broadcasts random tensors; the other ranks, one per GPU beside the first, receive
 as vLLM's workers do. NCCL takes no two ranks on one GPU. So on one GPU the group has one member: that shows that the
-communicator starts and that tensors are packed and sent, and nothing about a link; `gpus` says which it was.
+communicator starts and that tensors are sent, and nothing about a link; `gpus` says which it was.
 """
 
 from __future__ import annotations
@@ -19,24 +19,20 @@ DEADLINE_S = 60.0
 TENSORS = 16
 
 
-def receive(address: str, port: int, rank: int, world: int, shapes: list[tuple[int, ...]], answer: Any) -> None:
+def receive(address: str, port: int, rank: int, world: int, shape: tuple[int, ...], answer: Any) -> None:
     """A rank beside the learner's: receives every tensor and answers with its checksums."""
     import torch
-    from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
-    from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_consumer
 
+    from actors.serving.broadcast_groups import join_group
     from actors.serving.weight_transfer import tensor_checksum
 
     torch.cuda.set_device(rank)
-    group = stateless_init_process_group(address, port, rank, world, device=torch.device("cuda", rank))
-    sums: dict[str, int] = {}
-    packed_nccl_broadcast_consumer(
-        iterator=iter([(str(index), (shape, torch.bfloat16)) for index, shape in enumerate(shapes)]),
-        group=group,
-        src=0,
-        post_unpack_func=lambda tensors: sums.update({name: tensor_checksum(tensor) for name, tensor in tensors}),
-    )
-    torch.cuda.synchronize()
+    group = join_group("nccl", address, port, rank, world, DEADLINE_S)
+    sums = {}
+    for index in range(TENSORS):
+        tensor = torch.empty(shape, device=group.device, dtype=torch.bfloat16)
+        group.broadcast(tensor)
+        sums[str(index)] = tensor_checksum(tensor)
     answer.put(sums)
 
 
@@ -56,9 +52,7 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
     others = [
-        spawn.Process(
-            target=receive, args=("127.0.0.1", group.port, rank, group.world_size, [shape] * TENSORS, answers)
-        )
+        spawn.Process(target=receive, args=("127.0.0.1", group.port, rank, group.world_size, shape, answers))
         for rank in range(1, gpus)
     ]
     for process in others:
@@ -69,14 +63,15 @@ def main() -> None:
     update = publisher.publish(1, tensors)
     torch.cuda.synchronize()
     begun = time.perf_counter()
-    publisher.send()
+    publisher.send(iter(tensors))
     spent = time.perf_counter() - begun
     for _ in others:
         if answers.get(timeout=DEADLINE_S) != dict(update.checksums):
             raise SystemExit("a rank received other tensors than were sent")
     for process in others:
         process.join(DEADLINE_S)
-    row = {"gpus": gpus, "start_s": started, "mib": settings.mib, "send_s": spent, "gib_per_s": settings.mib / 1024 / spent}
+    row = {"gpus": gpus, "start_s": started, "mib": settings.mib, "send_s": spent}
+    row["gib_per_s"] = settings.mib / 1024 / spent
     print_table("NCCL weight transfer", [row])
     finish("nccl", settings, row)
 

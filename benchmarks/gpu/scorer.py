@@ -3,8 +3,8 @@
     python -m benchmarks.gpu.scorer [--answers 8]
 
 Answers of 100 to 300 random tokens of which every one counts; an SCM of the published size. The published procedure
-makes a whole forward pass for each position (`benchmarks/published_scoring.py`). `apart` is the largest difference of an
-influence from the published procedure's on one CPU thread in float32.
+makes a whole forward pass for each position (`benchmarks/published_scoring.py`). `apart` is the largest difference of
+an influence from the published procedure's on one CPU thread in float32.
 """
 
 from __future__ import annotations

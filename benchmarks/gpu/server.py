@@ -125,7 +125,7 @@ def changed_weights(policy: Any, work: Path) -> tuple[str, Any]:
     from learner.publish import SharedMemoryPublisher
 
     with safe_open(f"{policy.path}/model.safetensors", "pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     torch.manual_seed(1)
     dtype = getattr(torch, policy.dtype)
     state = {name: (value + 0.03 * torch.randn_like(value)).to(dtype) for name, value in state.items()}
