@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu.one_gpu [--model models/numberline] [--updates 12] [--adapters 0]
 
-The model is a warm-started model folder (`coso warmstart configs/numberline.yaml`). Each of the two takes half of the GPU.
-After every update the run itself compares the engine's log-probabilities with the learner's (`sync_check`), and stops
-where they differ. `--adapters 1` trains low-rank adapters.
+The model is a warm-started model folder (`coso warmstart configs/numberline.yaml`). Each of the two takes half of the
+GPU. After every update the run itself compares the engine's log-probabilities with the learner's (`sync_check`), and
+stops where they differ. `--adapters 1` trains low-rank adapters.
 """
 
 from __future__ import annotations
