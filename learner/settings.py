@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from actors.settings import AdapterTarget
 from envs.settings import Count, NonNegative, Probability, Section
 
 EntropyMode = Literal["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]
-
-
-AdapterTarget = Literal["language_model", "all-linear"]
 
 
 class LoraSettings(Section):
@@ -82,6 +80,11 @@ class LearnerSettings(Section):
     collective_deadline_s: PositiveFloat = Field(
         600.0, description="How long a rank waits for the others in one exchange, seconds."
     )
+
+    @property
+    def served_adapters(self) -> LoraSettings | None:
+        """The adapters that engines apply, so that nothing else is published; None where they are sent all weights."""
+        return self.lora if self.lora is not None and self.lora.serving == "adapters" else None
 
 
 class EntropySettings(Section):

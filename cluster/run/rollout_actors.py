@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from actors.rollouts.worker import RolloutLaunch, make_rollout_worker
+from actors.serving.adapters import ServedAdapters
 from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
 from actors.serving.policy_server import PolicyServer
 from actors.settings import Transport
@@ -31,14 +32,20 @@ async def evaluation_actors(config: RunConfig, temporary: Path, supervisor: Supe
     return workers
 
 
-def start_policy_servers(config: RunConfig, temporary: Path, transport: Transport, registry: Any) -> dict[str, Any]:
-    """One actor per replica, by name; Ray restarts one that dies."""
+def start_policy_servers(
+    config: RunConfig, temporary: Path, transport: Transport, registry: Any, adapters: ServedAdapters | None = None
+) -> dict[str, Any]:
+    """One actor per replica, by name; Ray restarts one that dies. adapters: that they are to apply."""
     servers = {}
     settings = config.policy_server
     gpus = settings.tensor_parallel if settings.device == "cuda" else 0
     for index in range(settings.replicas):
         launch = PolicyServerLaunch(
-            index=index, run_seed=config.seed, temp_folder=str(temporary / f"v{index}"), transport=transport
+            index=index,
+            run_seed=config.seed,
+            temp_folder=str(temporary / f"v{index}"),
+            transport=transport,
+            adapters=adapters,
         )
         environment = ACTOR_ENVIRONMENT | policy_server_environment(config.model, settings, launch)
         servers[launch.name] = (

@@ -20,6 +20,7 @@ from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry
 from actors.trajectory import TrajectoryBatch
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.launch.adapters import served_adapters
 from cluster.launch.learner import learner_setup, start_learner
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector, worker_statuses
 from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
@@ -50,8 +51,11 @@ def require_model(config: RunConfig, trained: bool = True) -> ChatProcessor:
             f"model.path {path!r} does not exist. `coso warmstart` with the same config makes the default model; or "
             "name a folder or hub name of a Hugging Face vision-language model."
         )
+    lora = config.learner.served_adapters if trained else None
     try:
-        return read_model(path, device=config.policy_server.device, trained=trained)
+        return read_model(
+            path, device=config.policy_server.device, trained=trained, adapters=lora.target if lora else None
+        )
     except NotAVisionLanguageModel as error:
         raise CosoError(str(error)) from None
 
@@ -62,10 +66,13 @@ class System:
     def __init__(self, config: RunConfig, run: RunFolder, progress: Progress, temporary: Path) -> None:
         self.config = config
         self.transport = config.weight_sync.transport_for(
-            on_gpus=config.policy_server.device == config.learner.device == "cuda",
+            # Adapters are small: what a broadcast saves is not worth a group of all engines and the learner.
+            on_gpus=config.policy_server.device == config.learner.device == "cuda"
+            and config.learner.served_adapters is None,
             nodes=sum(node["Alive"] for node in ray.nodes()),
         )
         self._chat = require_model(config)
+        adapters = served_adapters(config, self._chat)
         self._weights_name = run.weights_name
         self._fallback_folder = run.path
         self._sync_check = SyncCheck(config)
@@ -73,7 +80,7 @@ class System:
             config.cluster.max_recoveries, config.cluster.recovery_window_s, progress.recoveries
         )
         self.registry: Any = ray.remote(WeightRegistry).options(num_cpus=0, max_restarts=-1).remote()
-        self.servers = start_policy_servers(config, temporary, self.transport, self.registry)
+        self.servers = start_policy_servers(config, temporary, self.transport, self.registry, adapters)
         self.stream = (
             ray.remote(TrajectoryStream)
             .options(num_cpus=0, max_concurrency=STREAM_CONCURRENCY)
