@@ -139,21 +139,24 @@ class PolicyServer:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         init_info: dict[str, Any] = {
+            "transport": group.transport,
             "master_address": group.address,
             "master_port": group.port,
             "rank_offset": group.first_rank(engine),
             "world_size": group.world_size,
+            "deadline_s": group.deadline_s,
         }
-        init_info |= {"deadline_s": group.deadline_s} if group.transport == "gloo" else {"packed": True}
         try:
             await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
         except Exception as error:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
     async def status(self) -> dict[str, Any]:
-        """Process ids, how often it was started before, `last_failure` (why the process before ended itself, or ""),
-        weights version, requests running and answered, tokens generated, seconds busy and memory in bytes."""
+        """Process ids, node address, how often it was started before, `last_failure` (why the process before ended
+        itself, or ""), `starting` (the last line of the engine's log while it starts, then None), weights version,
+        requests running and answered, tokens generated, seconds busy and memory in bytes."""
         import psutil
+        import ray
 
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
         resident = 0
@@ -166,8 +169,10 @@ class PolicyServer:
             "name": self._name,
             "pid": os.getpid(),
             "engine_pids": engines,
+            "address": ray.util.get_node_ip_address(),
             "incarnation": self._incarnation,
             "last_failure": self._last_failure,
+            "starting": None if self._starting.done() else self._log.last_line(),
             "version": self._version,
             "running": self._gate.inside,
             "requests": self._requests,
@@ -202,7 +207,7 @@ class PolicyServer:
                 if (adapters := self._launch.adapters) is not None:
                     await self._engine.collective_rpc("begin_adapter", args=(adapters.rank, adapters.alpha))
                     self._adapter = lora_request()
-                elif Path(self._model.path).is_dir() and self._launch.transport != "nccl":
+                elif Path(self._model.path).is_dir():
                     await self._engine.collective_rpc("remember_held_weights", args=(self._model.path,))
                 await self._engine.update_weight_version("0")
                 await self._take_current_weights()
@@ -211,8 +216,10 @@ class PolicyServer:
                 asyncio.get_running_loop().remove_reader(process.sentinel)
                 process.kill()
             if isinstance(error, TimeoutError):
+                last = self._log.last_line()
                 raise TimeoutError(
                     f"{self._name} did not start within {deadline_s:.0f} s (policy_server.start_deadline_s)"
+                    + (f"; the last line of its log: {last}" if last else "")
                 ) from error
             raise
 

@@ -1,8 +1,7 @@
 """The code that runs inside vLLM's workers (`worker_extension_cls`). Its import registers the weight backend `coso`.
 
-The backend reads a safetensors file, or receives a gloo broadcast with the payloads of vLLM's own NCCL backend, and
-loads the weights by vLLM's layer-wise reload. For NCCL, vLLM's backend `nccl` is used unchanged; it needs GPUs and has
-not run on the CPU machines where the rest is tested.
+The backend reads a safetensors file, or receives a broadcast by gloo or NCCL, tensor by tensor. It loads the weights by
+vLLM's layer-wise reload. NCCL needs GPUs and has not run on the CPU machines where the rest is tested.
 """
 
 from __future__ import annotations
@@ -24,8 +23,10 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
 from actors.serving.adapter_slot import AdapterSlot
+from actors.serving.broadcast_groups import BroadcastGroup, join_group
 from actors.serving.held_weights import Fingerprint, HeldWeights, checkpoint_fingerprints, fingerprinted
-from actors.serving.weight_transfer import GlooGroup, checksummed
+from actors.serving.weight_transfer import checksummed
+from actors.settings import Transport
 
 BACKEND = "coso"
 
@@ -34,6 +35,7 @@ BACKEND = "coso"
 class GroupInfo(WeightTransferInitInfo):
     """The group in which this engine's workers receive broadcasts; `rank_offset` is the rank of the first worker."""
 
+    transport: Transport
     master_address: str
     master_port: int
     rank_offset: int
@@ -52,11 +54,11 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
-    """Loads files and gloo broadcasts, in checkpoint format, into a live model."""
+    """Loads files and broadcasts, in checkpoint format, into a live model."""
 
     init_info_cls = GroupInfo
     update_info_cls = UpdateInfo
-    _group: GlooGroup | None = None
+    _group: BroadcastGroup | None = None
     #: Of the tensors of the last update that the model's loader was given.
     received: dict[str, int]
     #: Of the same tensors.
@@ -67,8 +69,13 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         self._group = None
-        self._group = GlooGroup(
-            init_info.master_address, init_info.master_port, rank, init_info.world_size, init_info.deadline_s
+        self._group = join_group(
+            init_info.transport,
+            init_info.master_address,
+            init_info.master_port,
+            rank,
+            init_info.world_size,
+            init_info.deadline_s,
         )
 
     def start_weight_update(self) -> None:
@@ -105,7 +112,7 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
         if self._group is None:
             raise RuntimeError("this engine should receive a broadcast of weights but has not joined a group")
         for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes, strict=True):
-            tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self._group.device)
             self._group.broadcast(tensor)
             yield name, tensor
 
@@ -161,8 +168,7 @@ class WorkerExtension:
         return len(equal), wrong
 
     def received_checksums(self) -> dict[str, int] | None:
-        """Checksums of the tensors that the last weight update gave to the model's loader; None with vLLM's own
-        backend."""
+        """Checksums of the tensors that the last weight update gave to the model's loader; None before the first."""
         return getattr(self.weight_transfer_engine, "received", None)
 
     def unlink_own_semaphores(self) -> None:

@@ -101,6 +101,11 @@ class RunConfig(Section):
             )
         if transport == "gloo" and self.policy_server.device == "cuda":
             raise ValueError("weight_sync.transport gloo is for CPUs; use nccl with policy_server.device cuda")
+        if transport == "nccl" and self.shares_gpus:
+            raise ValueError(
+                "weight_sync.transport nccl needs a GPU for each process: leave it at auto, or set "
+                "policy_server.gpu_share and learner.gpu_share to 1"
+            )
         return self
 
     @model_validator(mode="after")
@@ -127,3 +132,8 @@ class RunConfig(Section):
                 "of 2, such as 2 or 0.5: vLLM rounds B times it, so engines would apply other adapters than the learner"
             )
         return self
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether a policy server or a learner rank may have its GPU in common with others; NCCL then connects none."""
+        return min(self.policy_server.gpu_share, self.learner.gpu_share) < 1

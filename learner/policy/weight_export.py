@@ -95,9 +95,9 @@ def layers_on_disk(model: Any, layers: Sequence[str]) -> dict[str, str]:
     renamed, _ = _names_on_disk(model, _module_weights(model))
     if joined := [name for name in layers if f"{name}.weight" not in renamed]:
         raise UnservableAdapter(
-            f"checkpoints of {type(model).__name__} join {len(joined)} of the {len(layers)} layers that learner.lora "
-            f"adapts with others (for instance {joined[0]}), so vLLM cannot be given their adapters. Set "
-            "learner.lora.serving merged"
+            f"{len(joined)} of the {len(layers)} layers that learner.lora adapts are joined with others in a "
+            f"checkpoint of {type(model).__name__} (for instance {joined[0]}), so vLLM cannot be given their adapters. "
+            "Set learner.lora.serving merged"
         )
     return {name: renamed[f"{name}.weight"].removesuffix(".weight") for name in layers}
 

@@ -1,25 +1,60 @@
-"""How much of a small update of adapters is left of it where it is served."""
+"""Weights by checkpoint name, for a family whose checkpoints pack them differently, and gathered only as needed."""
 
-import pytest
+from contextlib import contextmanager
+
 import torch
+from safetensors.torch import load_file
 
-from learner.policy.weight_export import merged_weight
+from learner.policy.weight_export import checkpoint_weights
 
 
-@pytest.mark.parametrize(("rank", "width"), [(128, 512), (16, 256)])
-def test_merging_in_bfloat16_loses_most_of_a_first_update_and_adapters_do_not(rank, width):
-    generator = torch.Generator().manual_seed(rank)
-    weight = (torch.randn(width, width, generator=generator) * 0.02).bfloat16()
-    low = ((torch.rand(rank, width, generator=generator) * 2 - 1) / width**0.5).bfloat16()
-    up = 1e-5 * torch.randn(width, rank, generator=generator).sign()  # AdamW's first step
-    trained = 2 * (up @ low.float())
+def _mixture_of_experts():
+    from transformers import MixtralConfig, MixtralForCausalLM
 
-    merged = merged_weight(weight, low, up, 2.0)
-    served = merged.float() - weight.float()
-    assert (merged == weight).float().mean() > 0.5
-    assert (served - trained).norm() > 0.5 * trained.norm()
+    torch.manual_seed(0)
+    return MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=3,
+            tie_word_embeddings=False,
+        )
+    )
 
-    as_adapters = 2 * (up.bfloat16().float() @ low.float())
-    assert (as_adapters - trained).norm() < 0.01 * trained.norm()
-    exact = merged_weight(weight.float(), low, up, 2.0) - weight.float()
-    assert (exact - trained).norm() < 1e-3 * trained.norm()
+
+def test_repacked_weights_are_those_of_save_pretrained_and_one_layer_is_whole_at_a_time(tmp_path):
+    model = _mixture_of_experts()
+    model.save_pretrained(tmp_path)
+    expected = load_file(tmp_path / "model.safetensors")
+    assert any("experts.2" in name for name in expected), "the checkpoint holds experts one by one"
+    whole = []
+
+    @contextmanager
+    def materialize(parameters):
+        whole.append(sum(parameter.numel() for parameter in parameters))
+        yield
+
+    found = dict(checkpoint_weights(model, materialize))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(whole) == total and max(whole) < total / 2
+
+
+def test_what_is_yielded_does_not_share_memory_with_the_model():
+    model = _mixture_of_experts()
+
+    @contextmanager
+    def materialize(parameters):
+        yield
+
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for _, tensor in checkpoint_weights(model, materialize):
+        assert not tensor.requires_grad
+        tensor.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
