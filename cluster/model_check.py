@@ -21,7 +21,7 @@ from cluster.errors import CosoError
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
     from actors.generation import Generation, GenerationRequest, Refusal
-    from actors.serving.adapters import ServedAdapters
+    from actors.serving.adapters.served import ServedAdapters
 
 #: (width, height) of the pictures: small, as a wide screen, as a tall one.
 IMAGE_SIZES = ((224, 224), (640, 360), (360, 780))

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from actors.serving.adapters import ENGINE_RANKS
+from actors.serving.adapters.served import ENGINE_RANKS
 from actors.settings import ModelSettings, PolicyServerSettings, RolloutSettings, WeightSyncSettings
 from envs.settings import Count, EnvironmentSettings, NonNegative, Section
 from learner.algorithms.registry import AnyAlgorithmSettings, default_algorithm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.chat import ChatProcessor
-from actors.serving.adapters import ServedAdapters
+from actors.serving.adapters.served import ServedAdapters
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from actors.rollouts.worker import RolloutLaunch, make_rollout_worker
-from actors.serving.adapters import ServedAdapters
+from actors.serving.adapters.served import ServedAdapters
 from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
 from actors.serving.policy_server import PolicyServer
 from cluster.config.run_config import RunConfig
