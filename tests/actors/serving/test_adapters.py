@@ -25,8 +25,8 @@ from learner.publish import SharedMemoryPublisher, connect_servers, make_publish
 from learner.settings import LoraSettings
 from tests.actors.conftest import LiveServer, request
 
-#: The published figures of RL4VLM, and its first learning rate.
-LORA = LoraSettings(rank=128, alpha=256.0, dropout=0.0)
+#: RL4VLM's scale and first learning rate; half of its rank, which suits the small model.
+LORA = LoraSettings(rank=64, alpha=128.0, dropout=0.0)
 LEARNING_RATE = 1e-5
 
 
@@ -166,9 +166,9 @@ def test_an_engine_in_bfloat16_makes_the_first_small_update_of_the_learner(
             change = adapted - before
             return float((logprobs - before) @ change / (change @ change))
 
-        print("SHARES", share(engine), share(merged), len(engine), (engine - adapted).abs().mean())
+        print("SHARES", share(engine), share(merged), len(engine), (engine - adapted).abs().mean(), (engine-adapted).norm()/(adapted-before).norm(), (merged-adapted).norm()/(adapted-before).norm())
         assert share(engine) == pytest.approx(1.0, abs=0.15)
-        assert share(merged) < 0.6
+        assert share(merged) < 0.5
         assert (engine - adapted).abs().mean() < 0.003  # as without adapters: the rounding of the engine's own steps
         server.restart(update)
         again, engine_again = ask(server)
