@@ -60,10 +60,11 @@ def _class_adapts(module: str, name: str) -> frozenset[str] | None:
             return _class_adapts(_imported(path, node), name)
         if isinstance(node, ast.ClassDef) and node.name == name:
             declared = {
-                name.id
+                target.id
                 for line in node.body
-                for name in getattr(line, "targets", [getattr(line, "target", None)])
-                if isinstance(name, ast.Name) and isinstance(line.value, ast.Constant) and line.value.value is True
+                if isinstance(line, ast.Assign | ast.AnnAssign) and getattr(line.value, "value", None) is True
+                for target in (line.targets if isinstance(line, ast.Assign) else [line.target])
+                if isinstance(target, ast.Name)
             }
             inherited = [
                 _class_adapts(module, base.id) or frozenset() for base in node.bases if isinstance(base, ast.Name)

@@ -166,7 +166,15 @@ def test_an_engine_in_bfloat16_makes_the_first_small_update_of_the_learner(
             change = adapted - before
             return float((logprobs - before) @ change / (change @ change))
 
-        print("SHARES", share(engine), share(merged), len(engine), (engine - adapted).abs().mean(), (engine-adapted).norm()/(adapted-before).norm(), (merged-adapted).norm()/(adapted-before).norm())
+        print(
+            "SHARES",
+            share(engine),
+            share(merged),
+            len(engine),
+            (engine - adapted).abs().mean(),
+            (engine - adapted).norm() / (adapted - before).norm(),
+            (merged - adapted).norm() / (adapted - before).norm(),
+        )
         assert share(engine) == pytest.approx(1.0, abs=0.15)
         assert share(merged) < 0.5
         assert (engine - adapted).abs().mean() < 0.003  # as without adapters: the rounding of the engine's own steps
