@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ from learner.publish import SharedMemoryPublisher, connect_servers, make_publish
 from learner.settings import LoraSettings
 from tests.actors.conftest import LiveServer, request
 
-#: RL4VLM's scale and first learning rate; half of its rank, which suits the small model.
-LORA = LoraSettings(rank=64, alpha=128.0, dropout=0.0)
+#: The published figures of RL4VLM, and its first learning rate.
+LORA = LoraSettings(rank=128, alpha=256.0, dropout=0.0)
 LEARNING_RATE = 1e-5
 
 
@@ -47,7 +48,7 @@ class Broadcaster:
         return self.publisher.publish(version, self.adapters)
 
     def send(self) -> None:
-        self.publisher.send()
+        self.publisher.send(self.adapters)
 
 
 class Learner:
@@ -77,6 +78,15 @@ class Learner:
         )
         lengths = [len(ids) for ids in rows.ragged("response_ids", np.int32)]
         return torch.cat([row[:length] for row, length in zip(output.logprobs, lengths, strict=True)])
+
+    @torch.no_grad()
+    def exactly(self, rows: TrajectoryBatch) -> torch.Tensor:
+        """As `logprobs`, of the same weights and adapters computed in float32."""
+        rounded, self.policy = self.policy, copy.deepcopy(self.policy).float()
+        try:
+            return self.logprobs(rows)
+        finally:
+            self.policy = rounded
 
     def first_update(self, rows: TrajectoryBatch) -> None:
         """AdamW's first step towards these answers: it moves each number by the learning rate. A stays, for B is 0."""
@@ -154,30 +164,22 @@ def test_an_engine_in_bfloat16_makes_the_first_small_update_of_the_learner(
         report = server.sync(update)
         assert report.held == len(update.checksums) == len(learner.adapters())
         rows, engine = ask(server)
-        with torch.no_grad():
-            adapted = learner.logprobs(rows)
-            with learner.policy.vlm.disable_adapter():
-                before = learner.logprobs(rows)
-            learner.merge()
-            merged = learner.logprobs(rows)
+        change = learner.exactly(rows)
+        with learner.policy.vlm.disable_adapter():
+            change -= learner.exactly(rows)
+            before = learner.logprobs(rows).detach()
+        adapted = learner.logprobs(rows).detach()
+        learner.merge()
+        merged = learner.logprobs(rows).detach()
 
         def share(logprobs: torch.Tensor) -> float:
-            """Of the update's change; over many tokens, so that rounding averages out."""
-            change = adapted - before
+            """Of the update's change, over many tokens, so that rounding averages out."""
             return float((logprobs - before) @ change / (change @ change))
 
-        print(
-            "SHARES",
-            share(engine),
-            share(merged),
-            len(engine),
-            (engine - adapted).abs().mean(),
-            (engine - adapted).norm() / (adapted - before).norm(),
-            (merged - adapted).norm() / (adapted - before).norm(),
-        )
-        assert share(engine) == pytest.approx(1.0, abs=0.15)
+        # Steps in bfloat16 round away a part of so small a change, in the learner as in the engine. Merging loses more.
+        assert share(engine) == pytest.approx(share(adapted), abs=0.1) and share(adapted) > 0.65
         assert share(merged) < 0.5
-        assert (engine - adapted).abs().mean() < 0.003  # as without adapters: the rounding of the engine's own steps
+        assert (engine - adapted).abs().mean() < 0.003
         server.restart(update)
         again, engine_again = ask(server)
         assert torch.equal(engine_again, engine) and again.steps.equals(rows.steps)
@@ -202,7 +204,7 @@ def test_requests_in_flight_go_on_under_the_new_adapters(server: LiveServer, tin
     while server.ask("status")["running"] < len(asked) and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
-    report = server.sync(second, group.send.remote())
+    report = server.sync(second, [group.send.remote()])
     assert report.held == len(second.checksums)
     answers = ray.get(pending, timeout=60)
     ray.kill(group)
