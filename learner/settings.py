@@ -31,7 +31,8 @@ class LoraSettings(Section):
         "adapters",
         description="adapters: vLLM applies the adapters beside the model's own weights, as the learner does, and only "
         "they travel; merged: they are added to the weights, and all weights travel (for models whose adapters vLLM "
-        "does not apply; float32 only).",
+        "does not apply). In bfloat16 that rounds most of a small update away; the learner then computes with the "
+        "rounded weights, too.",
     )
 
 

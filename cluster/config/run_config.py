@@ -114,10 +114,10 @@ class RunConfig(Section):
         if lora is None:
             return self
         if lora.serving == "merged":
-            if dtype != "float32":
+            if dtype != "float32" and self.learner.zero_stage == 3:
                 raise ValueError(
-                    "learner.lora.serving merged needs model.dtype float32: in bfloat16 the rounding of the merged "
-                    "weights loses most of a small update, so engines would serve another policy than is trained"
+                    "learner.lora.serving merged in bfloat16 needs learner.zero_stage below 3: a rank multiplies by "
+                    "merged weights, as the engines do, and has to have them whole"
                 )
             return self
         if lora.rank > max(ENGINE_RANKS):

@@ -174,7 +174,12 @@ def _with_adapters(vlm: Any, settings: LoraSettings) -> nn.Module:
     )
     # In the model's own dtype, which is that of vLLM's kernels for adapters. DeepSpeed keeps float32 copies of bfloat16
     # parameters in every ZeRO stage and rounds them anew after each step, so small steps add up.
-    return get_peft_model(vlm, config, autocast_adapter_dtype=False)
+    adapted = get_peft_model(vlm, config, autocast_adapter_dtype=False)
+    if settings.serving == "merged" and vlm.dtype != torch.float32:
+        from learner.policy.merged_adapters import MergedLinear
+
+        MergedLinear.adopt(adapted)
+    return adapted
 
 
 def adapted_layers(vlm: Any, target: AdapterTarget) -> list[str]:

@@ -169,7 +169,10 @@ def test_a_wrong_algorithm_section_is_explained(overrides: list[str], parts: tup
         (["weight_sync.transport=gloo", "policy_server.device=cuda"], ("gloo is for CPUs",)),
         (["learner.lora.rank=600"], ("learner.lora.rank is 600", "up to rank 512")),
         (["learner.lora.rank=8", "policy_server.device=cuda"], ("no float32 adapters on GPUs", "bfloat16", "merged")),
-        (["learner.lora.serving=merged", "model.dtype=bfloat16"], ("merged needs model.dtype float32",)),
+        (
+            ["learner.lora.serving=merged", "model.dtype=bfloat16", "learner.zero_stage=3"],
+            ("merged in bfloat16", "learner.zero_stage below 3"),
+        ),
         (["learner.lora={rank: 8, alpha: 12}", "model.dtype=bfloat16"], ("learner.lora.rank is 1.5", "power of 2")),
     ],
 )
@@ -186,7 +189,8 @@ def test_settings_that_cannot_work_on_the_devices_are_refused_before_anything_st
     [
         ["learner.lora={rank: 8, alpha: 12}"],
         ["learner.lora={rank: 8, alpha: 4}", "model.dtype=bfloat16", "policy_server.device=cuda"],
-        ["learner.lora={serving: merged, rank: 600}", "policy_server.device=cuda"],
+        ["learner.lora={serving: merged, rank: 600}", "policy_server.device=cuda", "learner.zero_stage=3"],
+        ["learner.lora={serving: merged, rank: 8, alpha: 12}", "model.dtype=bfloat16", "learner.zero_stage=2"],
     ],
 )
 def test_adapters_that_engines_can_serve(overrides: list[str]) -> None:
