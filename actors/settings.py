@@ -10,6 +10,8 @@ from envs.settings import Count, Probability, Section
 
 #: How new weights travel to the engines; see `actors.serving.weight_transfer`.
 Transport = Literal["shared_memory", "object_store", "nccl", "gloo"]
+#: Which linear layers of a model get low-rank adapters: the text decoder's, or all but the output head.
+AdapterTarget = Literal["language_model", "all-linear"]
 
 
 class ModelSettings(Section):
@@ -101,8 +103,8 @@ class WeightSyncSettings(Section):
     transport: Literal["auto", Transport] = Field(
         "auto",
         description="shared_memory: a file in the node's memory; object_store: through Ray, for several nodes; "
-        "nccl: GPU to GPU; gloo: the same collective on CPU. auto: nccl on GPUs, else shared_memory on one node, "
-        "else object_store.",
+        "nccl: GPU to GPU; gloo: the same collective on CPU. auto: nccl on GPUs, unless only adapters travel "
+        "(learner.lora); else shared_memory on one node, else object_store.",
     )
     deadline_s: PositiveFloat = Field(
         120.0, description="Deadline for the next server to have swapped, seconds; each answer starts it again."

@@ -21,6 +21,7 @@ from cluster.errors import CosoError
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
     from actors.generation import Generation, GenerationRequest, Refusal
+    from actors.serving.adapters.served import ServedAdapters
 
 #: (width, height) of the pictures: small, as a wide screen, as a tall one.
 IMAGE_SIZES = ((224, 224), (640, 360), (360, 780))
@@ -210,7 +211,7 @@ def _learner_findings(config: RunConfig) -> Any:
         policy = load_policy(
             config.model.path,
             dtype=getattr(torch, config.model.dtype),
-            lora=None,
+            lora=config.learner.served_adapters,
             value_hidden=(8,),
             gradient_checkpointing=False,
             value_gradient=False,
@@ -221,7 +222,10 @@ def _learner_findings(config: RunConfig) -> Any:
         return None
     head = policy.hf_model.get_output_embeddings().transform
     cap = f", soft cap {head.softcap:g}" if head.softcap is not None else ""
-    yield Finding("learner", f"loads it in {config.model.dtype}; output head of scale {head.scale:g}{cap}", True)
+    lora = config.learner.served_adapters
+    adapted = f"; adapters of rank {lora.rank}, which the engine is given too" if lora is not None else ""
+    says = f"loads it in {config.model.dtype}; output head of scale {head.scale:g}{cap}{adapted}"
+    yield Finding("learner", says, True)
     return policy.eval()
 
 
@@ -265,7 +269,7 @@ def _agreement(config: RunConfig, chat: ChatProcessor, policy: Any) -> Iterator[
     requests = sample_requests(config)
     try:
         with ray_session(alone) as temporary:
-            answers = asyncio.run(_ask(alone, temporary, requests))
+            answers = asyncio.run(_ask(alone, chat, policy, temporary, requests))
     except CosoError as error:
         yield Finding("engine", str(error), False)
         return
@@ -275,16 +279,43 @@ def _agreement(config: RunConfig, chat: ChatProcessor, policy: Any) -> Iterator[
     yield from compared(config, chat, policy, requests, answers)
 
 
-async def _ask(config: RunConfig, temporary: Path, requests: list[GenerationRequest]) -> list[Generation | Refusal]:
+async def _ask(
+    config: RunConfig, chat: ChatProcessor, policy: Any, temporary: Path, requests: list[GenerationRequest]
+) -> list[Generation | Refusal]:
+    from cluster.launch.adapters import served_adapters
     from cluster.launch.reservation import reserve
     from cluster.run.rollout_actors import start_policy_servers, wait_for_servers
     from cluster.run.waiting import answer
 
-    servers = start_policy_servers(config, temporary, None, reserve(config, "policy server"))
+    adapters = served_adapters(config, chat) if policy is not None else None
+    servers = start_policy_servers(config, temporary, None, reserve(config, "policy server"), adapters)
     await wait_for_servers(config, list(servers.values()))
     (server,) = servers.values()
+    if adapters is not None:
+        await _give_adapters(config, adapters, policy, temporary, server)
     deadline = config.policy_server.generate_deadline_s * 2
     return await answer(server.generate_batch.remote(requests), deadline, f"{len(requests)} answers")
+
+
+async def _give_adapters(
+    config: RunConfig, adapters: ServedAdapters, policy: Any, temporary: Path, server: Any
+) -> None:
+    """Make the policy's adapters random ones that change its answers, and load them into the server."""
+    from contextlib import closing, nullcontext
+
+    import torch
+
+    from cluster.run.waiting import answer
+    from learner.publish import SharedMemoryPublisher
+
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in policy.named_parameters():
+        if ".lora_B." in name:  # so large that the adapters add about a tenth to what a layer says
+            scale = 0.1 * adapters.rank**0.5 / adapters.alpha
+            parameter.data = (torch.randn(parameter.shape, generator=generator) * scale).to(parameter.dtype)
+    with closing(SharedMemoryPublisher(temporary.name, temporary)) as publisher:
+        update = publisher.publish(1, policy.adapter_weights(lambda parameters: nullcontext()))
+        await answer(server.load.remote(update), config.weight_sync.deadline_s, "the adapters in the engine")
 
 
 def compared(

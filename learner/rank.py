@@ -239,8 +239,7 @@ class LearnerRank:
         """What goes to the policy servers; every rank must exhaust it."""
         from learner.finite import finite_weights
 
-        lora = self.setup.learner.lora
-        if lora is not None and lora.serving == "adapters":
+        if self.setup.learner.served_adapters is not None:
             # Those of the forward pass: the engine computes in the same precision, so it applies the same numbers.
             return finite_weights(self.model.adapter_weights(self.engine.gather))
         return finite_weights(self.model.checkpoint_weights(self.engine.gather))

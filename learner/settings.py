@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from actors.settings import AdapterTarget
 from envs.settings import Count, NonNegative, Probability, Section
 
 EntropyMode = Literal["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]
-
-
-AdapterTarget = Literal["language_model", "all-linear"]
 
 
 class LoraSettings(Section):
@@ -33,7 +31,8 @@ class LoraSettings(Section):
         "adapters",
         description="adapters: vLLM applies the adapters beside the model's own weights, as the learner does, and only "
         "they travel; merged: they are added to the weights, and all weights travel (for models whose adapters vLLM "
-        "does not apply; float32 only).",
+        "does not apply). In bfloat16 that rounds most of a small update away; the learner then computes with the "
+        "rounded weights, too.",
     )
 
 
@@ -99,6 +98,11 @@ class LearnerSettings(Section):
     def gpus(self) -> float:
         """GPUs that one rank takes."""
         return self.gpu_share if self.device == "cuda" else 0.0
+
+    @property
+    def served_adapters(self) -> LoraSettings | None:
+        """The adapters that engines apply, so that nothing else is published; None where they are sent all weights."""
+        return self.lora if self.lora is not None and self.lora.serving == "adapters" else None
 
 
 class EntropySettings(Section):

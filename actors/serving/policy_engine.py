@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.model_folder import read_model
-from actors.serving.adapters import ServedAdapters
+from actors.serving.adapters.served import ServedAdapters
 from actors.settings import ModelSettings, PolicyServerSettings
 
 if TYPE_CHECKING:

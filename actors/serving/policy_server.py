@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest, Refusal
-from actors.serving.adapters import lora_request
+from actors.serving.adapters.served import lora_request
 from actors.serving.admission import BusyMeter, Gate, Silence
 from actors.serving.engine_loading import load_adapter, load_weights
 from actors.serving.policy_engine import LastWords, OwnErrorLog, PolicyServerLaunch, start_engine

@@ -22,7 +22,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
-from actors.serving.adapter_slot import AdapterSlot
+from actors.serving.adapters.slot import AdapterSlot
 from actors.serving.broadcast_groups import BroadcastGroup, join_group
 from actors.serving.held_weights import Fingerprint, HeldWeights, checkpoint_fingerprints, fingerprinted
 from actors.serving.weight_transfer import checksummed
@@ -195,4 +195,4 @@ class WorkerExtension:
 WeightTransferEngineFactory.register_engine(BACKEND, CosoWeightTransferEngine)
 if current_platform.is_cpu():
     cpu_platform: Any = type(current_platform)
-    cpu_platform.get_punica_wrapper = classmethod(lambda cls: "actors.serving.one_adapter.OneAdapterCPU")
+    cpu_platform.get_punica_wrapper = classmethod(lambda cls: "actors.serving.adapters.one_adapter.OneAdapterCPU")

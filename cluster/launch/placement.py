@@ -244,7 +244,10 @@ def transport_of(config: RunConfig, plan: Plan) -> Transport:
     """How new weights travel to the engines. The driver removes files in shared memory, so those need its node."""
     hosts = {*plan.nodes_of("policy server", "learner rank"), *(node.name for node in plan.nodes if node.driver)}
     return config.weight_sync.transport_for(
-        on_gpus=config.policy_server.device == config.learner.device == "cuda" and not config.shares_gpus,
+        # Adapters are small: a broadcast is not worth a group of all engines and the learner.
+        on_gpus=config.policy_server.device == config.learner.device == "cuda"
+        and not config.shares_gpus
+        and config.learner.served_adapters is None,
         nodes=len(hosts),
     )
 

@@ -20,6 +20,7 @@ from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry
 from actors.trajectory import TrajectoryBatch
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.launch.adapters import served_adapters
 from cluster.launch.learner import learner_setup, start_learner
 from cluster.launch.placement import transport_of
 from cluster.launch.reservation import reserve
@@ -52,8 +53,11 @@ def require_model(config: RunConfig, trained: bool = True) -> ChatProcessor:
             f"model.path {path!r} does not exist. `coso warmstart` with the same config makes the default model; or "
             "name a folder or hub name of a Hugging Face vision-language model."
         )
+    lora = config.learner.served_adapters if trained else None
     try:
-        return read_model(path, device=config.policy_server.device, trained=trained)
+        return read_model(
+            path, device=config.policy_server.device, trained=trained, adapters=lora.target if lora else None
+        )
     except NotAVisionLanguageModel as error:
         raise CosoError(str(error)) from None
 
@@ -64,6 +68,7 @@ class System:
     def __init__(self, config: RunConfig, run: RunFolder, progress: Progress, temporary: Path) -> None:
         self.config = config
         self._chat = require_model(config)
+        adapters = served_adapters(config, self._chat)
         self.places = reserve(config)
         self.transport = transport_of(config, self.places.plan)
         self._weights_name = run.weights_name
@@ -74,7 +79,7 @@ class System:
         )
         beside_driver = {"num_cpus": 0, "scheduling_strategy": self.places.strategy("trajectory stream")}
         self.registry: Any = ray.remote(WeightRegistry).options(max_restarts=-1, **beside_driver).remote()
-        self.servers = start_policy_servers(config, temporary, self.registry, self.places)
+        self.servers = start_policy_servers(config, temporary, self.registry, self.places, adapters)
         self.stream = (
             ray.remote(TrajectoryStream)
             .options(max_concurrency=STREAM_CONCURRENCY, **beside_driver)

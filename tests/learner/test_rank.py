@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file
 
 from actors.chat import ChatProcessor
 from actors.settings import ModelSettings
 from learner.algorithms.ppo import PpoSettings
+from learner.publish import remove_weight_files
 from learner.settings import EntropySettings, LearnerSettings, LoraSettings, WarmStartSettings
-from learner.setup import LearnerSetup
+from learner.setup import LearnerSetup, PublishTarget
 from tests.learner.sample_trajectories import sample_trajectories
 from tests.tiny_models import make_idefics3
 
@@ -234,6 +237,34 @@ def test_lora_trains_adapters_alone_alike_on_one_rank_and_two(worlds, setup, tra
         np.testing.assert_allclose(weights[name], expected[name], atol=1e-5, err_msg=name)
         trained = ".lora_" in name or name.startswith("value_head")
         assert trained != np.array_equal(start, expected[name]), name
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 2), (2, 3)])
+def test_small_steps_of_bfloat16_adapters_add_up_and_what_is_published_is_what_the_forward_pass_has(
+    worlds, setup, trajectories, tmp_path, ranks, stage
+):
+    lora = LoraSettings(rank=4, alpha=8.0, dropout=0.0)
+    rate = 2e-5  # a fifth of the least change that bfloat16 shows of a number above 1/32
+    rough = with_learner(setup, lora=lora, zero_stage=stage, learning_rate=rate, schedule="constant", epsilon=1e-12)
+    target = PublishTarget(transport="shared_memory", run=f"test-{tmp_path.name}", fallback_folder=tmp_path)
+    worlds[ranks].make(replace(rough, model=setup.model.model_copy(update={"dtype": "bfloat16"}), publishing=target))
+    before = worlds[ranks].weights()
+    for update in range(3):
+        worlds[ranks].update(trajectories, update)
+    after = worlds[ranks].weights()
+    first = {name: values for name, values in before.items() if ".lora_A." in name}
+    assert any((after[name] != values)[np.abs(values) > 1 / 32].any() for name, values in first.items())
+    published = load_file(worlds[ranks].publish(3).path)
+    remove_weight_files(target.run, tmp_path)
+    forward = {
+        name.removeprefix("vlm.base_model.model.").replace(".default.", "."): values
+        for name, values in after.items()
+        if ".lora_" in name
+    }
+    assert published.keys() == forward.keys()
+    for name, tensor in published.items():
+        assert tensor.dtype == torch.bfloat16
+        np.testing.assert_array_equal(tensor.float().numpy(), forward[name], err_msg=name)
 
 
 @pytest.mark.parametrize("stage", [0, 3])

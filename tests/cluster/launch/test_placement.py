@@ -181,6 +181,13 @@ def test_weights_travel_through_shared_memory_only_on_one_node() -> None:
     assert transport_of(config(), planned(beside)) == "object_store"
 
 
+def test_adapters_travel_without_nccl() -> None:
+    adapters = (*GPUS, "learner.lora.rank=16", "model.dtype=bfloat16")
+    for words, transport in ((GPUS, "nccl"), (adapters, "shared_memory"), ((*adapters, "learner.lora=null"), "nccl")):
+        run = config(*words)
+        assert transport_of(run, place(cluster({"CPU": 16.0, "GPU": 8.0}), needs_of(run))) == transport
+
+
 def test_rollout_workers_go_to_all_nodes_by_their_cpus() -> None:
     even = planned(cluster(*[{"CPU": 32.0}] * 3), "rollout.workers=12")
     assert Counter(even.nodes_of("rollout worker")) == {"node1": 4, "node2": 4, "node3": 4}
