@@ -59,6 +59,11 @@ class PolicyServerSettings(Section):
     replicas: PositiveInt = Field(1, description="Policy servers (Ray actors, one vLLM engine each).")
     tensor_parallel: PositiveInt = Field(1, description="GPUs each engine spreads over.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engines run.")
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads of an engine, which process its images on cuda. null: 4 on cuda; 1 on cpu, where more "
+        "make it ten times slower beside any other load.",
+    )
     max_model_len: PositiveInt = Field(1024, description="Longest prompt plus answer, tokens.")
     max_concurrent_requests: PositiveInt = Field(64, description="Requests an engine runs at once.")
     kv_cache_bytes: PositiveInt = Field(32 << 20, description="KV cache of a CPU engine, bytes.")

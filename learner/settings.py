@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from envs.settings import Count, NonNegative, Probability, Section
+
+#: CPU threads of a rank on cuda, at most, where the config says nothing.
+MOST_THREADS = 8
 
 EntropyMode = Literal["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]
 
@@ -29,7 +33,11 @@ class LearnerSettings(Section):
 
     ranks: PositiveInt = Field(1, description="Learner processes (Ray actors), one per GPU.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the ranks run.")
-    threads: PositiveInt = Field(1, description="CPU threads per rank.")
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads of a rank. With two and more it processes so many images at once, and makes the next "
+        "micro-batch beside the passes. null: 1 on cpu; on cuda the machine's CPUs by the number of ranks, at most 8.",
+    )
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage.")
     lora: LoraSettings | None = Field(None, description="Train adapters instead of all weights.")
     learning_rate: PositiveFloat = Field(1e-5, description="Start of the schedule.")
@@ -69,6 +77,13 @@ class LearnerSettings(Section):
     collective_deadline_s: PositiveFloat = Field(
         600.0, description="How long a rank waits for the others in one exchange, seconds."
     )
+
+    @property
+    def rank_threads(self) -> int:
+        """CPU threads of a rank on this machine, with the default decided."""
+        if self.threads is not None or self.device == "cpu":
+            return self.threads or 1
+        return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // self.ranks))
 
 
 class EntropySettings(Section):

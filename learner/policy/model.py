@@ -75,14 +75,15 @@ class PolicyModel(nn.Module):
         hidden, predicting = hidden_states(self.hf_model, inputs, batch)
         values = self._values(hidden if self.value_gradient else hidden.detach(), batch)
 
-        mask = batch.response_mask
-        logprobs = torch.zeros(mask.shape, device=hidden.device)
-        entropy = torch.zeros(mask.shape, device=hidden.device)
-        if mask.shape[1] > 0:  # prompt positions never reach the head
+        shape, places = batch.response_mask.shape, batch.response_places
+        logprobs = torch.zeros(shape.numel(), device=hidden.device)
+        entropy = torch.zeros(shape.numel(), device=hidden.device)
+        if shape[1] > 0:  # prompt positions never reach the head
             distribution = SamplingDistribution(temperature, banned_token_ids, token_chunk, with_entropy)
-            token_logprobs, token_entropy = head(predicting, batch.response_ids[mask], distribution)
-            logprobs = logprobs.masked_scatter(mask, token_logprobs)
-            entropy = entropy.masked_scatter(mask, token_entropy)
+            token_logprobs, token_entropy = head(predicting, batch.response_ids.flatten()[places], distribution)
+            logprobs = logprobs.index_copy(0, places, token_logprobs)
+            entropy = entropy.index_copy(0, places, token_entropy)
+        logprobs, entropy = logprobs.view(shape), entropy.view(shape)
         return PolicyOutput(logprobs, entropy, values)
 
     def _values(self, hidden: Tensor, batch: TokenBatch) -> Tensor:

@@ -39,6 +39,34 @@ class Host:
     def call(self, method: str, *arguments):
         return getattr(self.learner, method)(*arguments)
 
+    def waits(self, method: str, *arguments) -> dict[str, int]:
+        """How often a method asks for a number that a GPU would have to have computed by then, outside the model's own
+        body: by name of PyTorch's operator."""
+        import torch
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        found: dict[str, int] = {}
+        inside = []
+
+        class Counted(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                name = function.overloadpacket.__name__
+                by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+                if not inside and (by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal")):
+                    found[name] = found.get(name, 0) + 1
+                return function(*args, **kwargs or {})
+
+        body = self.learner.model.hf_model.base_model
+        hooks = [
+            body.register_forward_pre_hook(lambda *_: inside.append(1)),
+            body.register_forward_hook(lambda *_: inside.clear()),
+        ]
+        with Counted():
+            self.call(method, *arguments)
+        for hook in hooks:
+            hook.remove()
+        return found
+
     def weights(self) -> dict[str, np.ndarray]:
         whole = {}
         for name, parameter in self.learner.model.value_head.named_parameters():
@@ -60,7 +88,7 @@ class World:
 
     def __getattr__(self, method: str):
         def call(*arguments):
-            if method in ("make", "weights"):
+            if method in ("make", "waits", "weights"):
                 references = [getattr(host, method).remote(*arguments) for host in self.hosts]
             else:
                 references = [host.call.remote(method, *arguments) for host in self.hosts]
@@ -262,3 +290,20 @@ def test_a_rank_answers_who_it_is(worlds, setup):
     worlds[1].make(setup)
     answer = worlds[1].ping()
     assert answer["pid"] != os.getpid() and answer["rss"] > 1e8 and answer["update"] == 0
+
+
+def test_batches_that_a_thread_makes_beside_the_passes_are_the_same(worlds, setup, trajectories, reference) -> None:
+    """Two ranks, with fillers; images are processed two at once."""
+    worlds[2].make(with_learner(setup, threads=2))
+    metrics = [worlds[2].update(trajectories, 0), worlds[2].update(trajectories, 1)]
+    assert_like(reference, metrics, worlds[2].weights())
+
+
+def test_no_micro_batch_waits_for_the_device(worlds, setup, trajectories) -> None:
+    counts = []
+    for micro_batch in (1, 3, 9):
+        worlds[1].make(with_learner(setup, micro_batch=micro_batch))
+        counts.append(worlds[1].waits("update", trajectories, 0))
+    # nonzero is asked of a batch before it is moved to the device
+    assert counts[0].pop("nonzero") > counts[1].pop("nonzero") > counts[2].pop("nonzero")
+    assert counts[0] == counts[1] == counts[2] and counts[0]
