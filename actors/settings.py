@@ -19,6 +19,11 @@ class ModelSettings(Section):
         "models/default", description="Folder or hub name of the model to start from (a warm start writes one)."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of engine and learner.")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = Field(
+        "auto",
+        description="What the learner computes attention with; the engine has its own. auto: sdpa (PyTorch's) where "
+        "the model's family supports it, else eager. Flash attention needs its package, a GPU and bfloat16.",
+    )
     value_hidden: tuple[PositiveInt, ...] = Field(
         (1024, 512), description="Hidden widths of the value head (MLP with ReLU on the last prompt token)."
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.chat import NotAVisionLanguageModel
+from learner.policy.attention import UnsupportedAttention, attention_of
 from learner.policy.batch import TokenBatch
 from learner.policy.repeated_pictures import encode_repeats_once
 from learner.policy.shared_prompts import hidden_states
@@ -103,6 +104,7 @@ def load_policy(
     path: str,
     *,
     dtype: torch.dtype,
+    attention: str = "auto",
     lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
     value_attention: int | None = None,
@@ -113,12 +115,17 @@ def load_policy(
     """Load a Hugging Face VLM from a folder or the hub and give it a value head (and adapters).
 
     The value head and the adapters are drawn from `seed` alone, so every rank starts alike. Load first, hand over to
-    DeepSpeed then (not under `zero.Init`). Raises `NotAVisionLanguageModel`, `UnsupportedHead`.
+    DeepSpeed then (not under `zero.Init`). attention: `model.attention`. Raises `NotAVisionLanguageModel`,
+    `UnsupportedAttention`, `UnsupportedHead`.
     """
     from transformers import AutoModelForImageTextToText
 
     try:
-        vlm = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        vlm = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention_of(path, attention, dtype)
+        )
+    except UnsupportedAttention:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise NotAVisionLanguageModel(
             f"model.path {path!r} cannot be loaded as a vision-language model: {str(error).strip().splitlines()[0]}"
