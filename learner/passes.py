@@ -20,6 +20,7 @@ from learner.engine import DeepSpeedEngine, StepReport
 from learner.metric_sums import MetricSums
 from learner.plan import final_rows
 from learner.policy.batch import BatchBuilder, TokenBatch
+from learner.policy.frozen_tower import keep_features
 from learner.policy.model import PolicyOutput
 from learner.policy.shared_prompts import shares_prompts
 from learner.setup import LearnerSetup
@@ -57,6 +58,8 @@ class Passes:
         threads = setup.learner.rank_threads
         self._builder = BatchBuilder(chat, setup.learner.image_cache_bytes, threads)
         self._beside = ThreadPoolExecutor(1, "next micro-batch") if threads > 1 else None
+        if setup.learner.zero_stage < 3:  # ranks see different pictures; in stage 3 they exchange a tower's weights
+            keep_features(engine.module.hf_model.base_model, setup.learner.feature_cache_bytes)
         # Which prompts repeat differs from rank to rank. Checkpointed layers keep no keys and values.
         self._may_share = (
             engine.graphs_may_differ

@@ -67,6 +67,11 @@ class LearnerSettings(Section):
         description="Processed images of 256 KiB and more that a rank keeps, in files without names under $TMPDIR, "
         "bytes. With room for its share of two batches, it processes each image once.",
     )
+    feature_cache_bytes: Count = Field(
+        2 << 30,
+        description="Host memory of a rank for what a vision tower made of pictures, bytes; 0: none. A tower that is "
+        "not trained (LoRA on the language model) is run once per picture, as far as this goes. Not under ZeRO-3.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     update_deadline_s: PositiveFloat = Field(
         3600.0,

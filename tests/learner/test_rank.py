@@ -67,6 +67,15 @@ class Host:
             hook.remove()
         return found
 
+    def pictures_run(self, method: str, *arguments) -> tuple[dict, int]:
+        """What a method answers, and how many pictures the vision tower's first layer was given."""
+        tower, runs = self.learner.model.hf_model.base_model.get_encoder(modality="image"), []
+        layer = tower.embeddings.patch_embedding
+        hook = layer.register_forward_hook(lambda _module, inputs, _output: runs.append(len(inputs[0])))
+        answer = self.call(method, *arguments)
+        hook.remove()
+        return answer, sum(runs)
+
     def weights(self) -> dict[str, np.ndarray]:
         whole = {}
         for name, parameter in self.learner.model.value_head.named_parameters():
@@ -88,7 +97,7 @@ class World:
 
     def __getattr__(self, method: str):
         def call(*arguments):
-            if method in ("make", "waits", "weights"):
+            if method in ("make", "pictures_run", "waits", "weights"):
                 references = [getattr(host, method).remote(*arguments) for host in self.hosts]
             else:
                 references = [host.call.remote(method, *arguments) for host in self.hosts]
@@ -307,3 +316,13 @@ def test_no_micro_batch_waits_for_the_device(worlds, setup, trajectories) -> Non
     # nonzero is asked of a batch before it is moved to the device
     assert counts[0].pop("nonzero") > counts[1].pop("nonzero") > counts[2].pop("nonzero")
     assert counts[0] == counts[1] == counts[2] and counts[0]
+
+
+def test_an_update_of_adapters_runs_the_frozen_tower_once_per_picture(worlds, setup, trajectories) -> None:
+    found = {}
+    for kept in (0, 1 << 28):
+        worlds[1].make(with_learner(setup, lora=LoraSettings(rank=4, alpha=8.0), feature_cache_bytes=kept))
+        found[kept], pictures = worlds[1].pictures_run("update", trajectories, 0)
+        assert (pictures == len(trajectories.images)) == (kept > 0)
+    for name, expected in found[0].items():
+        assert found[1 << 28][name] == pytest.approx(expected, rel=1e-3, abs=1e-4), name
