@@ -186,7 +186,8 @@ class Passes:
         place, micro_batch = self._engine.place, self._setup.learner.micro_batch * factor
         if owners is None:
             owners = dealt(rows, lengths, micro_batch, place.world_size)
-        return divide(rows, lengths, micro_batch, owners, place.rank)
+        tokens = self._setup.learner.micro_tokens
+        return divide(rows, lengths, micro_batch, owners, place.rank, None if tokens is None else tokens * factor)
 
     def _forward(self, batch: TokenBatch, with_entropy: bool) -> Any:
         self.done += 1

@@ -61,6 +61,11 @@ class LearnerSettings(Section):
         128, description="Steps per optimizer step, over all ranks; a batch is cut evenly, so about as many."
     )
     micro_batch: PositiveInt = Field(1, description="Steps per forward pass of one rank; the rest is accumulated.")
+    micro_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens per forward pass of one rank, padding included, so that a pass takes more short steps than "
+        "long ones: set it to what memory has room for, and micro_batch to more steps than that. null: no bound.",
+    )
     token_chunk: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
     image_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         4 << 30,
