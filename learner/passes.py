@@ -59,7 +59,8 @@ class Passes:
         self._builder = BatchBuilder(chat, setup.learner.image_cache_bytes, threads)
         self._beside = ThreadPoolExecutor(1, "next micro-batch") if threads > 1 else None
         if setup.learner.zero_stage < 3:  # ranks see different pictures; in stage 3 they exchange a tower's weights
-            keep_features(engine.module.hf_model.base_model, setup.learner.feature_cache_bytes)
+            policy: Any = engine.module
+            keep_features(policy.hf_model.base_model, setup.learner.feature_cache_bytes)
         # Which prompts repeat differs from rank to rank. Checkpointed layers keep no keys and values.
         self._may_share = (
             engine.graphs_may_differ

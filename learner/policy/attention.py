@@ -16,7 +16,7 @@ def attention_choices(config: Any, dtype: torch.dtype) -> list[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-    model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    model_class: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     choices = ["eager"]
     if model_class._supports_sdpa:
         choices.append("sdpa")
