@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -69,11 +69,17 @@ class PolicyServerSettings(Section):
         description="CPU threads of an engine, which process its images on cuda. null: 4 on cuda; 1 on cpu, where more "
         "make it ten times slower beside any other load.",
     )
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of a GPU that one server takes; below 1, others may share it."
+    )
     max_model_len: PositiveInt = Field(1024, description="Longest prompt plus answer, tokens.")
     max_concurrent_requests: PositiveInt = Field(64, description="Requests an engine runs at once.")
     kv_cache_bytes: PositiveInt = Field(32 << 20, description="KV cache of a CPU engine, bytes.")
     gpu_memory_utilization: Probability = Field(0.85, description="Share of GPU memory an engine takes.")
-    start_deadline_s: PositiveFloat = Field(300.0, description="Deadline for an engine to start, seconds.")
+    start_deadline_s: PositiveFloat = Field(
+        600.0,
+        description="Deadline for an engine to start, seconds. On a GPU, vLLM compiles the model at its first start.",
+    )
     generate_deadline_s: PositiveFloat = Field(
         120.0,
         description="A server that has requests and gives no answer for so long fails them, seconds. A whole batch, or "
@@ -84,7 +90,14 @@ class PolicyServerSettings(Section):
     def _only_gpus_share_a_model(self) -> PolicyServerSettings:
         if self.tensor_parallel > 1 and self.device == "cpu":
             raise ValueError("policy_server.tensor_parallel > 1 needs policy_server.device cuda")
+        if self.tensor_parallel > 1 and self.gpu_share < 1:
+            raise ValueError("policy_server.tensor_parallel > 1 needs whole GPUs: policy_server.gpu_share must be 1")
         return self
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that one server takes."""
+        return self.tensor_parallel * self.gpu_share if self.device == "cuda" else 0.0
 
     @property
     def answer_deadline_s(self) -> float:

@@ -277,10 +277,11 @@ def _agreement(config: RunConfig, chat: ChatProcessor, policy: Any) -> Iterator[
 
 
 async def _ask(config: RunConfig, temporary: Path, requests: list[GenerationRequest]) -> list[Generation | Refusal]:
+    from cluster.launch.reservation import reserve
     from cluster.run.rollout_actors import start_policy_servers, wait_for_servers
     from cluster.run.waiting import answer
 
-    servers = start_policy_servers(config, temporary, "shared_memory", None)
+    servers = start_policy_servers(config, temporary, None, reserve(config, "policy server"))
     await wait_for_servers(config, list(servers.values()))
     (server,) = servers.values()
     deadline = config.policy_server.generate_deadline_s * 2

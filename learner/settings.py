@@ -15,16 +15,29 @@ MOST_THREADS = 8
 EntropyMode = Literal["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]
 
 
+AdapterTarget = Literal["language_model", "all-linear"]
+
+
 class LoraSettings(Section):
-    """Low-rank adapters (peft); the output head has none. Published figures: RL4VLM, arXiv 2405.10292."""
+    """Low-rank adapters (peft); the output head has none. Published figures: RL4VLM, arXiv 2405.10292.
+
+    In bfloat16 the optimizer keeps and moves a float32 copy of them; forward passes use it rounded to bfloat16, in the
+    learner as in vLLM.
+    """
 
     rank: PositiveInt = Field(128, description="Rank r.")
     alpha: PositiveFloat = Field(256.0, description="Scale alpha (the update is alpha / r · B A).")
     dropout: Probability = Field(0.05, description="Dropout on the adapter's input.")
-    target: Literal["language_model", "all-linear"] = Field(
+    target: AdapterTarget = Field(
         "language_model",
         description="language_model: every linear layer of the text decoder; all-linear: also those of the vision "
         "tower and the connector.",
+    )
+    serving: Literal["adapters", "merged"] = Field(
+        "adapters",
+        description="adapters: vLLM applies the adapters beside the model's own weights, as the learner does, and only "
+        "they travel; merged: they are added to the weights, and all weights travel (for models whose adapters vLLM "
+        "does not apply; float32 only).",
     )
 
 
@@ -37,6 +50,9 @@ class LearnerSettings(Section):
         None,
         description="CPU threads of a rank. With two and more it processes so many images at once, and makes the next "
         "micro-batch beside the passes. null: 1 on cpu; on cuda the machine's CPUs by the number of ranks, at most 8.",
+    )
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of a GPU that one rank takes; below 1, others may share it."
     )
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage.")
     lora: LoraSettings | None = Field(None, description="Train adapters instead of all weights.")
@@ -94,6 +110,20 @@ class LearnerSettings(Section):
         if self.threads is not None or self.device == "cpu":
             return self.threads or 1
         return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // self.ranks))
+
+    @model_validator(mode="after")
+    def _ranks_do_not_share_a_gpu(self) -> LearnerSettings:
+        if self.ranks > 1 and self.gpus and self.gpu_share <= 0.5:
+            raise ValueError(
+                f"learner.ranks {self.ranks} with learner.gpu_share {self.gpu_share:g}: two ranks might get one GPU, "
+                "which NCCL refuses. Set learner.gpu_share above 0.5"
+            )
+        return self
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that one rank takes."""
+        return self.gpu_share if self.device == "cuda" else 0.0
 
 
 class EntropySettings(Section):

@@ -99,4 +99,14 @@ class RunConfig(Section):
             )
         if transport == "gloo" and self.policy_server.device == "cuda":
             raise ValueError("weight_sync.transport gloo is for CPUs; use nccl with policy_server.device cuda")
+        if transport == "nccl" and self.shares_gpus:
+            raise ValueError(
+                "weight_sync.transport nccl needs a GPU for each process: leave it at auto, or set "
+                "policy_server.gpu_share and learner.gpu_share to 1"
+            )
         return self
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether a policy server or a learner rank may have its GPU in common with others; NCCL then connects none."""
+        return min(self.policy_server.gpu_share, self.learner.gpu_share) < 1
