@@ -205,6 +205,12 @@ class ChatProcessor:
         inputs.pop("labels", None)  # PaliGemma's processor adds them: they are no input of a forward pass
         return inputs
 
+    def twin(self) -> ChatProcessor:
+        """One whose `encode_image` another thread may use at the same time: tokenizers are not for two at once."""
+        twin = copy.copy(self)
+        twin._marked_processor = copy.deepcopy(self._marked_processor)
+        return twin
+
     def with_text(self, inputs: dict[str, Any], prompt: str) -> dict[str, Any]:
         """Those of `encode_image`'s tensors that have one number per token, with the prompt's text in its place."""
         import torch

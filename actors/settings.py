@@ -21,6 +21,11 @@ class ModelSettings(Section):
         "models/default", description="Folder or hub name of the model to start from (a warm start writes one)."
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of engine and learner.")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = Field(
+        "auto",
+        description="What the learner computes attention with; the engine has its own. auto: sdpa (PyTorch's) where "
+        "the model's family supports it, else eager. Flash attention needs its package, a GPU and bfloat16.",
+    )
     value_hidden: tuple[PositiveInt, ...] = Field(
         (1024, 512), description="Hidden widths of the value head (MLP with ReLU on the last prompt token)."
     )
@@ -61,6 +66,11 @@ class PolicyServerSettings(Section):
     replicas: PositiveInt = Field(1, description="Policy servers (Ray actors, one vLLM engine each).")
     tensor_parallel: PositiveInt = Field(1, description="GPUs each engine spreads over.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engines run.")
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads of an engine, which process its images on cuda. null: 4 on cuda; 1 on cpu, where more "
+        "make it ten times slower beside any other load.",
+    )
     gpu_share: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of a GPU that one server takes; below 1, others may share it."
     )

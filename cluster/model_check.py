@@ -211,6 +211,7 @@ def _learner_findings(config: RunConfig) -> Any:
         policy = load_policy(
             config.model.path,
             dtype=getattr(torch, config.model.dtype),
+            attention=config.model.attention,
             lora=config.learner.served_adapters,
             value_hidden=(8,),
             gradient_checkpointing=False,

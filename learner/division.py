@@ -20,21 +20,43 @@ class MicroBatch:
 
 
 def divide(
-    indices: np.ndarray, lengths: np.ndarray, micro_batch: int, owners: np.ndarray, rank: int
+    indices: np.ndarray,
+    lengths: np.ndarray,
+    micro_batch: int,
+    owners: np.ndarray,
+    rank: int,
+    micro_tokens: int | None = None,
 ) -> list[MicroBatch]:
-    """The micro-batches of `rank`: the given steps that it owns, at most `micro_batch` at once.
+    """The micro-batches of `rank`: the given steps that it owns, at most `micro_batch` at once, and with padding at
+    most `micro_tokens` tokens (of a longer step, that step alone).
 
     indices: int64 (M,), row numbers; lengths: int64 (N,) of all rows, tokens; owners: int64 (N,) of all rows, rank.
     Steps of like length go together, so that little is padded. Every rank gets the same number of micro-batches (under
     ZeRO-3 every forward pass is a collective): where there are too few, the rank runs its `filler` again. Together the
     ranks' micro-batches that are no fillers hold every step once.
     """
-    mine = by_length(indices[owners[indices] == rank], lengths)
-    most = np.bincount(owners[indices]).max(initial=0)
-    micro_batches = [MicroBatch(mine[start : start + micro_batch], False) for start in range(0, len(mine), micro_batch)]
-    while len(micro_batches) < -(-most // micro_batch):
+    cuts = {
+        owner: _cut(by_length(indices[owners[indices] == owner], lengths), lengths, micro_batch, micro_tokens)
+        for owner in {rank, *owners[indices].tolist()}
+    }
+    micro_batches = [MicroBatch(rows, False) for rows in cuts[rank]]
+    while len(micro_batches) < max(map(len, cuts.values())):
         micro_batches.append(MicroBatch(filler(indices, owners, rank), True))
     return micro_batches
+
+
+def _cut(rows: np.ndarray, lengths: np.ndarray, micro_batch: int, micro_tokens: int | None) -> list[np.ndarray]:
+    """Row numbers in order of length, in pieces for one forward pass each."""
+    pieces: list[np.ndarray] = []
+    start = 0
+    while start < len(rows):
+        end = min(start + micro_batch, len(rows))
+        if micro_tokens is not None:
+            padded = lengths[rows[start:end]] * np.arange(1, end - start + 1)  # of the piece that ends there
+            end = start + max(1, int((padded <= micro_tokens).sum()))
+        pieces.append(rows[start:end])
+        start = end
+    return pieces
 
 
 def by_length(indices: np.ndarray, lengths: np.ndarray) -> np.ndarray:

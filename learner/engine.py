@@ -206,15 +206,16 @@ class DeepSpeedEngine:
 
     def norm_over_ranks(self, gradients: Iterable[torch.Tensor]) -> float:
         """Norm of the mean over ranks of gradients that each rank has summed up for itself. All ranks must call it."""
+        import torch
         import torch.distributed as distributed
 
-        square = 0.0
+        squares = []
         for gradient in gradients:
             if self.place.world_size > 1:
                 distributed.all_reduce(gradient)
                 gradient = gradient / self.place.world_size
-            square += float(gradient.float().square().sum())
-        return square**0.5
+            squares.append(gradient.float().square().sum())
+        return float(torch.stack(squares).double().sum()) ** 0.5
 
     # --- the head's own state, the same on every rank
 
@@ -299,7 +300,7 @@ def _join(settings: LearnerSettings, place: RankPlace) -> None:
         WORLD_SIZE=str(place.world_size),
         MASTER_ADDR=place.address,
         MASTER_PORT=str(place.port),
-        OMP_NUM_THREADS=str(settings.threads),
+        OMP_NUM_THREADS=str(settings.rank_threads),
         DS_ACCELERATOR="cpu" if on_cpu else "cuda",
     )
     if on_cpu:
@@ -308,7 +309,7 @@ def _join(settings: LearnerSettings, place: RankPlace) -> None:
         os.environ["GLOO_SOCKET_IFNAME"] = interface_of(own_address(place.address))
     import torch
 
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.rank_threads)
     import logging
 
     import deepspeed

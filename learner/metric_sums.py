@@ -45,10 +45,12 @@ class MetricSums:
 
     def means(self, engine: DeepSpeedEngine) -> dict[str, float]:
         """The mean per sample over all ranks, or the largest. All ranks must call it."""
+        import torch
+
         names = sorted(self._sums)
         place = engine.place
         table = np.zeros((place.world_size, len(names)))
-        table[place.rank] = [float(self._sums[name]) for name in names]
+        table[place.rank] = torch.stack([self._sums[name] for name in names]).tolist()  # waits once, for all of them
         columns = dict(zip(names, engine.sum_over_ranks(table).T, strict=True))
         samples = columns.pop("samples").sum()
         return {

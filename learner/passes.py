@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +20,16 @@ from learner.engine import DeepSpeedEngine, StepReport
 from learner.metric_sums import MetricSums
 from learner.plan import final_rows
 from learner.policy.batch import BatchBuilder, TokenBatch
+from learner.policy.frozen_tower import keep_features
 from learner.policy.model import PolicyOutput
 from learner.policy.shared_prompts import shares_prompts
 from learner.setup import LearnerSetup
 
 #: Passes without gradients keep no activations, so they take this many times as many steps at once.
 FORWARD_ONLY_FACTOR = 4
+
+#: Micro-batches that are made beside the present one.
+AHEAD = 2
 
 #: Parts of a loss whose gradients are compared.
 MEASURED_PARTS = {"policy", "entropy"}
@@ -49,7 +55,12 @@ class Passes:
         self._setup = setup
         self._engine = engine
         self._chat = chat
-        self._builder = BatchBuilder(chat, setup.learner.image_cache_bytes)
+        threads = setup.learner.rank_threads
+        self._builder = BatchBuilder(chat, setup.learner.image_cache_bytes, threads)
+        self._beside = ThreadPoolExecutor(1, "next micro-batch") if threads > 1 else None
+        if setup.learner.zero_stage < 3:  # ranks see different pictures; in stage 3 they exchange a tower's weights
+            policy: Any = engine.module
+            keep_features(policy.hf_model.base_model, setup.learner.feature_cache_bytes)
         # Which prompts repeat differs from rank to rank. Checkpointed layers keep no keys and values.
         self._may_share = (
             engine.graphs_may_differ
@@ -73,23 +84,18 @@ class Passes:
         offsets = np.concatenate([[0], np.cumsum(response_lengths)]).astype(np.int64)
         count = len(trajectories)
         tokens, values, final_values = np.zeros(offsets[-1]), np.zeros(count), np.zeros(count)
-        with torch.no_grad():
-            for part in self._share(np.arange(count), columns.lengths, owners, FORWARD_ONLY_FACTOR):
-                batch = self._builder.build(trajectories, part.indices, self._may_share).to(self._engine.device)
-                output = self._forward(batch, with_entropy=False)
-                if part.filler:
-                    continue
-                values[part.indices] = output.values.float().cpu().numpy()
-                for index, row in zip(part.indices.tolist(), output.logprobs.cpu().numpy(), strict=True):
-                    tokens[offsets[index] : offsets[index + 1]] = row[: response_lengths[index]]
-            final = final_rows(trajectories)
-            # Nobody has counted the tokens of final observations; they are about those of the step before.
-            before = np.array([len(ids) for ids in columns.prompt_ids])
-            for part in self._share(final, before, owners, FORWARD_ONLY_FACTOR):
-                batch = self._builder.build_final(trajectories, part.indices).to(self._engine.device)
-                output = self._forward(batch, with_entropy=False)
-                if not part.filler:
-                    final_values[part.indices] = output.values.float().cpu().numpy()
+        parts = self._share(np.arange(count), columns.lengths, owners, FORWARD_ONLY_FACTOR)
+        said = self._say(parts, lambda rows: self._builder.build(trajectories, rows, self._may_share))
+        for rows, output in said:
+            values[rows] = output.values.float().cpu().numpy()
+            for index, row in zip(rows.tolist(), output.logprobs.cpu().numpy(), strict=True):
+                tokens[offsets[index] : offsets[index + 1]] = row[: response_lengths[index]]
+        final = final_rows(trajectories)
+        # Nobody has counted the tokens of final observations; they are about those of the step before.
+        before = np.array([len(ids) for ids in columns.prompt_ids])
+        parts = self._share(final, before, owners, FORWARD_ONLY_FACTOR)
+        for rows, output in self._say(parts, lambda rows: self._builder.build_final(trajectories, rows)):
+            final_values[rows] = output.values.float().cpu().numpy()
         # Every entry was filled in by one rank and is zero on the others, so the sum is that rank's number exactly.
         everything = self._engine.sum_over_ranks(np.concatenate([tokens, values, final_values])).astype(np.float32)
         all_tokens, all_values, all_finals = np.split(everything, [len(tokens), len(tokens) + count])
@@ -121,11 +127,11 @@ class Passes:
         seen: list[tuple[np.ndarray, Tensor]] = []  # row numbers and their loss, looked at when the step goes wrong
         gradients: dict[str, list[Tensor]] = {}
         scale = self._engine.place.world_size / len(rows)
-        for part in self._share(rows, self._builder.columns(trajectories).lengths, owners):
-            batch = self._builder.build(trajectories, part.indices, self._may_share and not self._engine.dropout)
-            if part.filler:
-                batch.sample_weight.zero_()
-            batch = batch.to(self._engine.device)
+        micro_batches = self._share(rows, self._builder.columns(trajectories).lengths, owners)
+        may_share = self._may_share and not self._engine.dropout
+        for part, batch in self._batches(
+            micro_batches, lambda rows: self._builder.build(trajectories, rows, may_share)
+        ):
             parts, metrics = loss_of(self._forward(batch, with_entropy), batch, part.indices)
             totals = {name: (values * batch.sample_weight).sum() * scale for name, values in parts.items()}
             loss = torch.stack(list(totals.values())).sum()
@@ -143,13 +149,46 @@ class Passes:
         rows_not_finite = [row for indices in broken for row in indices.tolist()]
         return StepResult(report, sums, rows_not_finite, norms)
 
+    def _say(
+        self, parts: list[MicroBatch], build: Callable[[np.ndarray], TokenBatch]
+    ) -> list[tuple[np.ndarray, PolicyOutput]]:
+        """(row numbers, what the model says of them), without gradient. Nothing is read from the device before all of
+        it has been asked for."""
+        with torch.no_grad():
+            said = [(part, self._forward(batch, with_entropy=False)) for part, batch in self._batches(parts, build)]
+        return [(part.indices, output) for part, output in said if not part.filler]
+
+    def _batches(
+        self, parts: list[MicroBatch], build: Callable[[np.ndarray], TokenBatch]
+    ) -> Iterator[tuple[MicroBatch, TokenBatch]]:
+        """Each micro-batch on the device. Where there are threads for it, the next one is made meanwhile."""
+        device = self._engine.device
+
+        def made(part: MicroBatch) -> TokenBatch:
+            batch = build(part.indices)
+            if part.filler:
+                batch.sample_weight.zero_()
+            return batch.pinned() if device.type == "cuda" else batch
+
+        if self._beside is None:
+            for part in parts:
+                yield part, made(part).to(device)
+            return
+        coming = deque((part, self._beside.submit(made, part)) for part in parts[:AHEAD])
+        for following in [*parts[AHEAD:], *[None] * len(coming)]:
+            part, batch = coming.popleft()
+            if following is not None:
+                coming.append((following, self._beside.submit(made, following)))
+            yield part, batch.result().to(device)
+
     def _share(
         self, rows: np.ndarray, lengths: np.ndarray, owners: np.ndarray | None, factor: int = 1
     ) -> list[MicroBatch]:
         place, micro_batch = self._engine.place, self._setup.learner.micro_batch * factor
         if owners is None:
             owners = dealt(rows, lengths, micro_batch, place.world_size)
-        return divide(rows, lengths, micro_batch, owners, place.rank)
+        tokens = self._setup.learner.micro_tokens
+        return divide(rows, lengths, micro_batch, owners, place.rank, None if tokens is None else tokens * factor)
 
     def _forward(self, batch: TokenBatch, with_entropy: bool) -> Any:
         self.done += 1

@@ -80,6 +80,7 @@ class LearnerRank:
         self.model = load_policy(
             setup.model.path,
             dtype=getattr(torch, setup.model.dtype),
+            attention=setup.model.attention,
             lora=setup.learner.lora,
             value_hidden=setup.model.value_hidden,
             value_attention=setup.model.value_attention,

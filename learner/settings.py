@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from actors.settings import AdapterTarget
 from envs.settings import Count, NonNegative, Probability, Section
+
+#: CPU threads of a rank on cuda, at most, where the config says nothing.
+MOST_THREADS = 8
 
 EntropyMode = Literal["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]
 
@@ -41,10 +45,14 @@ class LearnerSettings(Section):
 
     ranks: PositiveInt = Field(1, description="Learner processes (Ray actors), one per GPU.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the ranks run.")
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads of a rank. With two and more it processes so many images at once, and makes the next "
+        "micro-batch beside the passes. null: 1 on cpu; on cuda the machine's CPUs by the number of ranks, at most 8.",
+    )
     gpu_share: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Share of a GPU that one rank takes; below 1, others may share it."
     )
-    threads: PositiveInt = Field(1, description="CPU threads per rank.")
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage.")
     lora: LoraSettings | None = Field(None, description="Train adapters instead of all weights.")
     learning_rate: PositiveFloat = Field(1e-5, description="Start of the schedule.")
@@ -68,11 +76,21 @@ class LearnerSettings(Section):
         128, description="Steps per optimizer step, over all ranks; a batch is cut evenly, so about as many."
     )
     micro_batch: PositiveInt = Field(1, description="Steps per forward pass of one rank; the rest is accumulated.")
+    micro_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens per forward pass of one rank, padding included, so that a pass takes more short steps than "
+        "long ones: set it to what memory has room for, and micro_batch to more steps than that. null: no bound.",
+    )
     token_chunk: PositiveInt = Field(1024, description="Tokens whose logits exist at once.")
     image_cache_bytes: Annotated[int, Field(ge=0)] = Field(
         4 << 30,
         description="Processed images of 256 KiB and more that a rank keeps, in files without names under $TMPDIR, "
         "bytes. With room for its share of two batches, it processes each image once.",
+    )
+    feature_cache_bytes: Count = Field(
+        2 << 30,
+        description="Host memory of a rank for what a vision tower made of pictures, bytes; 0: none. A tower that is "
+        "not trained (LoRA on the language model) is run once per picture, as far as this goes. Not under ZeRO-3.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     update_deadline_s: PositiveFloat = Field(
@@ -84,6 +102,13 @@ class LearnerSettings(Section):
     collective_deadline_s: PositiveFloat = Field(
         600.0, description="How long a rank waits for the others in one exchange, seconds."
     )
+
+    @property
+    def rank_threads(self) -> int:
+        """CPU threads of a rank on this machine, with the default decided."""
+        if self.threads is not None or self.device == "cpu":
+            return self.threads or 1
+        return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // self.ranks))
 
     @model_validator(mode="after")
     def _ranks_do_not_share_a_gpu(self) -> LearnerSettings:

@@ -25,6 +25,9 @@ IMAGE_CACHE_GIB = 0.25
 #: Tokens that a CPU engine computes in one step, at least: enough for many short prompts at once.
 MINIMUM_BATCHED_TOKENS = 4096
 
+#: CPU threads of an engine where the config says nothing. On CPUs, more of them wait for each other.
+ENGINE_THREADS = {"cpu": 1, "cuda": 4}
+
 
 class ModelNotServable(ValueError):
     """The model is no vision-language model, or vLLM cannot serve it."""
@@ -74,12 +77,13 @@ def policy_server_environment(
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(settings.start_deadline_s))),
         "TOKENIZERS_PARALLELISM": "false",
+        # Ray would set 1, the CPUs that are reserved for an engine.
+        "OMP_NUM_THREADS": str(settings.threads or ENGINE_THREADS[settings.device]),
     }
     if Path(model.path).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     if settings.device == "cpu":
         environment |= {
-            "OMP_NUM_THREADS": "1",  # with more threads, any other load makes vLLM ten times slower
             "TORCHDYNAMO_DISABLE": "1",  # else the first log-probabilities compile for ten seconds
             # Model and scheduler in one process: two processes per server instead of three, half the start time, and
             # no shared-memory segments that a kill would leave behind.

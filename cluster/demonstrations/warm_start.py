@@ -131,7 +131,7 @@ def _make_and_pretrain(config: RunConfig, shown: Demonstrations, folder: str) ->
     from learner.supervised.default_model import DefaultModelOptions, make_default_vlm
     from learner.supervised.vision_pretraining import pretrain_vision
 
-    torch.set_num_threads(config.learner.threads)
+    torch.set_num_threads(config.learner.rank_threads)
     settings = config.warm_start
     prompts, keys = shown.batch.column("prompt").tolist(), shown.batch.column("image").tolist()
     texts = [text for pair in zip(prompts, shown.batch.column("utterance").tolist(), strict=True) for text in pair]

@@ -6,9 +6,10 @@ exactly the prompt ids that the engine saw. Response ids are those that were sam
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,20 +55,38 @@ class TokenBatch:
     prompt_of: Tensor | None = None
     #: Columns of `learner.algorithms.base.Targets`: float32, (B,) per step and (B, R) per token, 0 where padded.
     targets: dict[str, Tensor] = field(default_factory=dict)
+    _response_places: Tensor | None = field(default=None, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
+    @property
+    def response_places(self) -> Tensor:
+        """int64 (T,): where the T response tokens are in a flattened (B · R). Known before the batch is moved, so that
+        no pass waits for the device to count them."""
+        if self._response_places is None:
+            self._response_places = self.response_mask.flatten().nonzero()[:, 0]
+        return self._response_places
+
     def to(self, device: torch.device | str) -> TokenBatch:
-        """The same batch on `device`."""
-        moved = {
-            each.name: value.to(device)
+        """The same batch on `device`; of a pinned batch, copied while the program goes on."""
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> TokenBatch:
+        """The same batch in memory that a GPU reads by itself."""
+        return self._changed(Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+        changed = {
+            each.name: change(value)
             for each in fields(self)
-            if isinstance(value := getattr(self, each.name), Tensor)
+            if each.init and isinstance(value := getattr(self, each.name), Tensor)
         }
-        inputs = {name: tensor.to(device) for name, tensor in self.model_inputs.items()}
-        targets = {name: tensor.to(device) for name, tensor in self.targets.items()}
-        return replace(self, model_inputs=inputs, targets=targets, **moved)
+        inputs = {name: change(tensor) for name, tensor in self.model_inputs.items()}
+        targets = {name: change(tensor) for name, tensor in self.targets.items()}
+        batch = replace(self, model_inputs=inputs, targets=targets, **changed)
+        batch._response_places = change(self.response_places)
+        return batch
 
 
 class StepColumns:
@@ -97,10 +116,10 @@ class StepColumns:
 class BatchBuilder:
     """Builds `TokenBatch`es, remembering what the processor made of recent images and prompts."""
 
-    def __init__(self, chat: ChatProcessor, image_cache_bytes: int = 256 << 20) -> None:
-        """image_cache_bytes: see `ImageTensors`."""
+    def __init__(self, chat: ChatProcessor, image_cache_bytes: int = 256 << 20, threads: int = 1) -> None:
+        """image_cache_bytes, threads: see `ImageTensors`."""
         self._chat = chat
-        self._tensors = ImageTensors(chat, image_cache_bytes)
+        self._tensors = ImageTensors(chat, image_cache_bytes, threads=threads)
         self._prompts: RecentImages[dict[str, Tensor]] = RecentImages(PROMPT_BYTES)
         self._columns: StepColumns | None = None
         # Every pass over a batch asks again, and each time the tokenizer would decode the answer several times.
@@ -133,10 +152,7 @@ class BatchBuilder:
             mask[self._action_start(ids.tobytes(), columns.action_starts[row]) :] = True
             action_masks.append(mask)
         shown = [(columns.images[row], columns.prompts[row]) for row in rows]
-        prompts = [
-            self._encode(trajectories, prompt, image, columns.prompt_ids[row])
-            for row, (image, prompt) in zip(rows, shown, strict=True)
-        ]
+        prompts = self._encode(trajectories, shown, [columns.prompt_ids[row] for row in rows])
         return _assemble(
             prompts,
             responses,
@@ -153,20 +169,28 @@ class BatchBuilder:
         Raises `ValueError` for a row that has no final observation.
         """
         columns, rows = self.columns(trajectories), np.asarray(indices).tolist()
-        prompts = []
-        for row in rows:
-            prompt, image = columns.final_prompts[row], columns.final_images[row]
+        shown = [(columns.final_images[row], columns.final_prompts[row]) for row in rows]
+        for row, (image, _) in zip(rows, shown, strict=True):
             if image is None:
                 raise ValueError(f"step {row} of the batch has no final observation to take a value of")
-            prompts.append(self._encode(trajectories, prompt, image, columns.final_prompt_ids[row]))
+        prompts = self._encode(trajectories, shown, [columns.final_prompt_ids[row] for row in rows])
         nothing = [np.empty(0, np.int64) for _ in rows]
         return _assemble(prompts, nothing, nothing, nothing, nothing, self._chat.answer_kinds)
 
     def _encode(
-        self, trajectories: TrajectoryBatch, prompt: str, image: str, expected_ids: np.ndarray
+        self, trajectories: TrajectoryBatch, shown: Sequence[tuple[str, str]], expected_ids: Sequence[np.ndarray]
+    ) -> list[dict[str, Tensor]]:
+        """shown: (image, prompt) of each row; expected_ids: int64 (P,) of each, or empty where the engine has not seen
+        the prompt."""
+        tensors = self._tensors.of_all({image: trajectories.images[image] for image, _ in shown})
+        return [
+            self._encode_prompt(tensors[image], image, prompt, ids)
+            for (image, prompt), ids in zip(shown, expected_ids, strict=True)
+        ]
+
+    def _encode_prompt(
+        self, of_image: dict[str, Any], image: str, prompt: str, expected_ids: np.ndarray
     ) -> dict[str, Tensor]:
-        """expected_ids: int64 (P,), or empty where the engine has not seen the prompt."""
-        of_image = self._tensors.of(image, trajectories.images[image])
         key = f"{image} {prompt}"
         of_tokens = self._prompts.get(key)
         if of_tokens is None:
@@ -187,7 +211,11 @@ def target_columns(targets: Targets, rows: np.ndarray, device: torch.device | st
     columns = {name: torch.from_numpy(column[rows]) for name, column in targets.per_step.items()}
     for name, arrays in targets.per_token.items():
         columns[name] = right_padded([arrays[row] for row in rows.tolist()], torch.float32)
-    return {name: column.to(device) for name, column in columns.items()}
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        name: (column.pin_memory() if on_gpu else column).to(device, non_blocking=True)
+        for name, column in columns.items()
+    }
 
 
 def _first_difference(left: np.ndarray, right: np.ndarray) -> int:

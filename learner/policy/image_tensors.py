@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import queue
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import torch
@@ -28,53 +32,81 @@ ALIGNMENT = 64
 
 
 class ImageTensors:
-    """Tensors by the image's key. May be used by several threads; only one at a time runs the processor."""
+    """Tensors by the image's key. May be used by several threads."""
 
-    def __init__(self, chat: ChatProcessor, file_bytes: int, memory_bytes: int = MEMORY_BYTES) -> None:
+    def __init__(
+        self, chat: ChatProcessor, file_bytes: int, memory_bytes: int = MEMORY_BYTES, threads: int = 1
+    ) -> None:
         """file_bytes, memory_bytes: bounds on what is kept in files and in memory; what was used least recently goes
-        first."""
-        self._chat = chat
+        first. threads: images that the processor works on at once, at most."""
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "images")
+        self._idle: queue.SimpleQueue[ChatProcessor] = queue.SimpleQueue()
+        for number in range(threads):
+            self._idle.put(chat if number == 0 else chat.twin())
         self._file_bytes, self._memory_bytes = file_bytes, memory_bytes
         self._large: RecentImages[dict[str, Any]] = RecentImages(file_bytes)
         self._small: RecentImages[dict[str, Any]] = RecentImages(memory_bytes)
         self._looking = threading.Lock()
-        self._encoding = threading.Lock()
+        self._coming: dict[str, Future[dict[str, Any]]] = {}  # of images that a thread works on
         self.encoded = 0  # images that the processor has worked on
 
     def of(self, key: str, png: bytes) -> dict[str, Any]:
         """`ChatProcessor.encode_image` of an image; the tensors are not to be written to."""
-        tensors = self._held(key)
-        if tensors is None:
-            with self._encoding:
-                tensors = self._held(key)  # another thread may have been faster
-                if tensors is None:
-                    tensors = self._encode(key, png)
+        with self._looking:
+            small = self._small.get(key)
+            held = self._large.get(key) if small is None else small
+            if held is not None:
+                return held
+            coming = self._coming.get(key)
+            if coming is None:
+                mine: Future[dict[str, Any]] = Future()
+                self._coming[key] = mine
+        if coming is not None:
+            return coming.result()
+        try:
+            tensors = self._encode(key, png)
+            mine.set_result(tensors)
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            with self._looking:
+                del self._coming[key]
         return tensors
+
+    def of_all(self, images: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
+        """`of` each image, by its key; several are encoded at once."""
+        run = map if self._threads == 1 else self._pool.map
+        return dict(zip(images, run(self.of, images.keys(), images.values()), strict=True))
 
     def prepare(self, images: Mapping[str, bytes]) -> None:
         """Encode images that will be needed, in their order, up to half of the room: the rest is for those in use."""
         large, small = self._file_bytes // 2, self._memory_bytes // 2
-        for key, png in images.items():
-            size = nbytes(self.of(key, png))
+        rest = iter(images.items())
+        coming = deque(self._pool.submit(self.of, *image) for image in islice(rest, self._threads))
+        while coming:
+            size = nbytes(coming.popleft().result())
             if size >= LARGE_BYTES:
                 large -= size
             else:
                 small -= size
             if min(large, small) < 0:
                 return
-
-    def _held(self, key: str) -> dict[str, Any] | None:
-        with self._looking:
-            small = self._small.get(key)
-            return self._large.get(key) if small is None else small
+            coming.extend(self._pool.submit(self.of, *image) for image in islice(rest, 1))
 
     def _encode(self, key: str, png: bytes) -> dict[str, Any]:
-        tensors = self._chat.encode_image(decode_png(png))
-        self.encoded += 1
+        image = decode_png(png)
+        chat = self._idle.get()
+        try:
+            tensors = chat.encode_image(image)
+        finally:
+            self._idle.put(chat)
         size = nbytes(tensors)
         if size >= LARGE_BYTES:
             tensors = _in_file(tensors)
         with self._looking:
+            self.encoded += 1
             (self._large if size >= LARGE_BYTES else self._small).put(key, tensors, size)
         return tensors
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from actors.chat import NotAVisionLanguageModel
 from actors.settings import AdapterTarget
+from learner.policy.attention import UnsupportedAttention, attention_of
 from learner.policy.batch import TokenBatch
 from learner.policy.repeated_pictures import encode_repeats_once
 from learner.policy.shared_prompts import hidden_states
@@ -76,14 +77,15 @@ class PolicyModel(nn.Module):
         hidden, predicting = hidden_states(self.hf_model, inputs, batch)
         values = self._values(hidden if self.value_gradient else hidden.detach(), batch)
 
-        mask = batch.response_mask
-        logprobs = torch.zeros(mask.shape, device=hidden.device)
-        entropy = torch.zeros(mask.shape, device=hidden.device)
-        if mask.shape[1] > 0:  # prompt positions never reach the head
+        shape, places = batch.response_mask.shape, batch.response_places
+        logprobs = torch.zeros(shape.numel(), device=hidden.device)
+        entropy = torch.zeros(shape.numel(), device=hidden.device)
+        if shape[1] > 0:  # prompt positions never reach the head
             distribution = SamplingDistribution(temperature, banned_token_ids, token_chunk, with_entropy)
-            token_logprobs, token_entropy = head(predicting, batch.response_ids[mask], distribution)
-            logprobs = logprobs.masked_scatter(mask, token_logprobs)
-            entropy = entropy.masked_scatter(mask, token_entropy)
+            token_logprobs, token_entropy = head(predicting, batch.response_ids.flatten()[places], distribution)
+            logprobs = logprobs.index_copy(0, places, token_logprobs)
+            entropy = entropy.index_copy(0, places, token_entropy)
+        logprobs, entropy = logprobs.view(shape), entropy.view(shape)
         return PolicyOutput(logprobs, entropy, values)
 
     def _values(self, hidden: Tensor, batch: TokenBatch) -> Tensor:
@@ -107,6 +109,7 @@ def load_policy(
     path: str,
     *,
     dtype: torch.dtype,
+    attention: str = "auto",
     lora: LoraSettings | None,
     value_hidden: tuple[int, ...],
     value_attention: int | None = None,
@@ -117,12 +120,17 @@ def load_policy(
     """Load a Hugging Face VLM from a folder or the hub and give it a value head (and adapters).
 
     The value head and the adapters are drawn from `seed` alone, so every rank starts alike. Load first, hand over to
-    DeepSpeed then (not under `zero.Init`). Raises `NotAVisionLanguageModel`, `UnsupportedHead`.
+    DeepSpeed then (not under `zero.Init`). attention: `model.attention`. Raises `NotAVisionLanguageModel`,
+    `UnsupportedAttention`, `UnsupportedHead`.
     """
     from transformers import AutoModelForImageTextToText
 
     try:
-        vlm = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        vlm = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention_of(path, attention, dtype)
+        )
+    except UnsupportedAttention:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise NotAVisionLanguageModel(
             f"model.path {path!r} cannot be loaded as a vision-language model: {str(error).strip().splitlines()[0]}"

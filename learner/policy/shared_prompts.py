@@ -37,15 +37,16 @@ def hidden_states(vlm: Any, inputs: dict[str, Tensor], batch: TokenBatch) -> tup
     mask = batch.response_mask
     if batch.prompt_of is None:
         hidden = vlm.base_model(**inputs, use_cache=False).last_hidden_state
-        row, token = mask.nonzero(as_tuple=True)
         # Response token j is predicted at the position before it.
+        length = max(mask.shape[1], 1)
+        row, token = batch.response_places // length, batch.response_places % length
         return hidden, hidden[row, batch.prompt_lengths[row] - 1 + token]
     cache = DynamicCache()
     hidden = vlm.base_model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
     state = hidden[batch.prompt_of, batch.prompt_lengths - 1]
     length = mask.shape[1]
     if length < 2:
-        return hidden, state[:, None].expand(-1, length, -1)[mask]
+        return hidden, state[:, None].expand(-1, length, -1).flatten(0, 1)[batch.response_places]
     cache.batch_select_indices(batch.prompt_of)
     seen = [inputs["attention_mask"][batch.prompt_of], mask[:, :-1].to(inputs["attention_mask"].dtype)]
     answers = vlm.get_decoder()(
@@ -55,4 +56,4 @@ def hidden_states(vlm: Any, inputs: dict[str, Tensor], batch: TokenBatch) -> tup
         past_key_values=cache,
         use_cache=True,
     )
-    return hidden, torch.cat([state[:, None], answers.last_hidden_state], 1)[mask]
+    return hidden, torch.cat([state[:, None], answers.last_hidden_state], 1).flatten(0, 1)[batch.response_places]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -93,8 +94,7 @@ class TokenHead(nn.Linear):
         """
         if targets is None or distribution is None:
             return super().forward(hidden)
-        banned = torch.zeros(self.out_features, dtype=torch.bool, device=hidden.device)
-        banned[list(distribution.banned_token_ids)] = True
+        banned = _banned(tuple(distribution.banned_token_ids), self.out_features, hidden.device)
 
         def of_chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             logits = self.transform(self._outputs(hidden)) / distribution.temperature
@@ -118,6 +118,15 @@ class TokenHead(nn.Linear):
             return functional.linear(hidden, self.weight, self.bias).float()
         output = Float32Product.apply(hidden, self.weight)
         return output if self.bias is None else output + self.bias
+
+
+@lru_cache(maxsize=4)
+def _banned(token_ids: tuple[int, ...], vocabulary: int, device: torch.device) -> Tensor:
+    """bool (vocabulary,), True at the given ids; made once, since a copy to a device waits for it."""
+    with torch.inference_mode(False):  # a later backward pass may need it
+        banned = torch.zeros(vocabulary, dtype=torch.bool)
+        banned[list(token_ids)] = True
+        return banned.to(device)
 
 
 def _logprob_and_entropy(logits: Tensor, targets: Tensor, banned: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:

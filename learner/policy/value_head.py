@@ -41,10 +41,9 @@ class ValueHead(nn.Module):
         rows = torch.arange(len(hidden), device=hidden.device)
         if self.attention is None:
             return self.mlp(hidden[rows, prompt_lengths - 1].float())[:, 0]
-        longest = int(prompt_lengths.max())
-        states = self.norm(hidden[:, :longest].float())
+        states = self.norm(hidden.float())
         last = states[rows, prompt_lengths - 1]
-        beyond = torch.arange(longest, device=hidden.device) >= prompt_lengths[:, None]
+        beyond = torch.arange(hidden.shape[1], device=hidden.device) >= prompt_lengths[:, None]
         query = self.query(last)[:, None]
         seen, _ = self.attention(query, states, states, key_padding_mask=beyond, need_weights=False)
         return self.mlp(torch.cat([last, seen[:, 0]], dim=-1))[:, 0]

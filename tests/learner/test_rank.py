@@ -42,6 +42,43 @@ class Host:
     def call(self, method: str, *arguments):
         return getattr(self.learner, method)(*arguments)
 
+    def waits(self, method: str, *arguments) -> dict[str, int]:
+        """How often a method asks for a number that a GPU would have to have computed by then, outside the model's own
+        body: by name of PyTorch's operator."""
+        import torch
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        found: dict[str, int] = {}
+        inside = []
+
+        class Counted(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                name = function.overloadpacket.__name__
+                by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+                if not inside and (by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal")):
+                    found[name] = found.get(name, 0) + 1
+                return function(*args, **kwargs or {})
+
+        body = self.learner.model.hf_model.base_model
+        hooks = [
+            body.register_forward_pre_hook(lambda *_: inside.append(1)),
+            body.register_forward_hook(lambda *_: inside.clear()),
+        ]
+        with Counted():
+            self.call(method, *arguments)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    def pictures_run(self, method: str, *arguments) -> tuple[dict, int]:
+        """What a method answers, and how many pictures the vision tower's first layer was given."""
+        tower, runs = self.learner.model.hf_model.base_model.get_encoder(modality="image"), []
+        layer = tower.embeddings.patch_embedding
+        hook = layer.register_forward_hook(lambda _module, inputs, _output: runs.append(len(inputs[0])))
+        answer = self.call(method, *arguments)
+        hook.remove()
+        return answer, sum(runs)
+
     def weights(self) -> dict[str, np.ndarray]:
         whole = {}
         for name, parameter in self.learner.model.value_head.named_parameters():
@@ -63,7 +100,7 @@ class World:
 
     def __getattr__(self, method: str):
         def call(*arguments):
-            if method in ("make", "weights"):
+            if method in ("make", "pictures_run", "waits", "weights"):
                 references = [getattr(host, method).remote(*arguments) for host in self.hosts]
             else:
                 references = [host.call.remote(method, *arguments) for host in self.hosts]
@@ -293,3 +330,32 @@ def test_a_rank_answers_who_it_is(worlds, setup):
     worlds[1].make(setup)
     answer = worlds[1].ping()
     assert answer["pid"] != os.getpid() and answer["rss"] > 1e8 and answer["update"] == 0
+
+
+def test_batches_cut_by_tokens_that_a_thread_makes_beside_the_passes_are_the_same(
+    worlds, setup, trajectories, reference
+) -> None:
+    """Two ranks, with fillers; images are processed two at once."""
+    worlds[2].make(with_learner(setup, threads=2, micro_batch=8, micro_tokens=150))
+    metrics = [worlds[2].update(trajectories, 0), worlds[2].update(trajectories, 1)]
+    assert_like(reference, metrics, worlds[2].weights())
+
+
+def test_no_micro_batch_waits_for_the_device(worlds, setup, trajectories) -> None:
+    counts = []
+    for micro_batch in (1, 3, 9):
+        worlds[1].make(with_learner(setup, micro_batch=micro_batch))
+        counts.append(worlds[1].waits("update", trajectories, 0))
+    # nonzero is asked of a batch before it is moved to the device
+    assert counts[0].pop("nonzero") > counts[1].pop("nonzero") > counts[2].pop("nonzero")
+    assert counts[0] == counts[1] == counts[2] and counts[0]
+
+
+def test_an_update_of_adapters_runs_the_frozen_tower_once_per_picture(worlds, setup, trajectories) -> None:
+    found = {}
+    for kept in (0, 1 << 28):
+        worlds[1].make(with_learner(setup, lora=LoraSettings(rank=4, alpha=8.0), feature_cache_bytes=kept))
+        found[kept], pictures = worlds[1].pictures_run("update", trajectories, 0)
+        assert (pictures == len(trajectories.images)) == (kept > 0)
+    for name, expected in found[0].items():
+        assert found[1 << 28][name] == pytest.approx(expected, rel=1e-3, abs=1e-4), name

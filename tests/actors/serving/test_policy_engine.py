@@ -8,12 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from transformers import LlavaConfig
 
-from actors.serving.policy_engine import PolicyServerLaunch, engine_arguments
+from actors.serving.policy_engine import PolicyServerLaunch, engine_arguments, policy_server_environment
 from actors.settings import ModelSettings, PolicyServerSettings
 
 LAUNCH = PolicyServerLaunch(index=0, run_seed=1, temp_folder="/tmp")
@@ -60,3 +60,11 @@ def test_logits_are_float32(dtype: Literal["float32", "bfloat16"]) -> None:
     override = engine_arguments(ModelSettings(dtype=dtype), PolicyServerSettings(), LAUNCH, 0)["hf_overrides"]
     config = pickle.loads(pickle.dumps(override))(LlavaConfig())  # the engine's process may be another one
     assert config.head_dtype == config.text_config.head_dtype == "float32"
+
+
+def test_threads_of_an_engine_are_not_those_that_ray_would_give_it() -> None:
+    given: list[tuple[dict[str, Any], str]] = [
+        ({}, "1"), ({"device": "cuda"}, "4"), ({"device": "cuda", "threads": 2}, "2")]  # fmt: skip
+    for settings, threads in given:
+        environment = policy_server_environment(ModelSettings(), PolicyServerSettings(**settings), LAUNCH)
+        assert environment["OMP_NUM_THREADS"] == threads

@@ -101,7 +101,7 @@ def test_moving_a_batch_moves_all_of_it(chat):
     moved = batch.to("meta")
     tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     assert {t.device.type for t in [*tensors, *moved.model_inputs.values(), *moved.targets.values()]} == {"meta"}
-    assert len(tensors) == 8 and list(moved.targets) == ["returns"]
+    assert len(tensors) == 9 and list(moved.targets) == ["returns"]
 
 
 def test_image_tensors_of_different_sizes_are_padded_with_zeros():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,42 @@ def test_two_threads_process_each_image_once(chat: ChatProcessor, images: dict[s
         assert_equal(chat, tensors.of(key, png), png)
     ahead.join()
     assert tensors.encoded == len(images)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_threads_process_images_at_the_same_time_and_each_once(
+    chat: ChatProcessor, images: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    three_at_once, encode = threading.Barrier(3), ChatProcessor.encode_image
+
+    def encoded(self: ChatProcessor, image: Any) -> Any:
+        three_at_once.wait(timeout=60)
+        return encode(self, image)
+
+    tensors = ImageTensors(chat, file_bytes=1 << 30, threads=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatProcessor, "encode_image", encoded)
+        if ahead:
+            tensors.prepare(images)
+        found = tensors.of_all(images)
+    assert tensors.encoded == len(images) == len(found)
+    for key, png in images.items():
+        assert_equal(chat, found[key], png)
+
+
+def test_an_image_that_the_processor_refuses_fails_for_all_that_wait_and_is_tried_again(
+    chat: ChatProcessor, images: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise ValueError("no such picture")
+
+    tensors, (key, png) = ImageTensors(chat, file_bytes=1 << 30, threads=2), next(iter(images.items()))
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatProcessor, "encode_image", refused)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="no such picture"):
+                tensors.of_all({key: png})
+    assert_equal(chat, tensors.of(key, png), png)
 
 
 def test_a_full_disk_is_named(chat: ChatProcessor, images: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from actors.chat import NotAVisionLanguageModel
+from learner.policy.attention import UnsupportedAttention, attention_choices
 from learner.policy.batch import BatchBuilder
 from learner.policy.model import load_policy
 from learner.settings import LoraSettings
@@ -149,3 +150,26 @@ def test_a_path_that_holds_no_vlm_is_named(tmp_path):
             value_gradient=True,
             seed=0,
         )
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "eager"])
+def test_attention_is_what_the_settings_say(tiny, batch, attention):
+    policy = _load(tiny, attention=attention)
+    used = {module.config._attn_implementation for module in policy.modules() if hasattr(module, "q_proj")}
+    assert used == {"sdpa" if attention == "auto" else attention}
+    with torch.no_grad():
+        torch.testing.assert_close(_run(policy, batch).logprobs, _run(_load(tiny), batch).logprobs, atol=1e-5, rtol=0)
+
+
+def test_an_attention_that_is_not_installed_names_those_that_are(tiny):
+    with pytest.raises(UnsupportedAttention, match=r"flash_attention_2 .* idefics3 in bfloat16.* one of eager, sdpa\."):
+        _load(tiny, attention="flash_attention_2", dtype=torch.bfloat16)
+
+
+def test_flash_attention_is_to_be_had_where_package_family_and_precision_allow_it(monkeypatch):
+    from transformers import Idefics3Config, Kosmos2Config
+
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    assert attention_choices(Idefics3Config(), torch.bfloat16) == ["eager", "sdpa", "flash_attention_2"]
+    for config, dtype in ((Idefics3Config(), torch.float32), (Kosmos2Config(), torch.bfloat16)):
+        assert attention_choices(config, dtype) == ["eager", "sdpa"]
