@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -59,10 +59,18 @@ class PolicyServerSettings(Section):
     replicas: PositiveInt = Field(1, description="Policy servers (Ray actors, one vLLM engine each).")
     tensor_parallel: PositiveInt = Field(1, description="GPUs each engine spreads over.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the engines run.")
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of a GPU that one server takes; below 1, others may share it."
+    )
     max_model_len: PositiveInt = Field(1024, description="Longest prompt plus answer, tokens.")
     max_concurrent_requests: PositiveInt = Field(64, description="Requests an engine runs at once.")
     kv_cache_bytes: PositiveInt = Field(32 << 20, description="KV cache of a CPU engine, bytes.")
     gpu_memory_utilization: Probability = Field(0.85, description="Share of GPU memory an engine takes.")
+    sleep: bool = Field(
+        False,
+        description="Give the GPU memory back while the learner trains, for mode sync on a shared GPU. The weights are "
+        "in host memory meanwhile.",
+    )
     start_deadline_s: PositiveFloat = Field(
         600.0,
         description="Deadline for an engine to start, seconds. On a GPU, vLLM compiles the model at its first start.",
@@ -77,7 +85,16 @@ class PolicyServerSettings(Section):
     def _only_gpus_share_a_model(self) -> PolicyServerSettings:
         if self.tensor_parallel > 1 and self.device == "cpu":
             raise ValueError("policy_server.tensor_parallel > 1 needs policy_server.device cuda")
+        if self.tensor_parallel > 1 and self.gpu_share < 1:
+            raise ValueError("policy_server.tensor_parallel > 1 needs whole GPUs: policy_server.gpu_share must be 1")
+        if self.sleep and self.device == "cpu":
+            raise ValueError("policy_server.sleep needs policy_server.device cuda: vLLM's engines on CPUs cannot sleep")
         return self
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that one server takes."""
+        return self.tensor_parallel * self.gpu_share if self.device == "cuda" else 0.0
 
     @property
     def answer_deadline_s(self) -> float:

@@ -76,7 +76,7 @@ class DeepSpeedEngine:
         import deepspeed
         import torch
 
-        optimizer = torch.optim.AdamW(
+        self.optimizer = optimizer = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=0.0,
             betas=self.settings.betas,

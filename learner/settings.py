@@ -29,8 +29,16 @@ class LearnerSettings(Section):
 
     ranks: PositiveInt = Field(1, description="Learner processes (Ray actors), one per GPU.")
     device: Literal["cpu", "cuda"] = Field("cpu", description="Where the ranks run.")
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of a GPU that one rank takes; below 1, others may share it."
+    )
     threads: PositiveInt = Field(1, description="CPU threads per rank.")
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage.")
+    offload_optimizer: bool = Field(
+        False,
+        description="Keep the optimizer's state in host memory except during an update, for others on a shared GPU: 8 "
+        "bytes per trained parameter in float32, 12 in bfloat16.",
+    )
     lora: LoraSettings | None = Field(None, description="Train adapters instead of all weights.")
     learning_rate: PositiveFloat = Field(1e-5, description="Start of the schedule.")
     final_learning_rate: NonNegative = Field(1e-9, description="End of the schedule.")
@@ -69,6 +77,20 @@ class LearnerSettings(Section):
     collective_deadline_s: PositiveFloat = Field(
         600.0, description="How long a rank waits for the others in one exchange, seconds."
     )
+
+    @model_validator(mode="after")
+    def _ranks_do_not_share_a_gpu(self) -> LearnerSettings:
+        if self.ranks > 1 and self.gpus and self.gpu_share <= 0.5:
+            raise ValueError(
+                f"learner.ranks {self.ranks} with learner.gpu_share {self.gpu_share:g}: two ranks might get one GPU, "
+                "which NCCL refuses. Set learner.gpu_share above 0.5"
+            )
+        return self
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that one rank takes."""
+        return self.gpu_share if self.device == "cuda" else 0.0
 
 
 class EntropySettings(Section):

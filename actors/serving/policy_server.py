@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest, Refusal
-from actors.serving.admission import BusyMeter, Gate, Silence
-from actors.serving.policy_engine import LastWords, OwnErrorLog, PolicyServerLaunch, start_engine
+from actors.serving.admission import BusyMeter, Gate, Silence, Sleep
+from actors.serving.policy_engine import LastWords, OwnErrorLog, PolicyServerLaunch, resident_bytes, start_engine
 from actors.serving.prompt_renderer import PromptRenderer
 from actors.serving.weight_transfer import (
     COLLECTIVE_TRANSPORTS,
@@ -76,6 +76,7 @@ class PolicyServer:
         self._current = asyncio.Event()  # set once the engine holds the current weights
         self._pausing = asyncio.Lock()  # held while the engine's scheduler is paused
         self._gate = Gate()
+        self._sleep = Sleep(self._gate)
         self._meter = BusyMeter()
         self._silence = Silence()
         self._request_ids = itertools.count()
@@ -129,7 +130,19 @@ class PolicyServer:
         Raises `WeightTransferError`. After a swap that failed half-way, every later call raises it too.
         """
         await self._started()
+        await self.wake()
         return await self._load(update)
+
+    async def sleep(self) -> None:
+        """Give the GPU's memory back until `wake` or `load`, once no request runs; later requests wait. Weights go to
+        host memory. Needs `policy_server.sleep`."""
+        await self._started()
+        await self._sleep.begin(self._engine)
+
+    async def wake(self) -> None:
+        """Take the GPU's memory again, after `sleep`."""
+        await self._started()
+        await self._sleep.end()
 
     async def join(self, group: CollectiveGroup, engine: int) -> None:
         """Connect to the learner for broadcasts, as server number `engine` of the group. Blocks until all members have
@@ -137,16 +150,10 @@ class PolicyServer:
         await self._started()
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        init_info: dict[str, Any] = {
-            "transport": group.transport,
-            "master_address": group.address,
-            "master_port": group.port,
-            "rank_offset": group.first_rank(engine),
-            "world_size": group.world_size,
-            "deadline_s": group.deadline_s,
-        }
         try:
-            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+            await self._engine.init_weight_transfer_engine(
+                WeightTransferInitRequest(init_info=group.as_seen_by(engine))
+            )
         except Exception as error:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
@@ -154,15 +161,7 @@ class PolicyServer:
         """Process ids, how often it was started before, `last_failure` (why the process before ended itself, or ""),
         `starting` (the last line of the engine's log while it starts, then None), weights version, requests running and
         answered, tokens generated, seconds busy and memory in bytes."""
-        import psutil
-
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
-        resident = 0
-        for pid in [os.getpid(), *engines]:
-            try:
-                resident += psutil.Process(pid).memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
         return {
             "name": self._name,
             "pid": os.getpid(),
@@ -175,7 +174,7 @@ class PolicyServer:
             "requests": self._requests,
             "generated_tokens": self._generated_tokens,
             "busy_seconds": self._meter.seconds,
-            "rss_bytes": resident,
+            "rss_bytes": resident_bytes([os.getpid(), *engines]),
         }
 
     # ---------------------------------------------------------------- start

@@ -80,6 +80,17 @@ class CollectiveGroup:
         """Rank of the first worker of an engine: each independent engine has a range of its own."""
         return 1 + engine * self.workers_per_engine
 
+    def as_seen_by(self, engine: int) -> dict[str, Any]:
+        """The fields of `weight_backends.GroupInfo`."""
+        return {
+            "transport": self.transport,
+            "master_address": self.address,
+            "master_port": self.port,
+            "rank_offset": self.first_rank(engine),
+            "world_size": self.world_size,
+            "deadline_s": self.deadline_s,
+        }
+
 
 class WeightRegistry:
     """Remembers the latest update, so that a restarted server receives the current weights, and counts the starts of

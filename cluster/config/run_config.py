@@ -99,4 +99,28 @@ class RunConfig(Section):
             )
         if transport == "gloo" and self.policy_server.device == "cuda":
             raise ValueError("weight_sync.transport gloo is for CPUs; use nccl with policy_server.device cuda")
+        if transport == "nccl" and self.shares_gpus:
+            raise ValueError(
+                "weight_sync.transport nccl needs a GPU for each process: leave it at auto, or set "
+                "policy_server.gpu_share and learner.gpu_share to 1"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _engines_leave_room_on_their_gpus(self) -> RunConfig:
+        server = self.policy_server
+        if server.sleep and self.mode != "sync":
+            raise ValueError("policy_server.sleep needs mode sync: in mode async the servers answer during an update")
+        fits = server.gpu_memory_utilization <= server.gpu_share or server.sleep
+        if server.device == "cuda" and not fits:
+            raise ValueError(
+                f"policy_server.gpu_memory_utilization {server.gpu_memory_utilization:g} is more than "
+                f"policy_server.gpu_share {server.gpu_share:g}: lower it, or let the servers give their memory back "
+                "while the learner trains (policy_server.sleep, mode sync)"
+            )
+        return self
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether a policy server or a learner rank may have its GPU in common with others; NCCL then connects none."""
+        return min(self.policy_server.gpu_share, self.learner.gpu_share) < 1

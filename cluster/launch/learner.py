@@ -24,5 +24,4 @@ def learner_setup(config: RunConfig, publishing: PublishTarget | None = None) ->
 
 def start_learner(config: RunConfig, setup: LearnerSetup) -> LearnerGroup:
     """The ranks, with the model loaded. Raises what `LearnerGroup` raises."""
-    gpus = 1.0 if setup.learner.device == "cuda" else 0.0
-    return LearnerGroup(setup, RankResources(cpus=config.cluster.learner_cpus, gpus=gpus))
+    return LearnerGroup(setup, RankResources(cpus=config.cluster.learner_cpus, gpus=setup.learner.gpus))

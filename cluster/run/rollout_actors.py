@@ -41,7 +41,6 @@ def start_policy_servers(config: RunConfig, temporary: Path, registry: Any) -> d
     """One actor per replica, by name; Ray restarts one that dies."""
     servers = {}
     settings = config.policy_server
-    gpus = settings.tensor_parallel if settings.device == "cuda" else 0
     for index in range(settings.replicas):
         launch = PolicyServerLaunch(index=index, run_seed=config.seed, temp_folder=str(temporary / f"v{index}"))
         environment = ACTOR_ENVIRONMENT | policy_server_environment(config.model, settings, launch)
@@ -49,7 +48,7 @@ def start_policy_servers(config: RunConfig, temporary: Path, registry: Any) -> d
             ray.remote(PolicyServer)
             .options(
                 num_cpus=config.cluster.policy_server_cpus,
-                num_gpus=gpus,
+                num_gpus=settings.gpus,
                 max_restarts=-1,
                 max_concurrency=10_000,
                 runtime_env={"env_vars": environment},
