@@ -122,7 +122,7 @@ class WeightSyncSettings(Section):
     check_tolerance: PositiveFloat | None = Field(
         None,
         description="Largest mean |difference| of a log-probability × `rollout.temperature` in that check, and "
-        "largest KL(engine ‖ learner) × its square, before the run stops. null: 0.02 in float32, 0.2 in bfloat16.",
+        "largest KL(engine ‖ learner) × its square, before the run stops. null: 0.02 in float32, 0.1 in bfloat16.",
     )
 
     def transport_for(self, *, on_gpus: bool, nodes: int) -> Transport:

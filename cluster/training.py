@@ -117,7 +117,7 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
     from cluster.telemetry.console import Console
     from cluster.telemetry.metrics import MetricsWriter
 
-    expected = _expected_failures()
+    expected = expected_failures()
     title = f"{config.name} · {config.mode} · entropy {config.entropy.mode} · seed {config.seed}"
     run.summary.unlink(missing_ok=True)
     resumed_from = None if progress is None else progress.update
@@ -151,7 +151,7 @@ def _run(config: RunConfig, run: RunFolder, progress: Progress | None) -> Summar
         raise CosoError(f"{str(reason).strip() or type(reason).__name__}\n({saved}{logs})") from error
 
 
-def _expected_failures() -> tuple[type[BaseException], ...]:
+def expected_failures() -> tuple[type[BaseException], ...]:
     """Errors of the stages that are caused from outside the program; their message explains them."""
     from ray.exceptions import RayError
 

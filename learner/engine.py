@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.addresses import interface_of, own_address
 from actors.serving.broadcast_groups import rendezvous_store
 from learner.settings import LearnerSettings
 
@@ -301,9 +302,10 @@ def _join(settings: LearnerSettings, place: RankPlace) -> None:
         OMP_NUM_THREADS=str(settings.threads),
         DS_ACCELERATOR="cpu" if on_cpu else "cuda",
     )
-    if on_cpu and place.address.startswith("127."):
-        # gloo otherwise listens on the interface the host name resolves to, open to the network.
-        os.environ["GLOO_SOCKET_IFNAME"] = _loopback_interface()
+    if on_cpu:
+        # gloo otherwise listens on the interface that the host name resolves to: open to the network where all ranks
+        # share a node, and loopback on many a machine, where they do not.
+        os.environ["GLOO_SOCKET_IFNAME"] = interface_of(own_address(place.address))
     import torch
 
     torch.set_num_threads(settings.threads)
@@ -323,13 +325,6 @@ def _join(settings: LearnerSettings, place: RankPlace) -> None:
             backend, store=store, rank=place.rank, world_size=place.world_size, timeout=deadline
         )
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=deadline)
-
-
-def _loopback_interface() -> str:
-    import socket
-
-    names = {name for _, name in socket.if_nameindex()}
-    return next(name for name in ("lo", "lo0") if name in names)
 
 
 def _stage(settings: LearnerSettings, dtype: str) -> int:

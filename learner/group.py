@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.addresses import address_for
 from actors.trajectory import TrajectoryBatch
 from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
 from learner.finite import NotFinite
@@ -135,11 +136,16 @@ class LearnerGroup:
         """`LearnerRank.publish`."""
         return self._on_all("publish", version)[0]
 
-    def open_sync(self, engines: int, workers_per_engine: int, deadline_s: float) -> tuple[CollectiveGroup, Any]:
-        """For transports that broadcast: (the group that servers are to join, ObjectRef of the learner joining it)."""
-        writer = self._actors[0]
+    def open_sync(
+        self, servers: Sequence[str], workers_per_engine: int, deadline_s: float
+    ) -> tuple[CollectiveGroup, Any]:
+        """For transports that broadcast: (the group that servers are to join, ObjectRef of the learner joining it).
+
+        servers: the address of each server's node.
+        """
+        writer, address = self._actors[0], address_for(self.addresses[0], servers)
         (group,) = self._wait(
-            [writer.open_sync.remote(engines, workers_per_engine, self.address, deadline_s)], "open_sync", deadline_s
+            [writer.open_sync.remote(len(servers), workers_per_engine, address, deadline_s)], "open_sync", deadline_s
         )
         return group, writer.connect_sync.remote()
 
@@ -182,10 +188,10 @@ class LearnerGroup:
         deadline_s = self.setup.learner.start_deadline_s
         try:
             places = self._wait([actor.rendezvous.remote() for actor in self._actors], "starting", deadline_s)
-            one_node = len({address for address, _ in places}) == 1
-            self.address, port = ("127.0.0.1" if one_node else places[0][0]), places[0][1]
+            self.addresses = [address for address, _ in places]  # of each rank's node
+            meeting, port = address_for(self.addresses[0], self.addresses), places[0][1]
             left = max(1.0, deadline_s - (time.monotonic() - started))
-            self._wait([actor.start.remote(self.address, port) for actor in self._actors], "loading the model", left)
+            self._wait([actor.start.remote(meeting, port) for actor in self._actors], "loading the model", left)
         except BaseException:
             self.close()
             raise

@@ -14,6 +14,7 @@ LIMITS = {**dict.fromkeys(PROGRAM, (400, 60)), "tests": (450, 60), "benchmarks":
 #: Modules in one folder, `__init__.py` not counted.
 FOLDER_LIMIT = 15
 FULL_FOLDERS = {
+    "cluster/cli": "one module for each command, as the floor plan says",
     "benchmarks": "one module for each question; each is run by hand and shares only record.py and machine.py",
     "envs/android": "drivers of a phone (browser, adb, Appium, fleet) share device.py's protocol and one environment",
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,9 @@ class RolloutWorker:
         self._policy = PolicyClient(servers, launch.answer_deadline_s, f"rollout worker {launch.worker}")
         self._stream = stream
         self._hosts = [EnvironmentHost(environment) for _ in range(rollout.envs_per_worker)]
+        # Makes the names of a restarted worker's episodes different from those before; process ids repeat, above all in
+        # containers.
+        self._incarnation = secrets.token_hex(4)
         self._failed_slots: set[int] = set()
         self._restarts = 0
         self._failures: Counter[str] = Counter()
@@ -213,8 +217,7 @@ class RolloutWorker:
         count = 0
         while True:
             seed = training_seed(self._launch.run_seed, update, worker, slot, count)
-            # The process id makes the names of a restarted worker's episodes different from those before.
-            name = f"{update}-{worker}-{slot}-{count}-{os.getpid()}"
+            name = f"{update}-{worker}-{slot}-{count}-{self._incarnation}"
             yield EpisodeSpec(name, seed, self._rollout.temperature)
             count += 1
 
@@ -379,10 +382,16 @@ class RolloutWorker:
         await asyncio.gather(*(host.close() for host in self._hosts))
 
 
-def make_rollout_worker(cpus: float, resources: dict[str, float], *arguments: Any) -> Any:
+def make_rollout_worker(cpus: float, resources: dict[str, float], strategy: Any, *arguments: Any) -> Any:
     """Start a `RolloutWorker` as a Ray actor, which Ray restarts when it dies; `arguments` as for the class.
 
-    resources: custom Ray resources that it takes, for instance {"emulator": 8.0}.
+    resources: custom Ray resources that it takes, for instance {"emulator": 8.0}. strategy: Ray's scheduling strategy.
     """
-    options = {"num_cpus": cpus, "resources": resources, "max_restarts": -1, "max_concurrency": 1000}
+    options = {
+        "num_cpus": cpus,
+        "resources": resources,
+        "scheduling_strategy": strategy,
+        "max_restarts": -1,
+        "max_concurrency": 1000,
+    }
     return ray.remote(RolloutWorker).options(**options).remote(*arguments)

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+from actors.addresses import own_address
 from actors.serving.weight_transfer import WeightTransferError
 from actors.settings import Transport
 
@@ -55,8 +56,9 @@ class GlooGroup:
             store = rendezvous_store(address, port, rank, world_size, timeout)
             options = dist.ProcessGroupGloo._Options()
             options._timeout = timeout
-            if address.startswith("127."):  # one machine: listen on loopback only
-                options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+            # Listen where the other members are: loopback on one machine. gloo otherwise takes the address that the
+            # host name resolves to, which other machines may not reach.
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_address(address))]
             self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("coso-weights", store), rank, world_size, options)
         except (RuntimeError, ValueError) as error:
             raise WeightTransferError(

@@ -15,6 +15,7 @@ import psutil
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.model_folder import read_model
+from actors.serving.adapters import ServedAdapters
 from actors.settings import ModelSettings, PolicyServerSettings
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class PolicyServerLaunch:
     run_seed: int  # >= 0
     temp_folder: str  # for vLLM's sockets and scratch files; at most 60 characters, since socket paths are short
     images_per_prompt: int = 1  # at most; a policy's prompts have one
+    adapters: ServedAdapters | None = None  # that updates bring; None: they bring all weights
 
     def __post_init__(self) -> None:
         if len(self.temp_folder) > 60:
@@ -155,12 +157,15 @@ def engine_arguments(
         "enable_prefix_caching": False,
         "generation_config": "vllm",  # sampling is what the request says, not what the model's folder suggests
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: after temperature and bans
+        "hf_overrides": float32_head,
         "tensor_parallel_size": settings.tensor_parallel,
         "distributed_executor_backend": f"actors.serving.engine_processes.{executor}",
         "worker_extension_cls": "actors.serving.weight_backends.WorkerExtension",
         "weight_transfer_config": {"backend": "coso"},
         "disable_log_stats": True,
     }
+    if launch.adapters is not None:
+        arguments |= launch.adapters.engine_arguments(settings.device)
     if settings.device == "cpu":
         return arguments | {
             "enforce_eager": True,
@@ -186,6 +191,18 @@ def resident_bytes(pids: Sequence[int]) -> int:
         with suppress(psutil.NoSuchProcess):
             total += psutil.Process(pid).memory_info().rss
     return total
+
+
+def float32_head(config: Any) -> Any:
+    """The model's config, so that vLLM gives logits in float32 whatever the model's precision (`hf_overrides`).
+
+    In bfloat16, a logit of 20 is rounded to a multiple of 0.125. The learner's `TokenHead` has float32 logits too, so
+    the two agree. The weights of the head stay as they are. Where a family's text model is a model of its own, vLLM
+    reads the text model's config, else the whole one; so both say it.
+    """
+    config.head_dtype = "float32"
+    config.get_text_config().head_dtype = "float32"
+    return config
 
 
 class OwnErrorLog:

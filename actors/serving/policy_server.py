@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest, Refusal
+from actors.serving.adapters import lora_request
 from actors.serving.admission import BusyMeter, Gate, Silence, Sleep
+from actors.serving.engine_loading import load_adapter, load_weights
 from actors.serving.policy_engine import LastWords, OwnErrorLog, PolicyServerLaunch, resident_bytes, start_engine
 from actors.serving.prompt_renderer import PromptRenderer
 from actors.serving.weight_transfer import (
@@ -30,9 +32,7 @@ from actors.serving.weight_transfer import (
     WeightTransferError,
     WeightUpdate,
     anonymous_file,
-    check_held,
     check_readable,
-    check_received,
 )
 from actors.settings import ModelSettings, PolicyServerSettings
 
@@ -80,6 +80,7 @@ class PolicyServer:
         self._meter = BusyMeter()
         self._silence = Silence()
         self._request_ids = itertools.count()
+        self._adapter: Any = None  # vLLM's request for the adapter, where updates bring one
         self._version = 0
         self._requests = 0
         self._generated_tokens = 0
@@ -158,14 +159,17 @@ class PolicyServer:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
     async def status(self) -> dict[str, Any]:
-        """Process ids, how often it was started before, `last_failure` (why the process before ended itself, or ""),
-        `starting` (the last line of the engine's log while it starts, then None), weights version, requests running and
-        answered, tokens generated, seconds busy and memory in bytes."""
+        """Process ids, node address, how often it was started before, `last_failure` (why the process before ended
+        itself, or ""), `starting` (the last line of the engine's log while it starts, then None), weights version,
+        requests running and answered, tokens generated, seconds busy and memory in bytes."""
+        import ray
+
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
         return {
             "name": self._name,
             "pid": os.getpid(),
             "engine_pids": engines,
+            "address": ray.util.get_node_ip_address(),
             "incarnation": self._incarnation,
             "last_failure": self._last_failure,
             "starting": None if self._starting.done() else self._log.last_line(),
@@ -200,7 +204,10 @@ class PolicyServer:
                     loop.add_reader(process.sentinel, self._end_this_process)
                 if self._settings.device == "cpu":
                     await self._engine.collective_rpc("unlink_own_semaphores")
-                if Path(self._model.path).is_dir():
+                if (adapters := self._launch.adapters) is not None:
+                    await self._engine.collective_rpc("begin_adapter", args=(adapters.rank, adapters.alpha))
+                    self._adapter = lora_request()
+                elif Path(self._model.path).is_dir():
                     await self._engine.collective_rpc("remember_held_weights", args=(self._model.path,))
                 await self._engine.update_weight_version("0")
                 await self._take_current_weights()
@@ -295,7 +302,9 @@ class PolicyServer:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
-            return await self._engine.add_request(str(next(self._request_ids)), engine_input, params)
+            return await self._engine.add_request(
+                str(next(self._request_ids)), engine_input, params, lora_request=self._adapter
+            )
         except (VLLMClientError, ValueError) as error:
             return Refusal("request_refused", f"vLLM refuses the request: {error}")
 
@@ -341,22 +350,21 @@ class PolicyServer:
                     await self._engine.resume_generation()
 
     async def _load(self, update: WeightUpdate) -> LoadReport:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         check_readable(update)
         if update.ref is not None:
             with anonymous_file(np.asarray(await update.ref)) as path:
-                return await self._swap(update, WeightTransferUpdateRequest(update_info={"path": path}))
+                return await self._swap(update, {"path": path})
         if update.path is not None:
-            return await self._swap(update, WeightTransferUpdateRequest(update_info={"path": update.path}))
+            return await self._swap(update, {"path": update.path})
         announcement = {
             "names": list(update.names),
             "dtype_names": list(update.dtypes),
             "shapes": [list(s) for s in update.shapes],
         }
-        return await self._swap(update, WeightTransferUpdateRequest(update_info=announcement))
+        return await self._swap(update, announcement)
 
-    async def _swap(self, update: WeightUpdate, request: Any) -> LoadReport:
+    async def _swap(self, update: WeightUpdate, info: dict[str, Any]) -> LoadReport:
+        """info: see `actors.serving.engine_loading`."""
         version, started = update.version, time.monotonic()
         parts: dict[str, float] = {}
         since = started
@@ -369,17 +377,8 @@ class PolicyServer:
         async with self._paused():
             part("pause")
             try:
-                await self._engine.start_weight_update()
-                part("prepare")
-                await self._engine.update_weights(request)
-                part("load")
-                await self._engine.finish_weight_update(str(version))
-                part("process")
-                checksums: list[Any] = await self._engine.collective_rpc("received_checksums")
-                for received in checksums:  # of each worker
-                    check_received(update, received, self._name)
-                held = [each for each in await self._engine.collective_rpc("compare_held_weights") if each]
-                check_held(update, [piece for _, wrong in held for piece in wrong], self._name)
+                load = load_weights if self._adapter is None else load_adapter
+                checksums, held = await load(self._engine, update, info, self._name, part)
                 part("check")
             except Exception as error:
                 self._end_with_engine(error)
@@ -393,10 +392,4 @@ class PolicyServer:
         self._version = version
         self._silence.broken()
         self._current.set()
-        return LoadReport(
-            seconds=since - started,
-            parts=parts,
-            version=version,
-            checksums=checksums[0],
-            held=min((equal for equal, _ in held), default=None),
-        )
+        return LoadReport(seconds=since - started, parts=parts, version=version, checksums=checksums, held=held)

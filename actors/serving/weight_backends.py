@@ -20,7 +20,9 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.platforms import current_platform
 
+from actors.serving.adapter_slot import AdapterSlot
 from actors.serving.broadcast_groups import BroadcastGroup, join_group
 from actors.serving.held_weights import Fingerprint, HeldWeights, checkpoint_fingerprints, fingerprinted
 from actors.serving.weight_transfer import checksummed
@@ -83,9 +85,12 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        tensors = self._read(update_info.path) if update_info.path else self._receive(update_info)
         model: Any = self.model  # vLLM's models have load_weights, but their base class does not declare it
-        model.load_weights(fingerprinted(checksummed(tensors, self.received), self.fingerprints))
+        model.load_weights(fingerprinted(checksummed(self.tensors(update_info), self.received), self.fingerprints))
+
+    def tensors(self, update_info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of all that an update brings."""
+        return self._read(update_info.path) if update_info.path else self._receive(update_info)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -130,6 +135,22 @@ class WorkerExtension:
     weight_transfer_engine: Any  # the worker's
     model_runner: Any  # the worker's
     _held: HeldWeights | None = None
+    _adapter: AdapterSlot | None = None
+
+    def begin_adapter(self, rank: int, alpha: float) -> None:
+        """Make the engine's adapter, with B = 0."""
+        runner = self.model_runner
+        self._adapter = AdapterSlot(runner.get_model(), runner.lora_manager, rank, alpha)
+
+    def load_adapter(self, update_info: dict[str, Any]) -> tuple[dict[str, int], int, list[str]]:
+        """Replace the adapter by an update's. Returns the checksums of the tensors that it brought, how many the
+        model was seen to hold, and the layers that hold others."""
+        if self._adapter is None:
+            raise RuntimeError("this engine was started without an adapter")
+        engine = self.weight_transfer_engine
+        received: dict[str, int] = {}
+        self._adapter.load(dict(checksummed(engine.tensors(engine.parse_update_info(update_info)), received)))
+        return received, *self._adapter.compare()
 
     def remember_held_weights(self, folder: str) -> None:
         """Learn which piece of the model is which tensor of the folder that it was just loaded from."""
@@ -172,3 +193,6 @@ class WorkerExtension:
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, CosoWeightTransferEngine)
+if current_platform.is_cpu():
+    cpu_platform: Any = type(current_platform)
+    cpu_platform.get_punica_wrapper = classmethod(lambda cls: "actors.serving.one_adapter.OneAdapterCPU")

@@ -17,6 +17,7 @@ from cluster.cli.demos import demos
 from cluster.cli.evaluate import evaluate
 from cluster.cli.fleet import fleet_app
 from cluster.cli.influence import influence
+from cluster.cli.plan import plan
 from cluster.cli.play import play
 from cluster.cli.report import report
 from cluster.cli.resume import resume
@@ -55,6 +56,7 @@ def _options(
 
 
 app.command()(train)
+app.command()(plan)
 app.command()(warmstart)
 app.command()(demos)
 app.command()(resume)

@@ -159,6 +159,7 @@ def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, model: Path
     """Fine-tune the model at `start`; writes a complete model folder to `model`."""
     from actors.chat import ChatProcessor
     from cluster.launch.learner import start_learner
+    from cluster.launch.reservation import reserve
     from learner.group import LearnerFailed
 
     chat = ChatProcessor(start)
@@ -166,7 +167,7 @@ def _fine_tune(config: RunConfig, shown: Demonstrations, start: str, model: Path
     steps = config.warm_start.steps
     setup = supervised_setup(config, start)
     try:
-        learner = start_learner(config, setup)
+        learner = start_learner(config, setup, reserve(config, "learner rank").ranks_group)
         try:
             with progress_bar("fine-tuning", steps) as advance:
                 learner.begin_supervised(batch, config.warm_start)

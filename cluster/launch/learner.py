@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cluster.config.run_config import RunConfig
 from learner.group import LearnerGroup, RankResources
 from learner.setup import LearnerSetup, PublishTarget
@@ -22,6 +24,9 @@ def learner_setup(config: RunConfig, publishing: PublishTarget | None = None) ->
     )
 
 
-def start_learner(config: RunConfig, setup: LearnerSetup) -> LearnerGroup:
-    """The ranks, with the model loaded. Raises what `LearnerGroup` raises."""
-    return LearnerGroup(setup, RankResources(cpus=config.cluster.learner_cpus, gpus=setup.learner.gpus))
+def start_learner(config: RunConfig, setup: LearnerSetup, placement_group: Any) -> LearnerGroup:
+    """The ranks, with the model loaded. placement_group: see `RankResources`. Raises what `LearnerGroup` raises."""
+    resources = RankResources(
+        cpus=config.cluster.learner_cpus, gpus=setup.learner.gpus, placement_group=placement_group
+    )
+    return LearnerGroup(setup, resources)

@@ -58,7 +58,7 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
     return {
         "policy servers": {
             "CPU": servers * cluster.policy_server_cpus,
-            "GPU": servers * config.policy_server.tensor_parallel * float(config.policy_server.device == "cuda"),
+            "GPU": servers * config.policy_server.gpus,
         },
         "rollout workers": {
             "CPU": config.rollout.workers * cluster.rollout_worker_cpus,
@@ -69,7 +69,7 @@ def required_resources(config: RunConfig) -> dict[str, dict[str, float]]:
             "CPU": (config.scoring.workers + 1) * cluster.scorer_cpus,
             "GPU": (config.scoring.workers + 1) * scoring_gpus(config),
         },
-        "learner ranks": {"CPU": ranks * cluster.learner_cpus, "GPU": ranks * float(config.learner.device == "cuda")},
+        "learner ranks": {"CPU": ranks * cluster.learner_cpus, "GPU": ranks * config.learner.gpus},
     }
 
 
@@ -102,10 +102,19 @@ def local_emulators(config: RunConfig) -> dict[str, float]:
     return {EMULATOR: float(running_emulators(device.get("fleet", "default")) or 0)}
 
 
+def local_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def local_cpus(config: RunConfig) -> int:
     """Logical CPUs that a Ray on this machine offers, at least 1."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, int(cores * config.cluster.oversubscribe))
+    return max(1, int(local_cores() * config.cluster.oversubscribe))
+
+
+def local_resources(config: RunConfig) -> dict[str, float]:
+    """What a Ray on this machine offers."""
+    return {"CPU": float(local_cpus(config)), "GPU": float(_local_gpus()), **local_emulators(config)}
 
 
 def require_resources(config: RunConfig, available: dict[str, float], where: str) -> None:
@@ -128,8 +137,7 @@ def require_resources(config: RunConfig, available: dict[str, float], where: str
 def require_local_resources(config: RunConfig) -> None:
     """`require_resources` for this machine, if the run starts its own Ray."""
     if config.cluster.address is None:
-        offered = {"CPU": local_cpus(config), "GPU": float(_local_gpus()), **local_emulators(config)}
-        require_resources(config, offered, "this machine")
+        require_resources(config, local_resources(config), "this machine")
 
 
 @contextmanager
@@ -137,7 +145,8 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
     """Run the block with Ray; yields a temporary folder with a short path, which is removed at the end.
 
     A Ray started here listens on loopback only and always ends with the block. If the block raises, the actors'
-    output is first saved to `logs`. Raises `CosoError` if resources are missing or no cluster answers.
+    output is first saved to `logs`. Raises `CosoError` if this machine's resources do not suffice, or no cluster
+    answers. Whether those of a cluster suffice is seen where actors are placed (`cluster.launch.reservation`).
     """
     require_local_resources(config)
     import ray
@@ -167,7 +176,6 @@ def ray_session(config: RunConfig, logs: Path | None = None) -> Iterator[Path]:
                 )
         else:
             _join(config, common)
-            require_resources(config, ray.cluster_resources(), f"the cluster at {config.cluster.address}")
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)  # Ray's own handler prints a C++ stack trace
         yield temporary

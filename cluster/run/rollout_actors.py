@@ -17,6 +17,7 @@ from actors.serving.policy_server import PolicyServer
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.ray_runtime import ACTOR_ENVIRONMENT, emulators_per_worker
+from cluster.launch.reservation import Reservation, reserve
 from cluster.run.supervision import Supervisor
 from cluster.run.waiting import answers
 
@@ -27,9 +28,10 @@ STATUS_DEADLINE_S = 5.0
 
 async def evaluation_actors(config: RunConfig, temporary: Path, supervisor: Supervisor) -> list[Any]:
     """Policy servers and rollout workers only, ready for lock-step evaluation and watched; returns the workers."""
-    servers = list(start_policy_servers(config, temporary, None).values())
+    places = reserve(config, "policy server", "rollout worker")
+    servers = list(start_policy_servers(config, temporary, None, places).values())
     await wait_for_servers(config, servers)
-    workers = start_rollout_workers(config, servers, None)
+    workers = start_rollout_workers(config, servers, None, places)
     for index, server in enumerate(servers):
         supervisor.watch("policy server", index, server, config.policy_server.start_deadline_s)
     for index, worker in enumerate(workers):
@@ -37,7 +39,7 @@ async def evaluation_actors(config: RunConfig, temporary: Path, supervisor: Supe
     return workers
 
 
-def start_policy_servers(config: RunConfig, temporary: Path, registry: Any) -> dict[str, Any]:
+def start_policy_servers(config: RunConfig, temporary: Path, registry: Any, places: Reservation) -> dict[str, Any]:
     """One actor per replica, by name; Ray restarts one that dies."""
     servers = {}
     settings = config.policy_server
@@ -49,6 +51,7 @@ def start_policy_servers(config: RunConfig, temporary: Path, registry: Any) -> d
             .options(
                 num_cpus=config.cluster.policy_server_cpus,
                 num_gpus=settings.gpus,
+                scheduling_strategy=places.strategy("policy server", index),
                 max_restarts=-1,
                 max_concurrency=10_000,
                 runtime_env={"env_vars": environment},
@@ -58,8 +61,10 @@ def start_policy_servers(config: RunConfig, temporary: Path, registry: Any) -> d
     return servers
 
 
-def start_rollout_workers(config: RunConfig, servers: Sequence[Any], stream: Any | None) -> list[Any]:
-    """The configured rollout workers, spread over the nodes."""
+def start_rollout_workers(
+    config: RunConfig, servers: Sequence[Any], stream: Any | None, places: Reservation
+) -> list[Any]:
+    """The configured rollout workers."""
     cpus, emulators = config.cluster.rollout_worker_cpus, emulators_per_worker(config)
     workers = []
     for index in range(config.rollout.workers):
@@ -70,7 +75,16 @@ def start_rollout_workers(config: RunConfig, servers: Sequence[Any], stream: Any
             answer_deadline_s=config.policy_server.answer_deadline_s,
         )
         workers.append(
-            make_rollout_worker(cpus, emulators, config.environment, config.rollout, launch, servers, stream)
+            make_rollout_worker(
+                cpus,
+                emulators,
+                places.strategy("rollout worker", index),
+                config.environment,
+                config.rollout,
+                launch,
+                servers,
+                stream,
+            )
         )
     return workers
 

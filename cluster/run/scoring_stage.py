@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from cluster.config.run_config import RunConfig
 from cluster.demonstrations.warm_start import read_demonstrations
 from cluster.errors import CosoError
 from cluster.launch.ray_runtime import scoring_gpus
+from cluster.launch.reservation import Reservation
 from envs.parsing import Parser
 from scoring.effects.estimators import WITHOUT_SCM
 from scoring.effects.parser_effects import ParserSource
@@ -116,11 +118,16 @@ class ScoringStage:
 
 
 def make_scoring_pool(
-    config: RunConfig, chat: ChatProcessor, head_sizes: tuple[int, ...], parser: Parser | None
+    config: RunConfig,
+    chat: ChatProcessor,
+    head_sizes: tuple[int, ...],
+    parser: Parser | None,
+    places: Reservation | None = None,
 ) -> ScoringPool:
     """Make the run's pool, not started yet. Raises `CosoError` where the tokenizer has no null token.
 
-    head_sizes: of the environment's label space. parser: the environment's, or None.
+    head_sizes: of the environment's label space. parser: the environment's, or None. places: where its actors run; None
+    leaves that to Ray.
     """
     # The model may have logits for more ids than the tokenizer has tokens.
     vocabulary = max(int(chat.config.get_text_config().vocab_size), len(chat.tokenizer))
@@ -136,8 +143,16 @@ def make_scoring_pool(
         actor_cpus=config.cluster.scorer_cpus,
         actor_gpus=scoring_gpus(config),
         max_failures=config.cluster.max_recoveries + 1,
+        **({} if places is None else _strategies(config, places)),
     )
     return ScoringPool(config.scoring, context)
+
+
+def _strategies(config: RunConfig, places: Reservation) -> dict[str, Any]:
+    return {
+        "trainer_strategy": places.strategy("SCM trainer"),
+        "scorer_strategies": [places.strategy("scorer", index) for index in range(config.scoring.workers)],
+    }
 
 
 def pretrain_scm(config: RunConfig, pool: ScoringPool) -> None:

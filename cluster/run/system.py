@@ -21,6 +21,8 @@ from actors.trajectory import TrajectoryBatch
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.learner import learner_setup, start_learner
+from cluster.launch.placement import transport_of
+from cluster.launch.reservation import reserve
 from cluster.run.collection import Collector, StreamCollector, SynchronousCollector, worker_statuses
 from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
 from cluster.run.run_folder import Progress, RunFolder, may_be_on_hub
@@ -61,30 +63,29 @@ class System:
 
     def __init__(self, config: RunConfig, run: RunFolder, progress: Progress, temporary: Path) -> None:
         self.config = config
-        self.transport = config.weight_sync.transport_for(
-            on_gpus=config.policy_server.device == config.learner.device == "cuda",
-            nodes=sum(node["Alive"] for node in ray.nodes()),
-        )
         self._chat = require_model(config)
+        self.places = reserve(config)
+        self.transport = transport_of(config, self.places.plan)
         self._weights_name = run.weights_name
         self._fallback_folder = run.path
         self._sync_check = SyncCheck(config)
         self.supervisor = Supervisor(
             config.cluster.max_recoveries, config.cluster.recovery_window_s, progress.recoveries
         )
-        self.registry: Any = ray.remote(WeightRegistry).options(num_cpus=0, max_restarts=-1).remote()
-        self.servers = start_policy_servers(config, temporary, self.registry)
+        beside_driver = {"num_cpus": 0, "scheduling_strategy": self.places.strategy("trajectory stream")}
+        self.registry: Any = ray.remote(WeightRegistry).options(max_restarts=-1, **beside_driver).remote()
+        self.servers = start_policy_servers(config, temporary, self.registry, self.places)
         self.stream = (
             ray.remote(TrajectoryStream)
-            .options(num_cpus=0, max_concurrency=STREAM_CONCURRENCY)
+            .options(max_concurrency=STREAM_CONCURRENCY, **beside_driver)
             .remote(config.rollout.stream_bytes, 0)  # training episodes begin with the first batch that is collected
         )
-        self.workers = start_rollout_workers(config, list(self.servers.values()), self.stream)
+        self.workers = start_rollout_workers(config, list(self.servers.values()), self.stream, self.places)
         #: Held while the learner's weights are between two versions: from an update's beginning until it is published.
         self.between_versions = asyncio.Lock()
         self._published = 0  # version
         self._rollouts_from: int | None = None  # the update that seeds the rollouts; None before they start
-        self._connected_pids: list[int] = []  # of the servers that the learner can broadcast to
+        self._connected: list[tuple[int, int]] = []  # incarnations of the servers that the learner can broadcast to
         self._learner: LearnerGroup | None = None
         self.pool: ScoringPool | None = None
         self._scoring: ScoringStage | None = None
@@ -172,7 +173,7 @@ class System:
         """The learner's weights, as `version`, into every live policy server. Nothing in flight is lost. To be called
         with `between_versions` held. Raises `WeightTransferError` if an engine was given other tensors."""
         deadline = self.config.weight_sync.deadline_s
-        if self.broadcasts and await self._server_pids() != self._connected_pids:
+        if self.broadcasts and await self._incarnations() != self._connected:
             await self._connect_servers()  # a group's members are processes, and one of them is new
         update = await asyncio.to_thread(self.learner.publish, version)
         update = await answer(self.registry.put.remote(update), deadline, "the weight registry")
@@ -199,6 +200,14 @@ class System:
         logprobs = await asyncio.to_thread(self.learner.token_logprobs, self._sync_check.rows(made))
         return self._sync_check.judge(name, version, made, logprobs)
 
+    async def server_statuses(self) -> list[dict[str, Any]]:
+        """Of the policy servers, once they are up."""
+        deadline = self.config.policy_server.start_deadline_s
+        return [
+            await answer_of_restarted(server.ready.remote, deadline, f"the start of {name}")
+            for name, server in self.servers.items()
+        ]
+
     async def steps_taken(self) -> int:
         """Steps that environments have made in training episodes since the start, whatever became of them. Of a worker
         that died, those up to its last status, which the supervisor asks for every second."""
@@ -219,7 +228,7 @@ class System:
     def restart_learner(self, checkpoint: Path | None) -> None:
         """End what is left of the ranks and start anew, from a checkpoint or from the model the run began with."""
         self.learner.restart(checkpoint)
-        self._connected_pids = []
+        self._connected = []
 
     async def close(self) -> None:
         """End every actor; by force where it does not end in good order."""
@@ -259,7 +268,8 @@ class System:
             transport=self.transport, run=self._weights_name, fallback_folder=self._fallback_folder
         )
         try:
-            self._learner = start_learner(self.config, learner_setup(self.config, publishing))
+            setup = learner_setup(self.config, publishing)
+            self._learner = start_learner(self.config, setup, self.places.ranks_group)
             if checkpoint is not None:
                 self._learner.load_checkpoint(checkpoint)
         except (LearnerFailed, ValueError, CheckpointMismatch) as error:
@@ -280,7 +290,7 @@ class System:
         await asyncio.to_thread(self._make_pool, sizes, parser, checkpoint)
 
     def _make_pool(self, head_sizes: tuple[int, ...], parser: Parser | None, checkpoint: Path | None) -> None:
-        pool = make_scoring_pool(self.config, self._chat, head_sizes, parser)
+        pool = make_scoring_pool(self.config, self._chat, head_sizes, parser, self.places)
         pool.start()
         self.pool = pool
         self._scoring = ScoringStage(self.config, pool, self._chat)
@@ -289,31 +299,26 @@ class System:
         else:
             load_scm(pool, checkpoint)
 
-    async def _server_pids(self) -> list[int]:
-        """Of the policy servers, once they are up."""
-        deadline = self.config.policy_server.start_deadline_s
-        statuses = [
-            await answer_of_restarted(server.ready.remote, deadline, f"the start of {name}")
-            for name, server in self.servers.items()
-        ]
-        return [status["pid"] for status in statuses]
+    async def _incarnations(self) -> list[tuple[int, int]]:
+        return [_incarnation(status) for status in await self.server_statuses()]
 
     async def _connect_servers(self) -> None:
         """Connect learner and policy servers for broadcasts."""
         sync = self.config.weight_sync
-        pids = await self._server_pids()
+        statuses = await self.server_statuses()
+        addresses = [status["address"] for status in statuses]
         group, connecting = await asyncio.to_thread(
-            self.learner.open_sync, len(self.servers), self.config.policy_server.tensor_parallel, sync.deadline_s
+            self.learner.open_sync, addresses, self.config.policy_server.tensor_parallel, sync.deadline_s
         )
         await asyncio.to_thread(connect_servers, list(self.servers.items()), group, connecting)
-        self._connected_pids = pids
+        self._connected = [_incarnation(status) for status in statuses]
 
     async def _restart_server(self) -> None:
         """A restarted server has missed the last broadcast: connect it and publish the current weights again."""
         if not self.broadcasts:
             return  # it took them from the registry
         async with self.between_versions:
-            if self._published > 0 and await self._server_pids() != self._connected_pids:
+            if self._published > 0 and await self._incarnations() != self._connected:
                 await self.publish(self._published)
 
     def _sync(self, update: Any, deadline: float) -> dict[str, Any]:
@@ -341,3 +346,9 @@ class System:
     async def _restart_worker(self, worker: Any) -> None:
         if self._rollouts_from is not None:
             await answer(worker.start.remote(self._rollouts_from), 60.0, "starting a rollout worker again")
+
+
+def _incarnation(status: dict[str, Any]) -> tuple[int, int]:
+    """Of a policy server's process: how often the server was started before, and the process id. An id alone may be
+    that of a process before, above all in containers."""
+    return status["incarnation"], status["pid"]

@@ -60,8 +60,8 @@ class _Slot:
 class ScorerPool:
     """Driver's side of `count` scorer actors; one thread at a time may call it.
 
-    make_actor: starts one scorer and returns its handle at once: an actor with `ping()` and `score(...)`, and with
-        `progress()` and `set_waited_for(waited)`, which are answered during a task.
+    make_actor: starts the scorer of an index (from 0) and returns its handle at once: an actor with `ping()` and
+        `score(...)`, and with `progress()` and `set_waited_for(waited)`, which are answered during a task.
     start_deadline_s: for a scorer to start or answer a ping. task_deadline_s: for a scorer to finish a task or to make
         progress with it; a task as a whole may take longer.
     max_failures: a scorer and its replacements that fail, or a task whose scorers fail, this many times in a row are an
@@ -71,7 +71,7 @@ class ScorerPool:
 
     def __init__(
         self,
-        make_actor: Callable[[], Any],
+        make_actor: Callable[[int], Any],
         *,
         count: int,
         start_deadline_s: float,
@@ -103,7 +103,7 @@ class ScorerPool:
     def start(self) -> None:
         """Start all scorers and wait until each answers; raises ScoringError at the first that does not."""
         for index in range(self._count):
-            slot = _Slot(index, self._make_actor())
+            slot = _Slot(index, self._make_actor(index))
             self._slots.append(slot)
             self._ping(slot, "start")
         self.check()
@@ -234,7 +234,7 @@ class ScorerPool:
         if not self._started or slot.failures >= self._max_failures:
             raise ScoringError(f"{story} (failure {slot.failures} in a row)")
         self.replaced += 1
-        slot.actor = self._make_actor()
+        slot.actor = self._make_actor(slot.index)
         if self._waited_for:
             slot.actor.set_waited_for.remote(True)
         self._ping(slot, "start")

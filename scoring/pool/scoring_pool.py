@@ -54,6 +54,7 @@ class ScoringContext:
     parser: the environment's, for the estimators that parse; None where it has none.
     seed: of the SCM's first weights and of the sampling in its training.
     actor_cpus, actor_gpus: what Ray reserves for each scorer and for the SCM's trainer; may be fractions.
+    scorer_strategies, trainer_strategy: Ray's scheduling strategies, one for each scorer; none: Ray decides.
     max_failures: an actor that fails, or a task whose scorer fails, this many times in a row is an error. The same
         failure twice without progress in between is one at once.
     """
@@ -64,6 +65,8 @@ class ScoringContext:
     seed: int
     actor_cpus: float
     actor_gpus: float = 0.0
+    scorer_strategies: Sequence[Any] = ()
+    trainer_strategy: Any = None
     max_failures: int
 
     def __post_init__(self) -> None:
@@ -272,8 +275,10 @@ class ScoringPool:
         check_utterances(arrays, rows, vocab_size=self.sizes.vocab_size, head_sizes=self.sizes.head_sizes)
         return arrays, rows
 
-    def _make_scorer(self) -> Any:
-        return self._actor(Scorer).remote(self.settings, self.sizes, self.context.tokens, self.context.parser)
+    def _make_scorer(self, index: int) -> Any:
+        strategies = self.context.scorer_strategies
+        actor = self._actor(Scorer, strategies[index] if strategies else None)
+        return actor.remote(self.settings, self.sizes, self.context.tokens, self.context.parser)
 
     def _ask_trainer(self, method: str, what: str, limit_s: float, *arguments: Any) -> ScmTrainingReport | None:
         """Call a method of the trainer that returns a `TrainerAnswer`, and keep its version, weights and state.
@@ -325,13 +330,13 @@ class ScoringPool:
         return ray.get(answer)
 
     def _make_trainer(self) -> Any:
-        actor = self._actor(ScmTrainerActor)
+        actor = self._actor(ScmTrainerActor, self.context.trainer_strategy)
         return actor.remote(self.settings.scm, self.sizes, seed=self.context.seed, device=self.settings.device)
 
-    def _actor(self, kind: type) -> Any:
+    def _actor(self, kind: type, strategy: Any) -> Any:
         in_ray: Any = ray.remote  # "watch" gets a thread of its own, which answers during a task
         cpus, gpus = self.context.actor_cpus, self.context.actor_gpus
-        return in_ray(num_cpus=cpus, num_gpus=gpus, concurrency_groups={"watch": 1})(kind)
+        return in_ray(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=strategy, concurrency_groups={"watch": 1})(kind)
 
     def _end_trainer(self) -> None:
         if self._trainer is not None:

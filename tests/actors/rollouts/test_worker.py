@@ -433,3 +433,13 @@ def test_what_a_living_server_says_is_wrong_with_a_request_is_raised_and_seen() 
             await worker.status()
 
     run(scenario, [Server(policy)], stream)
+
+
+def test_episodes_of_a_restarted_worker_have_names_of_their_own_even_where_process_ids_repeat() -> None:
+    """As in containers: here, both incarnations even are in one process."""
+
+    async def first_names(worker: RolloutWorker) -> list[str]:
+        return [next(worker._training_specs(0, slot)).name for slot in range(3)]
+
+    before, after = run(first_names, []), run(first_names, [])
+    assert len({*before, *after}) == 6

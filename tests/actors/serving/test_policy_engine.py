@@ -1,14 +1,17 @@
 """How an engine is started: its seed, another one for every server and after every restart, and never too large for
-vLLM; what is told of its start."""
+vLLM; its logits; what is told of its start."""
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from transformers import LlavaConfig
 
 from actors.serving.policy_engine import PolicyServerLaunch, engine_arguments
 from actors.settings import ModelSettings, PolicyServerSettings
@@ -50,3 +53,10 @@ def test_the_last_line_of_the_log_says_what_a_start_is_doing(tmp_path: Path) -> 
             [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=log, text=True, check=True
         )
     assert done.stdout.splitlines() == ["", "Loading shards: 100%", "160", "end"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_are_float32(dtype: Literal["float32", "bfloat16"]) -> None:
+    override = engine_arguments(ModelSettings(dtype=dtype), PolicyServerSettings(), LAUNCH, 0)["hf_overrides"]
+    config = pickle.loads(pickle.dumps(override))(LlavaConfig())  # the engine's process may be another one
+    assert config.head_dtype == config.text_config.head_dtype == "float32"

@@ -25,7 +25,9 @@ from cluster.config.run_config import RunConfig
 from cluster.run.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ["train", "warmstart", "demos", "resume", "eval", "report", "influence", "serve", "play", "check", "config"]
+COMMANDS = [
+    "train", "plan", "warmstart", "demos", "resume", "eval", "report", "influence", "serve", "play", "check", "config",
+]  # fmt: skip
 
 
 @dataclass

@@ -22,7 +22,7 @@ def started(
 ) -> Iterator[ScorerPool]:
     """A pool of Ray actors of a class; options: of `ray.remote`."""
     scorers = ScorerPool(
-        lambda: ray.remote(num_cpus=0.1, **options)(scorer).remote(),
+        lambda index: ray.remote(num_cpus=0.1, **options)(scorer).remote(),
         count=count,
         start_deadline_s=60,
         task_deadline_s=task_deadline_s,
