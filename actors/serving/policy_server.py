@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -351,11 +351,12 @@ class PolicyServer:
 
     async def _load(self, update: WeightUpdate) -> LoadReport:
         check_readable(update)
-        if update.ref is not None:
-            with anonymous_file(np.asarray(await update.ref)) as path:
-                return await self._swap(update, {"path": path})
+        if update.refs:
+            with ExitStack() as files:
+                paths = [files.enter_context(anonymous_file(np.asarray(await ref))) for ref in update.refs]
+                return await self._swap(update, {"paths": paths})
         if update.path is not None:
-            return await self._swap(update, {"path": update.path})
+            return await self._swap(update, {"paths": [update.path]})
         announcement = {
             "names": list(update.names),
             "dtype_names": list(update.dtypes),

@@ -7,6 +7,7 @@ import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,3 +164,32 @@ def test_only_this_user_can_read_the_weights_in_shared_memory(tmp_path: Path) ->
     finally:
         os.umask(mask)
         publisher.close()
+
+
+def test_weights_go_to_the_object_store_in_parts_and_not_at_all_where_it_is_too_small(
+    ray_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import load
+
+    from actors.serving.weight_transfer import WeightTransferError
+    from learner import publish
+
+    weights = {f"weight {index}": torch.full((100,), float(index)) for index in range(5)}  # 400 bytes each
+    weights["large"] = torch.ones(1000)
+    monkeypatch.setattr(publish, "PART_BYTES", 1000)
+    update = publish.ObjectStorePublisher().publish(1, weights.items())
+    parts = [load(part.tobytes()) for part in ray_cluster.get(list(update.refs))]
+    assert [sorted(part) for part in parts] == [
+        ["weight 0", "weight 1"], ["weight 2", "weight 3"], ["weight 4"], ["large"]
+    ]  # fmt: skip
+    assert all(torch.equal(tensor, weights[name]) for part in parts for name, tensor in part.items())
+    assert update.checksums.keys() == weights.keys()
+
+    assert publish._object_store_bytes() > 100 << 20
+    monkeypatch.setattr(publish, "_object_store_bytes", lambda: 10 << 20)
+    several = [(f"weight {index}", torch.zeros(1 << 18)) for index in range(4)]
+    with pytest.raises(
+        WeightTransferError, match=r"are 4 MiB, .* has 10 MiB\. It has to have 12, 3 times .*cluster.object_store_bytes"
+    ):
+        publish.ObjectStorePublisher().publish(1, several)
