@@ -55,6 +55,9 @@ class OffloadedState:
         weights = {parameter.untyped_storage().data_ptr() for parameter in self._module.parameters()}
         found: dict[int, torch.UntypedStorage] = {}
         for parameter, state in self._optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor) and not value.untyped_storage().resizable():
+                    state[name] = value.clone()  # it was read from a checkpoint
             for tensor in (parameter, *(value for value in state.values() if isinstance(value, torch.Tensor))):
                 found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return [storage for address, storage in found.items() if address not in weights and storage.nbytes()]
