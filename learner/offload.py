@@ -7,20 +7,22 @@ from contextlib import contextmanager
 
 import torch
 
+from learner.settings import LearnerSettings
+
 
 class OffloadedState:
     """What an optimizer keeps beside the weights of a module: AdamW's moments, and the float32 weights that DeepSpeed
-    has besides those of another precision. It is in host memory except within `at_hand`.
+    has besides those of another precision. With `learner.offload_optimizer`, it is in host memory except within
+    `at_hand`.
 
     DeepSpeed has views of these tensors in many places. So the tensors stay where they are, and their memory is freed
     beneath them.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, module: torch.nn.Module, wanted: bool) -> None:
-        """wanted: whether to move anything at all."""
+    def __init__(self, optimizer: torch.optim.Optimizer, module: torch.nn.Module, settings: LearnerSettings) -> None:
         self._optimizer = optimizer
         self._module = module
-        self._wanted = wanted
+        self._settings = settings
         self._away: list[tuple[torch.UntypedStorage, torch.Tensor]] = []  # freed memory, and what was in it
         self._host: list[torch.Tensor] = []  # kept from one time to the next: page-locked memory is slow to get
         self._put_away()
@@ -38,9 +40,7 @@ class OffloadedState:
             self._put_away()
 
     def _put_away(self) -> None:
-        if not self._wanted:
-            return
-        for index, storage in enumerate(self._storages()):
+        for index, storage in enumerate(self._storages() if self._settings.offload_optimizer else []):
             on_gpu = storage.device.type == "cuda"
             if index == len(self._host):
                 self._host.append(torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=on_gpu))
@@ -48,8 +48,8 @@ class OffloadedState:
                 self._host[index] = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=on_gpu)
             self._away.append((storage, self._host[index].copy_(_bytes_of(storage))))
             storage.resize_(0)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        if self._settings.device == "cuda" and (self._settings.gpu_share < 1 or self._away):
+            torch.cuda.empty_cache()  # PyTorch otherwise keeps what it does not use
 
     def _storages(self) -> list[torch.UntypedStorage]:
         weights = {parameter.untyped_storage().data_ptr() for parameter in self._module.parameters()}

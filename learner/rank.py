@@ -102,7 +102,7 @@ class LearnerRank:
         )
         self.storage = LearnerStorage(self.engine, self.model, chat.processor)  # while parameters are whole
         self.engine.initialize(self.model, self.model.value_head)
-        self.optimizer_state = OffloadedState(self.engine.optimizer, self.model, wanted=setup.learner.offload_optimizer)
+        self.optimizer_state = OffloadedState(self.engine.optimizer, self.model, setup.learner)
         self.passes = Passes(setup, self.engine, chat)
 
     def ping(self) -> dict[str, int]:
