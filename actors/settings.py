@@ -78,6 +78,11 @@ class PolicyServerSettings(Section):
     max_concurrent_requests: PositiveInt = Field(64, description="Requests an engine runs at once.")
     kv_cache_bytes: PositiveInt = Field(32 << 20, description="KV cache of a CPU engine, bytes.")
     gpu_memory_utilization: Probability = Field(0.85, description="Share of GPU memory an engine takes.")
+    sleep: bool = Field(
+        False,
+        description="Give the GPU memory back while the learner trains, for mode sync on a shared GPU. The weights are "
+        "in host memory meanwhile.",
+    )
     start_deadline_s: PositiveFloat = Field(
         600.0,
         description="Deadline for an engine to start, seconds. On a GPU, vLLM compiles the model at its first start.",
@@ -94,6 +99,8 @@ class PolicyServerSettings(Section):
             raise ValueError("policy_server.tensor_parallel > 1 needs policy_server.device cuda")
         if self.tensor_parallel > 1 and self.gpu_share < 1:
             raise ValueError("policy_server.tensor_parallel > 1 needs whole GPUs: policy_server.gpu_share must be 1")
+        if self.sleep and self.device == "cpu":
+            raise ValueError("policy_server.sleep needs policy_server.device cuda: vLLM's engines on CPUs cannot sleep")
         return self
 
     @property

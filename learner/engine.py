@@ -77,7 +77,7 @@ class DeepSpeedEngine:
         import deepspeed
         import torch
 
-        optimizer = torch.optim.AdamW(
+        self.optimizer = optimizer = torch.optim.AdamW(
             [parameter for parameter in module.parameters() if parameter.requires_grad],
             lr=0.0,
             betas=self.settings.betas,
@@ -85,9 +85,15 @@ class DeepSpeedEngine:
             weight_decay=self.settings.weight_decay,
             fused=self.settings.device == "cuda",
         )
-        self._engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=_deepspeed_config(self.settings, self.dtype)
-        )
+        config = _deepspeed_config(self.settings, self.dtype)
+        if self.settings.zero_stage == 3:
+            # DeepSpeed would move the whole module to the device before it cuts it into the ranks' shares.
+            for parameter in module.parameters():
+                parameter.data = parameter.data.to(getattr(torch, self.dtype))
+            deepspeed.zero.Init(module=module, config_dict_or_path=config)
+            for buffer in module.buffers():
+                buffer.data = buffer.data.to(self.device)
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
         self._head = list(head.to(self.device).parameters())
         # The settings' betas and epsilon are for the small, careful steps of a policy; a regression needs neither.
         self._head_optimizer = torch.optim.AdamW(self._head, lr=0.0, weight_decay=0.0)

@@ -54,6 +54,11 @@ class LearnerSettings(Section):
         1.0, description="Share of a GPU that one rank takes; below 1, others may share it."
     )
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage.")
+    offload_optimizer: bool = Field(
+        False,
+        description="Keep the optimizer's state in host memory except during an update, for others on a shared GPU: 8 "
+        "bytes per trained parameter in float32, 12 in bfloat16.",
+    )
     lora: LoraSettings | None = Field(None, description="Train adapters instead of all weights.")
     learning_rate: PositiveFloat = Field(1e-5, description="Start of the schedule.")
     final_learning_rate: NonNegative = Field(1e-9, description="End of the schedule.")

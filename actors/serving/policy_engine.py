@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.model_folder import read_model
@@ -179,10 +181,20 @@ def engine_arguments(
         }
     return arguments | {
         "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "enable_sleep_mode": settings.sleep,
         # As in `policy_server_environment`: nothing that waits for FlashInfer's compiler.
         "enable_flashinfer_autotune": False,
         "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
     }
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    """Memory of those processes that there still are."""
+    total = 0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            total += psutil.Process(pid).memory_info().rss
+    return total
 
 
 def float32_head(config: Any) -> Any:

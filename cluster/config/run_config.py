@@ -133,6 +133,20 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _engines_leave_room_on_their_gpus(self) -> RunConfig:
+        server = self.policy_server
+        if server.sleep and self.mode != "sync":
+            raise ValueError("policy_server.sleep needs mode sync: in mode async the servers answer during an update")
+        fits = server.gpu_memory_utilization <= server.gpu_share or server.sleep
+        if server.device == "cuda" and not fits:
+            raise ValueError(
+                f"policy_server.gpu_memory_utilization {server.gpu_memory_utilization:g} is more than "
+                f"policy_server.gpu_share {server.gpu_share:g}: lower it, or let the servers give their memory back "
+                "while the learner trains (policy_server.sleep, mode sync)"
+            )
+        return self
+
     @property
     def shares_gpus(self) -> bool:
         """Whether a policy server or a learner rank may have its GPU in common with others; NCCL then connects none."""

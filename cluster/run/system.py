@@ -111,8 +111,7 @@ class System:
             console.stage("starting policy servers, learner, scorers and environments")
             checkpoint = run.checkpoint_path(update)
             await asyncio.gather(
-                system._wait_for_servers(console.message),
-                asyncio.to_thread(system._start_learner, checkpoint / "learner" if update else None),
+                system._start_servers_and_learner(checkpoint / "learner" if update else None, console.message),
                 system._start_pool(checkpoint if update else None),
             )
             if system.broadcasts:
@@ -142,6 +141,17 @@ class System:
             deadline = self.config.environment.start_deadline_s
             await answers([w.start.remote(update) for w in self.workers], deadline, "starting the rollout workers")
             self._rollouts_from = update
+
+    async def in_learners_turn(self, call: Callable[[], Any]) -> Any:
+        """The result of `call`, in a thread; where the policy servers give their GPUs' memory back for the learner
+        (policy_server.sleep), they sleep meanwhile."""
+        if not self.config.policy_server.sleep:
+            return await asyncio.to_thread(call)
+        await self._on_servers("sleep")
+        try:
+            return await asyncio.to_thread(call)
+        finally:
+            await self._on_servers("wake")
 
     def probe_with(self, batch: TrajectoryBatch) -> None:
         """Take the prompts of the next `check_sync` from this batch."""
@@ -240,8 +250,23 @@ class System:
 
     # ---------------------------------------------------------------- parts
 
-    async def _wait_for_servers(self, report: Callable[[str], None]) -> None:
-        await wait_for_servers(self.config, list(self.servers.values()), report)
+    async def _start_servers_and_learner(self, checkpoint: Path | None, report: Callable[[str], None]) -> None:
+        servers = wait_for_servers(self.config, list(self.servers.values()), report)
+        if self.config.shares_gpus:
+            # An engine measures what is free of its GPU as it starts, and gives up if that changes meanwhile.
+            await servers
+            await self.in_learners_turn(lambda: self._start_learner(checkpoint))
+        else:
+            await asyncio.gather(servers, asyncio.to_thread(self._start_learner, checkpoint))
+
+    async def _on_servers(self, method: str) -> None:
+        deadline = self.config.policy_server.start_deadline_s
+        await asyncio.gather(
+            *(
+                answer_of_restarted(getattr(server, method).remote, deadline, f"{method} of {name}")
+                for name, server in self.servers.items()
+            )
+        )
 
     def _start_learner(self, checkpoint: Path | None) -> None:
         publishing = PublishTarget(

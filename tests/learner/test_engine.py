@@ -29,6 +29,8 @@ class Opaque:
 class TwoHeads(torch.nn.Module):
     """A trunk and a policy head, and a value head outside, which a loss may leave out."""
 
+    moved_whole = False
+
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(7)
@@ -42,6 +44,10 @@ class TwoHeads(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> Opaque:
         hidden = torch.tanh(self.trunk(x.to(self.trunk.weight.dtype)))
         return Opaque(self.policy(hidden).float(), self.outside[0](hidden.float())[:, 0])
+
+    def to(self, *arguments: object, **named: object) -> TwoHeads:
+        self.moved_whole = True
+        return super().to(*arguments, **named)
 
 
 @ray.remote(num_cpus=1)
@@ -94,6 +100,9 @@ class Rank:
 
     def report(self) -> StepReport:
         return self.last
+
+    def moved_whole(self) -> bool:
+        return self.engine.module.moved_whole
 
     def weights(self) -> dict[str, np.ndarray]:
         whole = {f"value_head.{name}": p.detach().numpy().copy() for name, p in self.head.named_parameters()}
@@ -189,6 +198,12 @@ def test_bfloat16_trains(worlds, reference, stage):
     on_all(worlds[2], "make", zero_stage=stage, dtype="bfloat16")
     losses = on_all(worlds[2], "train", range(12), 2)[0]
     np.testing.assert_allclose(losses, reference[0], rtol=0.05)
+
+
+def test_under_stage_3_no_device_has_the_whole_module_at_any_time(worlds):
+    for stage, moved in ((2, True), (3, False)):
+        on_all(worlds[2], "make", zero_stage=stage)
+        assert on_all(worlds[2], "moved_whole") == [moved, moved]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

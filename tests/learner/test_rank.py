@@ -79,6 +79,12 @@ class Host:
         hook.remove()
         return answer, sum(runs)
 
+    def offloaded(self) -> int:
+        """Bytes of the optimizer's state whose memory is freed."""
+        away = self.learner.optimizer_state._away
+        assert all(storage.nbytes() == 0 for storage, _ in away)
+        return sum(len(held) for _, held in away)
+
     def weights(self) -> dict[str, np.ndarray]:
         whole = {}
         for name, parameter in self.learner.model.value_head.named_parameters():
@@ -100,7 +106,7 @@ class World:
 
     def __getattr__(self, method: str):
         def call(*arguments):
-            if method in ("make", "pictures_run", "waits", "weights"):
+            if method in ("make", "offloaded", "pictures_run", "waits", "weights"):
                 references = [getattr(host, method).remote(*arguments) for host in self.hosts]
             else:
                 references = [host.call.remote(method, *arguments) for host in self.hosts]
@@ -311,6 +317,31 @@ def test_bfloat16_updates(worlds, setup, trajectories, reference, stage):
     worlds[2].update(trajectories, 0)
     second = worlds[2].update(trajectories, 1)
     assert second["value_loss"] == pytest.approx(reference[0][1]["value_loss"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "bytes_each"), [(0, "float32", 8), (2, "bfloat16", 12), (3, "bfloat16", 12)]
+)
+def test_the_optimizers_state_is_in_host_memory_between_updates_and_nothing_else_changes(
+    worlds, setup, trajectories, tmp_path, stage, dtype, bytes_each
+):
+    plain = replace(with_learner(setup, zero_stage=stage), model=setup.model.model_copy(update={"dtype": dtype}))
+    worlds[1].make(plain)
+    expected = [worlds[1].update(trajectories, 0), worlds[1].update(trajectories, 1)]
+    weights = worlds[1].weights()
+
+    worlds[1].make(with_learner(plain, offload_optimizer=True))
+    assert worlds[1].update(trajectories, 0) == expected[0]
+    trained = sum(value.size for name, value in weights.items() if not name.startswith("value_head."))
+    assert worlds[1].offloaded() >= bytes_each * trained
+    worlds[1].token_logprobs(trajectories)
+    worlds[1].save_checkpoint(tmp_path / "checkpoint")
+    worlds[1].update(trajectories, 1)
+    worlds[1].load_checkpoint(tmp_path / "checkpoint")
+    assert worlds[1].offloaded() >= bytes_each * trained
+    assert worlds[1].update(trajectories, 1) == expected[1]
+    for name, value in worlds[1].weights().items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
 
 
 def test_supervised_steps_learn_the_demonstrations_alike_on_one_rank_and_two(worlds, setup, trajectories):
