@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.cli.arguments import Trust, Words
@@ -18,8 +19,17 @@ from cluster.config.files import config_of_words, validate
 from cluster.config.paths import absolute_paths
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.launch.model_shape import ModelShape
 from cluster.launch.placement import Need, Node, Plan, needs_of, place, require_placed, storage_roots, transport_of
 from cluster.launch.prediction import Change, Prediction, Rates, changes, predict
+from cluster.launch.sizing import (
+    checkpoint_bytes,
+    engine_memory,
+    gib,
+    host_memory,
+    learner_memory,
+    shortages,
+)
 
 RESOURCES = ("CPU", "GPU", "emulator")
 
@@ -52,6 +62,7 @@ def plan(
     console.print(nodes_table(config, found))
     for line in facts(config, found):
         console.print(line, highlight=False, soft_wrap=True)
+    show_memory(console, config, found)
     require_placed(found)
     if measured is None:
         console.print("no rates, so no prediction: --measure measures them, --rates FILE takes measured ones")
@@ -139,6 +150,55 @@ def facts(config: RunConfig, found: Plan) -> list[str]:
         where = ", ".join(by_name[name].address for name in root.nodes)
         lines.append(f"{root.what}: {root.path} on {where}{' (shared by these nodes)' if root.shared else ''}")
     return lines
+
+
+def show_memory(console: Console, config: RunConfig, found: Plan) -> None:
+    """A table of what the model needs on each GPU and node, and a line for what is too much."""
+    from cluster.launch.model_shape import read_shape
+
+    try:
+        shape = read_shape(Path(config.model.path))
+    except CosoError as error:
+        console.print(f"memory: unknown. {error}", highlight=False, soft_wrap=True)
+        return
+    console.print(memory_table(config, found, shape))
+    each, kept = checkpoint_bytes(config, shape), config.training.keep_checkpoints
+    console.print(
+        f"disk: a checkpoint takes {gib(each)} GiB, {config.folder}/{config.name} {gib(each * (kept + 1))} GiB: {kept} "
+        "are kept while one is written",
+        highlight=False,
+        soft_wrap=True,
+    )
+    sizes = {node.gpu_bytes for node in found.nodes if node.gpu_bytes and node.free.get("GPU")}
+    for line in shortages(config, shape, min(sizes)) if sizes else ():
+        console.print(f"[bold red]memory[/]: {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def memory_table(config: RunConfig, found: Plan, shape: ModelShape) -> Table:
+    """What the model needs of a GPU, by actor, and of each node's own memory."""
+    table = Table(title=f"memory, GiB: {shape.name}, {shape.parameters / 1e9:.3g} B weights, {config.model.dtype}")
+    for column in ("where", "needs", "has", "for"):
+        table.add_column(column, overflow="fold")
+    sizes = [node.gpu_bytes for node in found.nodes if node.gpu_bytes and node.free.get("GPU")]
+    on_gpus = [
+        (learner_memory(config, shape), config.learner.device, config.learner.gpu_share),
+        (engine_memory(config, shape), config.policy_server.device, config.policy_server.gpu_share),
+    ]
+    for memory, device, share in on_gpus:
+        if device == "cuda":
+            has = gib(min(sizes) * share) if sizes else "?"
+            table.add_row(f"GPU of a {memory.actor}", gib(memory.total), has, memory.listed)
+    broadcast = transport_of(config, found) in ("nccl", "gloo")
+    readers = {*found.nodes_of("policy server"), *found.nodes_of("learner rank")[:1]}
+    for node in found.nodes:
+        actors = Counter(need.kind for need in found.on(node))
+        memory = host_memory(config, shape, actors, published=node.name in readers and not broadcast)
+        if memory.total:
+            has = gib(node.host_bytes) if node.host_bytes else "?"
+            short = node.host_bytes is not None and memory.total > node.host_bytes
+            needs = f"[bold red]{gib(memory.total)}[/]" if short else gib(memory.total)
+            table.add_row(f"{node.address} itself", needs, has, memory.listed)
+    return table
 
 
 def limits_table(found: Prediction) -> Table:
