@@ -66,7 +66,10 @@ class PolicyServerSettings(Section):
     max_concurrent_requests: PositiveInt = Field(64, description="Requests an engine runs at once.")
     kv_cache_bytes: PositiveInt = Field(32 << 20, description="KV cache of a CPU engine, bytes.")
     gpu_memory_utilization: Probability = Field(0.85, description="Share of GPU memory an engine takes.")
-    start_deadline_s: PositiveFloat = Field(300.0, description="Deadline for an engine to start, seconds.")
+    start_deadline_s: PositiveFloat = Field(
+        600.0,
+        description="Deadline for an engine to start, seconds. On a GPU, vLLM compiles the model at its first start.",
+    )
     generate_deadline_s: PositiveFloat = Field(
         120.0,
         description="A server that has requests and gives no answer for so long fails them, seconds. A whole batch, or "
@@ -112,7 +115,7 @@ class WeightSyncSettings(Section):
     check_tolerance: PositiveFloat | None = Field(
         None,
         description="Largest mean |difference| of a log-probability × `rollout.temperature` in that check, and "
-        "largest KL(engine ‖ learner) × its square, before the run stops. null: 0.02 in float32, 0.2 in bfloat16.",
+        "largest KL(engine ‖ learner) × its square, before the run stops. null: 0.02 in float32, 0.1 in bfloat16.",
     )
 
     def transport_for(self, *, on_gpus: bool, nodes: int) -> Transport:

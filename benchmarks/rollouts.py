@@ -84,7 +84,7 @@ class Rollouts:
         from cluster.run.rollout_actors import start_policy_servers, start_rollout_workers, wait_for_servers
 
         places = reserve(config, "policy server", "rollout worker")
-        servers = start_policy_servers(config, temporary, "shared_memory", None, places)
+        servers = start_policy_servers(config, temporary, None, places)
         await wait_for_servers(config, list(servers.values()))
         stream = ray.remote(TrajectoryStream).options(num_cpus=0, max_concurrency=1000).remote(1 << 30, 1 << 30)
         (worker,) = start_rollout_workers(config, list(servers.values()), stream, places)

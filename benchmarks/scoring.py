@@ -73,7 +73,7 @@ def fast_effects(scm: StructuralCausalModel, tokens: TokenFacts, ids: NDArray, l
     from scoring.scm.encoder import CounterfactualEncoder
 
     encoder = CounterfactualEncoder(
-        scm, window=SETTINGS.window, null_id=tokens.null_id, batch_tokens=SETTINGS.batch_tokens
+        scm, window=SETTINGS.window, null_id=tokens.null_id, batch_tokens=SETTINGS.pass_tokens
     )
     positions = positions_that_change(ids, tokens.countable_by_id[ids], SETTINGS.window, tokens.null_id)
     minus_one = encoder.probabilities_minus_one(ids, positions, labels)

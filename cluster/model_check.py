@@ -251,7 +251,7 @@ async def _ask(config: RunConfig, temporary: Path, requests: list[GenerationRequ
     from cluster.run.rollout_actors import start_policy_servers, wait_for_servers
     from cluster.run.waiting import answer
 
-    servers = start_policy_servers(config, temporary, "shared_memory", None, reserve(config, "policy server"))
+    servers = start_policy_servers(config, temporary, None, reserve(config, "policy server"))
     await wait_for_servers(config, list(servers.values()))
     (server,) = servers.values()
     deadline = config.policy_server.generate_deadline_s * 2
@@ -307,16 +307,14 @@ def _logprobs(config: RunConfig, chat: ChatProcessor, policy: Any, batch: Any) -
 
 
 def _difference(config: RunConfig, engine: list[np.ndarray], learner: list[np.ndarray]) -> Finding:
-    from cluster.run.sync_check import CERTAIN, tolerance
+    from cluster.run.sync_check import agree, fit, tolerance
 
-    sampled, own = np.concatenate(engine).astype(np.float64), np.concatenate(learner).astype(np.float64)
-    uncertain = sampled < np.log(CERTAIN)
-    judged = uncertain if uncertain.any() else np.ones_like(uncertain)
-    differences = np.abs(sampled - own)[judged] * config.rollout.temperature
-    works = bool(differences.mean() <= tolerance(config))
+    found, temperature = fit(engine, learner), config.rollout.temperature
+    works = agree(found, temperature, tolerance(config))
     says = (
-        f"engine and learner differ by {differences.mean():.2g} nats in the mean, {differences.max():.2g} at most, at "
-        f"{judged.sum()} tokens; tolerance {tolerance(config):g}"
+        f"engine and learner differ by {found['mean_difference'] * temperature:.2g} nats in the mean, "
+        f"{found['max_difference'] * temperature:.2g} at most, KL {found['kl'] * temperature**2:.2g}, at "
+        f"{found['tokens']:.0f} tokens; tolerance {tolerance(config):g}"
     )
     if not works:
         says += ". The two do not run the same model: use another one, or another version of vLLM or transformers"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actors.addresses import interface_of, own_address
-from actors.serving.weight_transfer import rendezvous_store
+from actors.serving.broadcast_groups import rendezvous_store
 from learner.settings import LearnerSettings
 
 if TYPE_CHECKING:

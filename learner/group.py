@@ -149,9 +149,10 @@ class LearnerGroup:
         )
         return group, writer.connect_sync.remote()
 
-    def send(self) -> Any:
-        """For transports that broadcast: ObjectRef of the broadcast of what was published, now under way."""
-        return self._actors[0].send.remote()
+    def send(self) -> list[Any]:
+        """For transports that broadcast: ObjectRefs, by rank, of the broadcast of what was published, now under way."""
+        with self._calling:
+            return [actor.send.remote() for actor in self._actors]
 
     def save_checkpoint(self, folder: Path) -> None:
         """`LearnerRank.save_checkpoint`."""

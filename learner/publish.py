@@ -3,7 +3,7 @@ server to serve them.
 
     publisher = make_publisher(transport, ...)                       # in the learner's rank 0
     update = publisher.publish(version, named_tensors)               # there
-    sending = <publisher.send() under way, if the transport broadcasts>
+    sending = <publisher.send(named_tensors) under way, if the transport broadcasts>
     sync_servers(servers, update, deadline_s, sending)               # in the driver
 
 Tensors go by the names of the Hugging Face checkpoint, tied ones once (see `learner.policy.weight_export`).
@@ -17,12 +17,13 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from actors.serving.broadcast_groups import BroadcastGroup, join_group
 from actors.serving.weight_transfer import (
     CollectiveGroup,
-    GlooGroup,
     LoadReport,
     Transport,
     WeightTransferError,
@@ -31,6 +32,7 @@ from actors.serving.weight_transfer import (
 )
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 #: Where a node's shared memory is mounted.
@@ -70,16 +72,20 @@ class SharedMemoryPublisher:
         name = f"{_file_prefix(self._run)}{version}.safetensors"
         checksums: dict[str, int] = {}
         named_tensors = checksummed(named_tensors, checksums)
+        path = self._fallback_folder / name
+        aside = path.with_suffix(".partial")
         try:
             if (spare := self._spare_file(name)) is None:
                 tensors = _contiguous(named_tensors)
-                path = self._place(sum(tensor.nbytes for tensor in tensors.values())) / name
-                _make_private(aside := path.with_suffix(".partial"))
-                save_file(tensors, aside)
             else:
                 path = spare.with_name(name)
                 spare.rename(aside := path.with_suffix(".partial"))
-                _overwrite(aside, named_tensors)
+                tensors = _overwrite(aside, named_tensors)
+            if tensors:
+                aside.unlink(missing_ok=True)
+                path = self._place(sum(tensor.nbytes for tensor in tensors.values())) / name
+                _make_private(aside := path.with_suffix(".partial"))
+                save_file(tensors, aside)
             aside.rename(path)
         except (OSError, SafetensorError) as error:
             aside.unlink(missing_ok=True)
@@ -128,7 +134,7 @@ class ObjectStorePublisher:
 
 
 class CollectivePublisher:
-    """Broadcasts from this process into the engines: gloo between CPUs, vLLM's own NCCL between GPUs.
+    """Broadcasts from this process into the engines: gloo between CPUs, NCCL between GPUs.
 
     A group of fixed membership: after a server restarts, `open` a new one and connect all again. NCCL needs GPUs and
     has not been run on the CPU machines where the rest is tested.
@@ -137,8 +143,7 @@ class CollectivePublisher:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._rendezvous: CollectiveGroup | None = None
-        self._group: Any = None
-        self._outgoing: list[Tensor] = []
+        self._group: BroadcastGroup | None = None
 
     def open(self, engines: int, workers_per_engine: int, address: str, deadline_s: float) -> CollectiveGroup:
         """Choose a port at this node's `address`; what is returned goes to `connect_servers`."""
@@ -153,51 +158,37 @@ class CollectivePublisher:
         group = self._rendezvous
         if group is None:
             raise WeightTransferError("open the weight sync group before connecting to it")
-        if group.transport == "gloo":
-            self._group = GlooGroup(group.address, group.port, 0, group.world_size, group.deadline_s)
-            return
-        from vllm.distributed.weight_transfer.nccl_common import stateless_init_process_group
-
-        self._group = stateless_init_process_group(group.address, group.port, 0, group.world_size, device="cuda")
+        self._group = join_group(group.transport, group.address, group.port, 0, group.world_size, group.deadline_s)
 
     def publish(self, version: int, named_tensors: Iterable[tuple[str, Tensor]]) -> WeightUpdate:
-        """Announce what the next `send` will broadcast."""
+        """Announce what the next `send` will broadcast. Of the tensors it keeps nothing but their descriptions."""
         if self._group is None:
             raise WeightTransferError("the learner is not connected to the policy servers")
         checksums: dict[str, int] = {}
-        named_tensors = checksummed(named_tensors, checksums)
-        tensors = _contiguous(named_tensors, device="cpu" if self._transport == "gloo" else None)
-        self._outgoing = list(tensors.values())
+        described = [
+            (name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in checksummed(named_tensors, checksums)
+        ]
+        names, dtypes, shapes = zip(*described, strict=True)
         return WeightUpdate(
             version=version,
             transport=self._transport,
-            names=tuple(tensors),
-            dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in self._outgoing),
-            shapes=tuple(tuple(tensor.shape) for tensor in self._outgoing),
+            names=names,
+            dtypes=dtypes,
+            shapes=shapes,
             checksums=checksums,
         )
 
-    def send(self) -> None:
-        """Broadcast what was announced; every server must be loading it meanwhile."""
-        outgoing, self._outgoing = self._outgoing, []
-        if self._transport == "gloo":
-            for tensor in outgoing:
-                self._group.broadcast(tensor)
-            return
-        import torch
-        from vllm.distributed.weight_transfer.packed_tensor import packed_nccl_broadcast_producer
-
-        packed_nccl_broadcast_producer(
-            iterator=iter([("", tensor) for tensor in outgoing]),
-            group=self._group,
-            src=0,
-            post_iter_func=lambda item: item[1],
-        )
-        torch.cuda.synchronize()
+    def send(self, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Broadcast the tensors that were announced, one after the other; every server must be loading them meanwhile.
+        Raises `WeightTransferError`."""
+        if self._group is None:
+            raise WeightTransferError("the learner is not connected to the policy servers")
+        for _, tensor in named_tensors:
+            self._group.broadcast(tensor.detach().to(self._group.device).contiguous())
 
     def close(self) -> None:
         self._group = None
-        self._outgoing = []
 
 
 def make_publisher(transport: Transport, *, run: str, fallback_folder: Path) -> WeightPublisher:
@@ -216,13 +207,13 @@ def remove_weight_files(run: str, fallback_folder: Path) -> None:
 
 
 def sync_servers(
-    servers: Mapping[str, Any], update: WeightUpdate, deadline_s: float, sending: Any | None = None
+    servers: Mapping[str, Any], update: WeightUpdate, deadline_s: float, sending: Sequence[Any] = ()
 ) -> dict[str, LoadReport]:
     """Bring `update` to every policy server (name -> actor handle) and wait until all of them serve it.
 
     A server that is restarting is asked again. The deadline is of silence: each answer starts it again. `sending`:
-    ObjectRef of a broadcast under way. Raises TimeoutError naming the servers that did not answer, and what a server or
-    the broadcast raised.
+    ObjectRefs of a broadcast under way, one per rank of the learner. Raises TimeoutError naming the servers that did
+    not answer, and what a server or the broadcast raised.
     """
     waiting = {name: (lambda server=server: server.load.remote(update)) for name, server in servers.items()}
     return _wait_for_all(waiting, f"weights version {update.version}", deadline_s, sending)
@@ -234,18 +225,18 @@ def connect_servers(servers: Sequence[tuple[str, Any]], group: CollectiveGroup, 
         name: (lambda server=server, engine=engine: server.join.remote(group, engine))
         for engine, (name, server) in enumerate(servers)
     }
-    _wait_for_all(waiting, "the weight sync group", group.deadline_s + 5.0, connecting)
+    _wait_for_all(waiting, "the weight sync group", group.deadline_s + 5.0, [connecting])
 
 
-def _wait_for_all(calls: Mapping[str, Any], what: str, deadline_s: float, other: Any | None) -> dict[str, Any]:
-    """Make each call (name -> function returning an ObjectRef), again while its actor is down, until all answered."""
+def _wait_for_all(calls: Mapping[str, Any], what: str, deadline_s: float, others: Sequence[Any]) -> dict[str, Any]:
+    """Make each call (name -> function returning an ObjectRef), again while its actor is down, until all answered.
+    others: ObjectRefs of the learner's part, by rank."""
     import ray
     from ray.exceptions import RayActorError
 
     deadline = time.monotonic() + deadline_s
     pending = {call(): name for name, call in calls.items()}
-    if other is not None:
-        pending[other] = "the learner"
+    pending |= {other: f"learner rank {rank}" for rank, other in enumerate(others)}
     answers: dict[str, Any] = {}
     last_errors: dict[str, str] = {}
     again: list[str] = []
@@ -276,31 +267,43 @@ def _wait_for_all(calls: Mapping[str, Any], what: str, deadline_s: float, other:
     return {name: answers[name] for name in calls}
 
 
-def _contiguous(named_tensors: Iterable[tuple[str, Tensor]], device: str | None = "cpu") -> dict[str, Tensor]:
-    return {
-        name: (tensor.detach() if device is None else tensor.detach().to(device)).contiguous()
-        for name, tensor in named_tensors
-    }
+def _contiguous(named_tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors}
 
 
-def _overwrite(path: Path, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Put tensors in the place of those of the same names in a safetensors file."""
+def _overwrite(path: Path, named_tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Put tensors in the place of those of the same names, dtypes and shapes in a safetensors file.
+
+    If the file has others, as one may that a run of the same name left, it is of no use. Then returns all tensors, for
+    a new one; else {}.
+    """
     import torch
-    from safetensors import SafetensorError
 
     data = torch.from_file(str(path), shared=True, size=path.stat().st_size, dtype=torch.uint8)
     # The format: the header's length (8 bytes, little-endian), the header (JSON), the tensors' bytes end to end.
     begin = 8 + int.from_bytes(data[:8].numpy().tobytes(), "little")
     layout = json.loads(data[8:begin].numpy().tobytes())
     layout.pop("__metadata__", None)
+    written: dict[str, Tensor] = {}
+    unwritten: dict[str, Tensor] = {}
     for name, tensor in named_tensors:
         place = layout.pop(name, None)
-        if place is None or place["shape"] != list(tensor.shape):
-            raise SafetensorError(f"the version before the last has no tensor {name} of shape {tuple(tensor.shape)}")
+        if place is None or (place["dtype"], place["shape"]) != (_format_dtype(tensor.dtype), list(tensor.shape)):
+            unwritten |= _contiguous([(name, tensor)])
+            continue
         start, end = (begin + offset for offset in place["data_offsets"])
-        data[start:end].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
-    if layout:
-        raise SafetensorError(f"the version before the last also has the tensors {', '.join(layout)}")
+        written[name] = data[start:end].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
+    return written | unwritten if unwritten or layout else {}
+
+
+@cache
+def _format_dtype(dtype: torch.dtype) -> str:
+    """The name of a dtype in a safetensors file, which is its own."""
+    import torch
+    from safetensors.torch import save
+
+    data = save({"": torch.empty(0, dtype=dtype)})
+    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])[""]["dtype"]
 
 
 def _make_private(path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from learner.settings import WarmStartSettings
 from learner.setup import LearnerSetup
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from learner.passes import StepResult
 
 #: Optimizer steps in a row that are left out before the learner gives up.
@@ -207,17 +209,9 @@ class LearnerRank:
     # --- weights to the policy servers
 
     def publish(self, version: int) -> Any:
-        """Make the present weights available as `version`, adapters merged; the `WeightUpdate` on rank 0, None on the
-        others. Raises `WeightTransferError`, `NotFinite`."""
-        from learner.finite import finite_weights
-
-        weights = finite_weights(self.model.checkpoint_weights(self.engine.gather))
-        update = None
-        if self.rank == 0:
-            update = self._publisher().publish(version, weights)
-        else:
-            for _ in weights:  # every rank takes part in the gathering
-                pass
+        """Make the present weights, or the adapters alone (`learner.lora.serving`), available as `version`; the
+        `WeightUpdate` on rank 0, None on the others. Raises `WeightTransferError`, `NotFinite`."""
+        update = self._on_writer(lambda weights: self._publisher().publish(version, weights), self._published_weights())
         self.version = version
         return update
 
@@ -230,8 +224,26 @@ class LearnerRank:
         self._publisher().connect()
 
     def send(self) -> None:
-        """Rank 0: broadcast what `publish` announced, while the servers are loading it."""
-        self._publisher().send()
+        """Broadcast what `publish` announced, while the servers are loading it; the weights must be the same still."""
+        self._on_writer(self._publisher().send, self._published_weights())
+
+    def _on_writer(self, action: Callable[[Any], Any], weights: Iterator[Any]) -> Any:
+        """The result of `action` on the weights, on rank 0. Every rank takes part in the gathering."""
+        if self.rank == 0:
+            return action(weights)
+        for _ in weights:
+            pass
+        return None
+
+    def _published_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """What goes to the policy servers; every rank must exhaust it."""
+        from learner.finite import finite_weights
+
+        lora = self.setup.learner.lora
+        if lora is not None and lora.serving == "adapters":
+            # Those of the forward pass: the engine computes in the same precision, so it applies the same numbers.
+            return finite_weights(self.model.adapter_weights(self.engine.gather))
+        return finite_weights(self.model.checkpoint_weights(self.engine.gather))
 
     def _publisher(self) -> Any:
         from learner.publish import make_publisher

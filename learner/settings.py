@@ -11,16 +11,29 @@ from envs.settings import Count, NonNegative, Probability, Section
 EntropyMode = Literal["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]
 
 
+AdapterTarget = Literal["language_model", "all-linear"]
+
+
 class LoraSettings(Section):
-    """Low-rank adapters (peft); the output head has none. Published figures: RL4VLM, arXiv 2405.10292."""
+    """Low-rank adapters (peft); the output head has none. Published figures: RL4VLM, arXiv 2405.10292.
+
+    In bfloat16 the optimizer keeps and moves a float32 copy of them; forward passes use it rounded to bfloat16, in the
+    learner as in vLLM.
+    """
 
     rank: PositiveInt = Field(128, description="Rank r.")
     alpha: PositiveFloat = Field(256.0, description="Scale alpha (the update is alpha / r · B A).")
     dropout: Probability = Field(0.05, description="Dropout on the adapter's input.")
-    target: Literal["language_model", "all-linear"] = Field(
+    target: AdapterTarget = Field(
         "language_model",
         description="language_model: every linear layer of the text decoder; all-linear: also those of the vision "
         "tower and the connector.",
+    )
+    serving: Literal["adapters", "merged"] = Field(
+        "adapters",
+        description="adapters: vLLM applies the adapters beside the model's own weights, as the learner does, and only "
+        "they travel; merged: they are added to the weights, and all weights travel (for models whose adapters vLLM "
+        "does not apply; float32 only).",
     )
 
 

@@ -11,6 +11,9 @@ from envs.settings import Count, Section
 EstimatorName = Literal["scm", "parser", "scm+parser", "uniform", "gradient"]
 Precision = Literal["float32", "float64", "bfloat16"]
 
+#: Tokens in one forward pass of the SCM, by device.
+PASS_TOKENS = {"cpu": 1536, "cuda": 100_000}
+
 
 class ScmEncoderSettings(Section):
     """The encoder of the structural causal model. A saved model can be loaded only by an encoder with these settings.
@@ -72,9 +75,10 @@ class ScoringSettings(Section):
         None, description="Token that replaces a nulled one; null: the tokenizer's padding, unknown or end token."
     )
     batch_utterances: PositiveInt = Field(16, description="Distinct utterances a scorer takes at a time, at most.")
-    batch_tokens: PositiveInt = Field(
-        1536,
-        description="Tokens in one forward pass of the SCM: what fits a CPU core's cache; on a GPU 100,000 and more.",
+    batch_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens in one forward pass of the SCM. null: 1,536 on cpu, what fits a core's cache, and 100,000 "
+        "on cuda, which small passes leave idle.",
     )
     longest_exact: PositiveInt = Field(
         1024,
@@ -93,3 +97,8 @@ class ScoringSettings(Section):
         "minibatch, is replaced, seconds. A task or a training as a whole may take longer.",
     )
     scm: ScmSettings = ScmSettings()
+
+    @property
+    def pass_tokens(self) -> int:
+        """Tokens in one forward pass of the SCM, with the default decided."""
+        return self.batch_tokens or PASS_TOKENS[self.device]

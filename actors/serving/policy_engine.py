@@ -13,7 +13,8 @@ import numpy as np
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.model_folder import read_model
-from actors.settings import ModelSettings, PolicyServerSettings, Transport
+from actors.serving.adapters import ServedAdapters
+from actors.settings import ModelSettings, PolicyServerSettings
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -36,8 +37,8 @@ class PolicyServerLaunch:
     index: int  # of this server among the run's
     run_seed: int  # >= 0
     temp_folder: str  # for vLLM's sockets and scratch files; at most 60 characters, since socket paths are short
-    transport: Transport = "shared_memory"  # of new weights
     images_per_prompt: int = 1  # at most; a policy's prompts have one
+    adapters: ServedAdapters | None = None  # that updates bring; None: they bring all weights
 
     def __post_init__(self) -> None:
         if len(self.temp_folder) > 60:
@@ -84,6 +85,16 @@ def policy_server_environment(
             # no shared-memory segments that a kill would leave behind.
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
+    else:
+        environment |= {
+            # What the start is about, in the log that `OwnErrorLog` reads: on a GPU it takes minutes.
+            "VLLM_LOGGING_LEVEL": "INFO",
+            "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+            # FlashInfer compiles its kernels at the first start, for minutes and with a CUDA toolkit. Its sampler is
+            # for top-k and top-p, which no request has; its all-reduce is a gain for tensor parallel engines only.
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
+            "VLLM_ALLREDUCE_USE_FLASHINFER": "0",
+        }
     return environment
 
 
@@ -129,6 +140,7 @@ def engine_arguments(
     model: ModelSettings, settings: PolicyServerSettings, launch: PolicyServerLaunch, incarnation: int
 ) -> dict[str, Any]:
     """Arguments of vLLM's `AsyncEngineArgs`; incarnation: how often this engine was started before."""
+    executor = "OneProcess" if settings.tensor_parallel == 1 else "SeveralProcesses"
     arguments: dict[str, Any] = {
         "model": model.path,
         "dtype": model.dtype,
@@ -143,12 +155,15 @@ def engine_arguments(
         "enable_prefix_caching": False,
         "generation_config": "vllm",  # sampling is what the request says, not what the model's folder suggests
         "logprobs_mode": "processed_logprobs",  # of the distribution sampled from: after temperature and bans
+        "hf_overrides": float32_head,
         "tensor_parallel_size": settings.tensor_parallel,
-        "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "mp",
+        "distributed_executor_backend": f"actors.serving.engine_processes.{executor}",
         "worker_extension_cls": "actors.serving.weight_backends.WorkerExtension",
-        "weight_transfer_config": {"backend": "nccl" if launch.transport == "nccl" else "coso"},
+        "weight_transfer_config": {"backend": "coso"},
         "disable_log_stats": True,
     }
+    if launch.adapters is not None:
+        arguments |= launch.adapters.engine_arguments(settings.device)
     if settings.device == "cpu":
         return arguments | {
             "enforce_eager": True,
@@ -158,7 +173,24 @@ def engine_arguments(
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(MINIMUM_BATCHED_TOKENS, settings.max_model_len),
         }
-    return arguments | {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    return arguments | {
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        # As in `policy_server_environment`: nothing that waits for FlashInfer's compiler.
+        "enable_flashinfer_autotune": False,
+        "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
+    }
+
+
+def float32_head(config: Any) -> Any:
+    """The model's config, so that vLLM gives logits in float32 whatever the model's precision (`hf_overrides`).
+
+    In bfloat16, a logit of 20 is rounded to a multiple of 0.125. The learner's `TokenHead` has float32 logits too, so
+    the two agree. The weights of the head stay as they are. Where a family's text model is a model of its own, vLLM
+    reads the text model's config, else the whole one; so both say it.
+    """
+    config.head_dtype = "float32"
+    config.get_text_config().head_dtype = "float32"
+    return config
 
 
 class OwnErrorLog:
@@ -173,13 +205,22 @@ class OwnErrorLog:
     def last_error(self) -> str:
         """The last line that reads like an exception, other than vLLM's word for an engine that is dead already; "" if
         there is none or the log cannot be read."""
+        found = [line for line in self._ERROR.findall(self._text()) if "EngineDeadError" not in line]
+        return found[-1].strip() if found else ""
+
+    def last_line(self) -> str:
+        """What was written last, without colours and at most 160 characters of it; "" if there is nothing or the log
+        cannot be read."""
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", self._text())
+        lines = [line.strip() for line in re.split(r"[\r\n]+", plain) if line.strip()]
+        return lines[-1][-160:] if lines else ""
+
+    def _text(self) -> str:
         if self._start is None:
             return ""
         with open(self._path, "rb") as file:
             file.seek(self._start)
-            text = file.read().decode(errors="replace")
-        found = [line for line in self._ERROR.findall(text) if "EngineDeadError" not in line]
-        return found[-1].strip() if found else ""
+            return file.read().decode(errors="replace")
 
 
 class LastWords:

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest, Refusal
+from actors.serving.adapters import lora_request
 from actors.serving.admission import BusyMeter, Gate, Silence
+from actors.serving.engine_loading import load_adapter, load_weights
 from actors.serving.policy_engine import LastWords, OwnErrorLog, PolicyServerLaunch, start_engine
 from actors.serving.prompt_renderer import PromptRenderer
 from actors.serving.weight_transfer import (
@@ -30,9 +32,7 @@ from actors.serving.weight_transfer import (
     WeightTransferError,
     WeightUpdate,
     anonymous_file,
-    check_held,
     check_readable,
-    check_received,
 )
 from actors.settings import ModelSettings, PolicyServerSettings
 
@@ -79,6 +79,7 @@ class PolicyServer:
         self._meter = BusyMeter()
         self._silence = Silence()
         self._request_ids = itertools.count()
+        self._adapter: Any = None  # vLLM's request for the adapter, where updates bring one
         self._version = 0
         self._requests = 0
         self._generated_tokens = 0
@@ -138,12 +139,13 @@ class PolicyServer:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
         init_info: dict[str, Any] = {
+            "transport": group.transport,
             "master_address": group.address,
             "master_port": group.port,
             "rank_offset": group.first_rank(engine),
             "world_size": group.world_size,
+            "deadline_s": group.deadline_s,
         }
-        init_info |= {"deadline_s": group.deadline_s} if group.transport == "gloo" else {"packed": True}
         try:
             await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
         except Exception as error:
@@ -151,7 +153,8 @@ class PolicyServer:
 
     async def status(self) -> dict[str, Any]:
         """Process ids, node address, how often it was started before, `last_failure` (why the process before ended
-        itself, or ""), weights version, requests running and answered, tokens, seconds busy and memory in bytes."""
+        itself, or ""), `starting` (the last line of the engine's log while it starts, then None), weights version,
+        requests running and answered, tokens generated, seconds busy and memory in bytes."""
         import psutil
         import ray
 
@@ -169,6 +172,7 @@ class PolicyServer:
             "address": ray.util.get_node_ip_address(),
             "incarnation": self._incarnation,
             "last_failure": self._last_failure,
+            "starting": None if self._starting.done() else self._log.last_line(),
             "version": self._version,
             "running": self._gate.inside,
             "requests": self._requests,
@@ -200,7 +204,10 @@ class PolicyServer:
                     loop.add_reader(process.sentinel, self._end_this_process)
                 if self._settings.device == "cpu":
                     await self._engine.collective_rpc("unlink_own_semaphores")
-                if Path(self._model.path).is_dir() and self._launch.transport != "nccl":
+                if (adapters := self._launch.adapters) is not None:
+                    await self._engine.collective_rpc("begin_adapter", args=(adapters.rank, adapters.alpha))
+                    self._adapter = lora_request()
+                elif Path(self._model.path).is_dir():
                     await self._engine.collective_rpc("remember_held_weights", args=(self._model.path,))
                 await self._engine.update_weight_version("0")
                 await self._take_current_weights()
@@ -209,8 +216,10 @@ class PolicyServer:
                 asyncio.get_running_loop().remove_reader(process.sentinel)
                 process.kill()
             if isinstance(error, TimeoutError):
+                last = self._log.last_line()
                 raise TimeoutError(
                     f"{self._name} did not start within {deadline_s:.0f} s (policy_server.start_deadline_s)"
+                    + (f"; the last line of its log: {last}" if last else "")
                 ) from error
             raise
 
@@ -293,7 +302,9 @@ class PolicyServer:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
-            return await self._engine.add_request(str(next(self._request_ids)), engine_input, params)
+            return await self._engine.add_request(
+                str(next(self._request_ids)), engine_input, params, lora_request=self._adapter
+            )
         except (VLLMClientError, ValueError) as error:
             return Refusal("request_refused", f"vLLM refuses the request: {error}")
 
@@ -339,22 +350,21 @@ class PolicyServer:
                     await self._engine.resume_generation()
 
     async def _load(self, update: WeightUpdate) -> LoadReport:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
         check_readable(update)
         if update.ref is not None:
             with anonymous_file(np.asarray(await update.ref)) as path:
-                return await self._swap(update, WeightTransferUpdateRequest(update_info={"path": path}))
+                return await self._swap(update, {"path": path})
         if update.path is not None:
-            return await self._swap(update, WeightTransferUpdateRequest(update_info={"path": update.path}))
+            return await self._swap(update, {"path": update.path})
         announcement = {
             "names": list(update.names),
             "dtype_names": list(update.dtypes),
             "shapes": [list(s) for s in update.shapes],
         }
-        return await self._swap(update, WeightTransferUpdateRequest(update_info=announcement))
+        return await self._swap(update, announcement)
 
-    async def _swap(self, update: WeightUpdate, request: Any) -> LoadReport:
+    async def _swap(self, update: WeightUpdate, info: dict[str, Any]) -> LoadReport:
+        """info: see `actors.serving.engine_loading`."""
         version, started = update.version, time.monotonic()
         parts: dict[str, float] = {}
         since = started
@@ -367,17 +377,8 @@ class PolicyServer:
         async with self._paused():
             part("pause")
             try:
-                await self._engine.start_weight_update()
-                part("prepare")
-                await self._engine.update_weights(request)
-                part("load")
-                await self._engine.finish_weight_update(str(version))
-                part("process")
-                checksums: list[Any] = await self._engine.collective_rpc("received_checksums")
-                for received in checksums:  # of each worker
-                    check_received(update, received, self._name)
-                held = [each for each in await self._engine.collective_rpc("compare_held_weights") if each]
-                check_held(update, [piece for _, wrong in held for piece in wrong], self._name)
+                load = load_weights if self._adapter is None else load_adapter
+                checksums, held = await load(self._engine, update, info, self._name, part)
                 part("check")
             except Exception as error:
                 self._end_with_engine(error)
@@ -391,10 +392,4 @@ class PolicyServer:
         self._version = version
         self._silence.broken()
         self._current.set()
-        return LoadReport(
-            seconds=since - started,
-            parts=parts,
-            version=version,
-            checksums=checksums[0],
-            held=min((equal for equal, _ in held), default=None),
-        )
+        return LoadReport(seconds=since - started, parts=parts, version=version, checksums=checksums, held=held)

@@ -1,8 +1,7 @@
 """The code that runs inside vLLM's workers (`worker_extension_cls`). Its import registers the weight backend `coso`.
 
-The backend reads a safetensors file, or receives a gloo broadcast with the payloads of vLLM's own NCCL backend, and
-loads the weights by vLLM's layer-wise reload. For NCCL, vLLM's backend `nccl` is used unchanged; it needs GPUs and has
-not run on the CPU machines where the rest is tested.
+The backend reads a safetensors file, or receives a broadcast by gloo or NCCL, tensor by tensor. It loads the weights by
+vLLM's layer-wise reload. NCCL needs GPUs and has not run on the CPU machines where the rest is tested.
 """
 
 from __future__ import annotations
@@ -21,9 +20,13 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.platforms import current_platform
 
+from actors.serving.adapter_slot import AdapterSlot
+from actors.serving.broadcast_groups import BroadcastGroup, join_group
 from actors.serving.held_weights import Fingerprint, HeldWeights, checkpoint_fingerprints, fingerprinted
-from actors.serving.weight_transfer import GlooGroup, checksummed
+from actors.serving.weight_transfer import checksummed
+from actors.settings import Transport
 
 BACKEND = "coso"
 
@@ -32,6 +35,7 @@ BACKEND = "coso"
 class GroupInfo(WeightTransferInitInfo):
     """The group in which this engine's workers receive broadcasts; `rank_offset` is the rank of the first worker."""
 
+    transport: Transport
     master_address: str
     master_port: int
     rank_offset: int
@@ -50,11 +54,11 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
-    """Loads files and gloo broadcasts, in checkpoint format, into a live model."""
+    """Loads files and broadcasts, in checkpoint format, into a live model."""
 
     init_info_cls = GroupInfo
     update_info_cls = UpdateInfo
-    _group: GlooGroup | None = None
+    _group: BroadcastGroup | None = None
     #: Of the tensors of the last update that the model's loader was given.
     received: dict[str, int]
     #: Of the same tensors.
@@ -65,8 +69,13 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
         parallel = self.parallel_config
         rank = init_info.rank_offset + parallel.data_parallel_index * parallel.world_size + parallel.rank
         self._group = None
-        self._group = GlooGroup(
-            init_info.master_address, init_info.master_port, rank, init_info.world_size, init_info.deadline_s
+        self._group = join_group(
+            init_info.transport,
+            init_info.master_address,
+            init_info.master_port,
+            rank,
+            init_info.world_size,
+            init_info.deadline_s,
         )
 
     def start_weight_update(self) -> None:
@@ -76,9 +85,12 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        tensors = self._read(update_info.path) if update_info.path else self._receive(update_info)
         model: Any = self.model  # vLLM's models have load_weights, but their base class does not declare it
-        model.load_weights(fingerprinted(checksummed(tensors, self.received), self.fingerprints))
+        model.load_weights(fingerprinted(checksummed(self.tensors(update_info), self.received), self.fingerprints))
+
+    def tensors(self, update_info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, tensor) of all that an update brings."""
+        return self._read(update_info.path) if update_info.path else self._receive(update_info)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -100,7 +112,7 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
         if self._group is None:
             raise RuntimeError("this engine should receive a broadcast of weights but has not joined a group")
         for name, dtype, shape in zip(info.names, info.dtype_names, info.shapes, strict=True):
-            tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self._group.device)
             self._group.broadcast(tensor)
             yield name, tensor
 
@@ -123,6 +135,22 @@ class WorkerExtension:
     weight_transfer_engine: Any  # the worker's
     model_runner: Any  # the worker's
     _held: HeldWeights | None = None
+    _adapter: AdapterSlot | None = None
+
+    def begin_adapter(self, rank: int, alpha: float) -> None:
+        """Make the engine's adapter, with B = 0."""
+        runner = self.model_runner
+        self._adapter = AdapterSlot(runner.get_model(), runner.lora_manager, rank, alpha)
+
+    def load_adapter(self, update_info: dict[str, Any]) -> tuple[dict[str, int], int, list[str]]:
+        """Replace the adapter by an update's. Returns the checksums of the tensors that it brought, how many the
+        model was seen to hold, and the layers that hold others."""
+        if self._adapter is None:
+            raise RuntimeError("this engine was started without an adapter")
+        engine = self.weight_transfer_engine
+        received: dict[str, int] = {}
+        self._adapter.load(dict(checksummed(engine.tensors(engine.parse_update_info(update_info)), received)))
+        return received, *self._adapter.compare()
 
     def remember_held_weights(self, folder: str) -> None:
         """Learn which piece of the model is which tensor of the folder that it was just loaded from."""
@@ -140,8 +168,7 @@ class WorkerExtension:
         return len(equal), wrong
 
     def received_checksums(self) -> dict[str, int] | None:
-        """Checksums of the tensors that the last weight update gave to the model's loader; None with vLLM's own
-        backend."""
+        """Checksums of the tensors that the last weight update gave to the model's loader; None before the first."""
         return getattr(self.weight_transfer_engine, "received", None)
 
     def unlink_own_semaphores(self) -> None:
@@ -166,3 +193,6 @@ class WorkerExtension:
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, CosoWeightTransferEngine)
+if current_platform.is_cpu():
+    cpu_platform: Any = type(current_platform)
+    cpu_platform.get_punica_wrapper = classmethod(lambda cls: "actors.serving.one_adapter.OneAdapterCPU")

@@ -4,7 +4,7 @@ Every transport ends in the same call, `PolicyServer.load(update)`; they differ 
 
     shared_memory   a safetensors file in the node's memory, read by the engine where it lies
     object_store    the same file's bytes through Ray's object store, for servers on other nodes
-    gloo, nccl      a broadcast from the learner into the engines; gloo on CPUs, nccl is vLLM's own, on GPUs
+    gloo, nccl      a broadcast from the learner into the engines; gloo on CPUs, nccl on GPUs (`broadcast_groups`)
 
 Engines receive with `actors.serving.weight_backends`, which runs inside vLLM's workers; the learner sends with
 `learner.publish`.
@@ -17,13 +17,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actors.addresses import own_address
 from actors.settings import Transport
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ class LoadReport:
     seconds: float  # how long it paused generation
     parts: Mapping[str, float]  # seconds of each part of that
     version: int
-    checksums: Mapping[str, int] | None = None  # of the tensors that the engine's loader was given; None with nccl
+    checksums: Mapping[str, int] | None = None  # of the tensors that the engine's loader was given
     held: int | None = None  # tensors that the engine was seen to hold as given; None where that is not looked at
 
 
@@ -142,8 +140,6 @@ def check_received(update: WeightUpdate, received: Mapping[str, int] | None, ser
 
     received: see `LoadReport.checksums`.
     """
-    if received is None and update.transport == "nccl":
-        return  # vLLM's own backend, which does not tell
     received = received or {}
     wrong = [name for name, checksum in update.checksums.items() if received.get(name) != checksum]
     wrong += [name for name in received if name not in update.checksums]
@@ -178,59 +174,6 @@ def anonymous_file(data: np.ndarray) -> Iterator[str]:
         yield f"/proc/{os.getpid()}/fd/{descriptor}"
     finally:
         os.close(descriptor)
-
-
-class GlooGroup:
-    """A separate gloo process group for broadcasts from rank 0; it does not touch the process's other groups."""
-
-    def __init__(self, address: str, port: int, rank: int, world_size: int, deadline_s: float) -> None:
-        """Blocks until all ranks are connected. Raises `WeightTransferError` past the deadline."""
-        import torch.distributed as torch_distributed
-
-        dist: Any = torch_distributed  # its gloo classes come from C++ and have no complete types
-        timeout = timedelta(seconds=deadline_s)
-        try:
-            store = rendezvous_store(address, port, rank, world_size, timeout)
-            options = dist.ProcessGroupGloo._Options()
-            options._timeout = timeout
-            # Listen where the other members are: loopback on one machine. gloo otherwise takes the address that the
-            # host name resolves to, which other machines may not reach.
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_address(address))]
-            self._group: Any = dist.ProcessGroupGloo(dist.PrefixStore("coso-weights", store), rank, world_size, options)
-        except (RuntimeError, ValueError) as error:
-            raise WeightTransferError(
-                f"rank {rank} of {world_size} did not connect to the others for weight sync at {address}:{port} within "
-                f"{deadline_s:.0f} s: {str(error).splitlines()[0]}"
-            ) from error
-        self._store = store
-        self._rank = rank
-
-    def broadcast(self, tensor: Any) -> None:
-        """Rank 0 sends the contiguous CPU tensor; all other ranks receive into it."""
-        import torch.distributed as dist
-
-        options = dist.BroadcastOptions()
-        options.rootRank, options.rootTensor = 0, 0
-        try:
-            self._group.broadcast([tensor], options).wait()
-        except RuntimeError as error:
-            raise WeightTransferError(
-                f"the broadcast of weights failed at rank {self._rank}: {str(error).splitlines()[0]}. "
-                "Connect learner and servers again."
-            ) from error
-
-
-def rendezvous_store(address: str, port: int, rank: int, world_size: int, timeout: timedelta) -> Any:
-    """The store that ranks use for their rendezvous. Rank 0 listens at `address` only; PyTorch by default would listen
-    at every address of the machine."""
-    import socket
-
-    from torch.distributed import TCPStore
-
-    if rank > 0:
-        return TCPStore(address, port, world_size, False, timeout)
-    listening = socket.create_server((address, port), backlog=world_size)
-    return TCPStore(address, port, world_size, True, timeout, master_listen_fd=listening.detach())
 
 
 def check_readable(update: WeightUpdate) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ class System:
         )
         beside_driver = {"num_cpus": 0, "scheduling_strategy": self.places.strategy("trajectory stream")}
         self.registry: Any = ray.remote(WeightRegistry).options(max_restarts=-1, **beside_driver).remote()
-        self.servers = start_policy_servers(config, temporary, self.transport, self.registry, self.places)
+        self.servers = start_policy_servers(config, temporary, self.registry, self.places)
         self.stream = (
             ray.remote(TrajectoryStream)
             .options(max_concurrency=STREAM_CONCURRENCY, **beside_driver)
@@ -106,7 +106,7 @@ class System:
             console.stage("starting policy servers, learner, scorers and environments")
             checkpoint = run.checkpoint_path(update)
             await asyncio.gather(
-                system._wait_for_servers(),
+                system._wait_for_servers(console.message),
                 asyncio.to_thread(system._start_learner, checkpoint / "learner" if update else None),
                 system._start_pool(checkpoint if update else None),
             )
@@ -235,8 +235,8 @@ class System:
 
     # ---------------------------------------------------------------- parts
 
-    async def _wait_for_servers(self) -> None:
-        await wait_for_servers(self.config, list(self.servers.values()))
+    async def _wait_for_servers(self, report: Callable[[str], None]) -> None:
+        await wait_for_servers(self.config, list(self.servers.values()), report)
 
     def _start_learner(self, checkpoint: Path | None) -> None:
         publishing = PublishTarget(
@@ -297,7 +297,7 @@ class System:
                 await self.publish(self._published)
 
     def _sync(self, update: Any, deadline: float) -> dict[str, Any]:
-        sending = self.learner.send() if self.broadcasts else None
+        sending = self.learner.send() if self.broadcasts else ()
         return sync_servers(self.servers, update, deadline, sending)
 
     def _watch(self) -> None:

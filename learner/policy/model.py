@@ -19,8 +19,8 @@ from learner.policy.repeated_pictures import encode_repeats_once
 from learner.policy.shared_prompts import hidden_states
 from learner.policy.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
 from learner.policy.value_head import ValueHead
-from learner.policy.weight_export import Materialize, checkpoint_weights
-from learner.settings import LoraSettings
+from learner.policy.weight_export import Materialize, adapter_weights, checkpoint_weights
+from learner.settings import AdapterTarget, LoraSettings
 
 
 @dataclass
@@ -97,6 +97,10 @@ class PolicyModel(nn.Module):
         weights once; the model stays as it is. See `learner.policy.weight_export.checkpoint_weights`."""
         return checkpoint_weights(self.hf_model, materialize)
 
+    def adapter_weights(self, materialize: Materialize) -> Iterator[tuple[str, Tensor]]:
+        """The adapters alone, see `learner.policy.weight_export.adapter_weights`."""
+        return adapter_weights(self.hf_model, materialize)
+
 
 def load_policy(
     path: str,
@@ -161,16 +165,18 @@ def build_policy(
 def _with_adapters(vlm: Any, settings: LoraSettings) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    targets: str | list[str] = "all-linear"
-    if settings.target == "language_model":
-        decoder = vlm.get_decoder()
-        head = vlm.get_output_embeddings()
-        inside = {id(module) for module in decoder.modules() if isinstance(module, nn.Linear) and module is not head}
-        targets = [name for name, module in vlm.named_modules() if id(module) in inside]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number works
         lora_dropout=settings.dropout,
-        target_modules=targets,
+        target_modules=adapted_layers(vlm, settings.target),
     )
     return get_peft_model(vlm, config)
+
+
+def adapted_layers(vlm: Any, target: AdapterTarget) -> list[str]:
+    """Names of the linear layers that get adapters, the output head never; the model may be on the meta device."""
+    head = vlm.get_output_embeddings()
+    inside = vlm if target == "all-linear" else vlm.get_decoder()
+    wanted = {id(module) for module in inside.modules() if isinstance(module, nn.Linear) and module is not head}
+    return [name for name, module in vlm.named_modules() if id(module) in wanted]

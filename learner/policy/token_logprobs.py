@@ -4,6 +4,8 @@ The logits of a batch, (tokens, vocabulary), are the largest array of a language
 for `token_chunk` tokens at a time only: a chunk is reduced to one log-probability and one entropy per token, and made
 again in the backward pass. Where all tokens fit into one chunk, its logits are kept: the backward pass would begin by
 making just these again.
+
+Logits are float32 whatever the model's precision, as the engine's are (`actors.serving.policy_engine.float32_head`).
 """
 
 from __future__ import annotations
@@ -41,6 +43,29 @@ class SamplingDistribution:
     with_entropy: bool = True  # entropies are zeros without it
 
 
+class Float32Product(torch.autograd.Function):
+    """hidden (n, K) · weight (V, K)ᵀ -> float32 (n, V), of bfloat16 or float16 factors; gradients in their precision.
+
+    A product of two such numbers is exact in float32, so the sums are those of the factors converted to float32. On
+    CUDA the matrix product adds up in float32 anyway, and writes its sums as they are: no float32 copy of the head,
+    2.2 GB for one of 152k × 3,584, is made for each chunk. PyTorch has no such product for CPUs, and no derivative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        if hidden.is_cuda:
+            return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        return functional.linear(hidden.float(), weight.float())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        gradient = gradients[0].to(weight.dtype)
+        of_hidden = gradient @ weight if ctx.needs_input_grad[0] else None
+        return of_hidden, gradient.T @ hidden if ctx.needs_input_grad[1] else None
+
+
 class TokenHead(nn.Linear):
     """A model's output head that can also answer for given tokens without showing all its logits.
 
@@ -72,8 +97,7 @@ class TokenHead(nn.Linear):
         banned[list(distribution.banned_token_ids)] = True
 
         def of_chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            output = functional.linear(hidden, self.weight, self.bias)
-            logits = self.transform(output.float()) / distribution.temperature
+            logits = self.transform(self._outputs(hidden)) / distribution.temperature
             return _logprob_and_entropy(logits, targets, banned, distribution.with_entropy)
 
         if len(targets) <= distribution.token_chunk:
@@ -87,6 +111,13 @@ class TokenHead(nn.Linear):
         ]
         logprobs, entropies = zip(*results, strict=True)
         return torch.cat(logprobs), torch.cat(entropies)
+
+    def _outputs(self, hidden: Tensor) -> Tensor:
+        """hidden (n, width) -> float32 (n, vocabulary)"""
+        if self.weight.dtype not in (torch.bfloat16, torch.float16):
+            return functional.linear(hidden, self.weight, self.bias).float()
+        output = Float32Product.apply(hidden, self.weight)
+        return output if self.bias is None else output + self.bias
 
 
 def _logprob_and_entropy(logits: Tensor, targets: Tensor, banned: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:

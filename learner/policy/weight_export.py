@@ -1,4 +1,4 @@
-"""A model's weights as a checkpoint on disk names them, one at a time, with adapters merged.
+"""A model's weights as a checkpoint on disk names them, one at a time, with adapters merged; or its adapters alone.
 
 Transformers renames and re-packs weights between a checkpoint and its modules. An engine that loads or reloads weights
 knows the checkpoint's names; so does this.
@@ -28,14 +28,24 @@ class _Weight:
 
     def parameters(self) -> list[nn.Parameter]:
         own = [self.tensor] if isinstance(self.tensor, nn.Parameter) else []
-        return own + ([] if self.adapted is None else list(_adapter_parameters(self.adapted)))
+        return own + ([] if self.adapted is None else list(_low_rank_parameters(self.adapted)))
 
     def merged(self) -> Tensor:
         """A new tensor, detached: the weight plus scale · B A, summed in float32."""
         if self.adapted is None:
             return self.tensor.detach().clone()
-        delta = sum(self.adapted.get_delta_weight(name).float() for name in self.adapted.active_adapters)
-        return (self.tensor.detach().float() + delta).to(self.tensor.dtype)
+        (adapter,) = self.adapted.active_adapters
+        low, up = _low_rank_parameters(self.adapted)
+        return merged_weight(self.tensor.detach(), low, up, self.adapted.scaling[adapter])
+
+
+def merged_weight(weight: Tensor, low: Tensor, up: Tensor, scale: float) -> Tensor:
+    """weight (out, in) + scale · up (out, r) @ low (r, in), summed in float32 and rounded to the weight's dtype."""
+    return (weight.float() + scale * (up.float() @ low.float())).to(weight.dtype)
+
+
+class UnservableAdapter(ValueError):
+    """An adapter on a layer that no checkpoint holds as a tensor of its own."""
 
 
 @torch.no_grad()
@@ -58,6 +68,38 @@ def checkpoint_weights(model: Any, materialize: Materialize) -> Iterator[tuple[s
         with materialize([parameter for name in group for parameter in weights[name].parameters()]):
             tensors = {name: weights[name].merged() for name in group}
         yield from revert_weight_conversion(model, tensors).items()
+
+
+@torch.no_grad()
+def adapter_weights(model: Any, materialize: Materialize) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name of the adapted layer + ".lora_A.weight" or ".lora_B.weight", new detached tensor): A (r, in)
+    and B (out, r), unscaled, in the dtype and with the values that the forward pass has.
+
+    Every rank of a ZeRO-3 group must exhaust the iterator. Raises `UnservableAdapter`.
+    """
+    adapted = {
+        name.removesuffix(".weight"): weight.adapted
+        for name, weight in _module_weights(model).items()
+        if weight.adapted is not None
+    }
+    for name, disk_name in layers_on_disk(model, list(adapted)).items():
+        for leaf, part in zip(("lora_A", "lora_B"), _low_rank_parameters(adapted[name]), strict=True):
+            with materialize([part]):
+                tensor = part.detach().clone()
+            yield f"{disk_name}.{leaf}.weight", tensor
+
+
+def layers_on_disk(model: Any, layers: Sequence[str]) -> dict[str, str]:
+    """Name of each linear layer -> what a checkpoint calls it. Raises `UnservableAdapter` where a checkpoint joins one
+    with others; the model may be on the meta device."""
+    renamed, _ = _names_on_disk(model, _module_weights(model))
+    if joined := [name for name in layers if f"{name}.weight" not in renamed]:
+        raise UnservableAdapter(
+            f"{len(joined)} of the {len(layers)} layers that learner.lora adapts are joined with others in a "
+            f"checkpoint of {type(model).__name__} (for instance {joined[0]}), so vLLM cannot be given their adapters. "
+            "Set learner.lora.serving merged"
+        )
+    return {name: renamed[f"{name}.weight"].removesuffix(".weight") for name in layers}
 
 
 def _module_weights(model: Any) -> dict[str, _Weight]:
@@ -101,9 +143,7 @@ def _names_on_disk(model: Any, weights: dict[str, _Weight]) -> tuple[dict[str, s
     return renamed, list(groups.values())
 
 
-def _adapter_parameters(layer: Any) -> Iterator[nn.Parameter]:
-    for name in layer.active_adapters:
-        for parts in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
-            if name in parts:
-                part = parts[name]
-                yield from part.parameters() if isinstance(part, nn.Module) else [part]
+def _low_rank_parameters(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (r, in) and B (out, r) of a layer that has one adapter."""
+    (name,) = layer.active_adapters
+    return layer.lora_A[name].weight, layer.lora_B[name].weight

@@ -127,7 +127,7 @@ class ScmEstimator(EffectEstimator):
     def __init__(self, tokens: TokenFacts, settings: ScoringSettings, scm: StructuralCausalModel) -> None:
         super().__init__(tokens, settings)
         self._encoder = CounterfactualEncoder(
-            scm, window=settings.window, null_id=tokens.null_id, batch_tokens=settings.batch_tokens
+            scm, window=settings.window, null_id=tokens.null_id, batch_tokens=settings.pass_tokens
         )
         self._gradient = GradientEstimator(tokens, settings, scm)
         self._longest = settings.longest_exact
@@ -187,7 +187,7 @@ def make_estimator(
 ) -> Estimator:
     """Make the estimator `name`, which may be another one than `settings.estimator`.
 
-    settings: `window`, `batch_tokens` and `longest_exact` are read.
+    settings: `window`, `pass_tokens` and `longest_exact` are read.
     scm: for all but `parser` and `uniform`; in evaluation mode. interventions: for `parser` and `scm+parser`.
     Raises ValueError for an unknown name and where what the estimator needs is missing.
     """

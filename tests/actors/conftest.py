@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class LiveServer:
         self.last_version += 1
         return self.last_version
 
-    def sync(self, update: Any, sending: Any | None = None) -> Any:
+    def sync(self, update: Any, sending: Sequence[Any] = ()) -> Any:
         """As the controller does it: first onto the registry, then to the server."""
         import ray
 
@@ -83,9 +83,10 @@ class LiveServer:
         import ray
 
         ray.get(self.registry.put.remote(update), timeout=30)
-        pid = self.ask("status")["pid"]
+        status = self.ask("status")
         ray.kill(self.actor, no_restart=False)
-        wait_until_gone(pid)  # the process may still answer in the moment after
+        for pid in (status["pid"], *status["engine_pids"]):
+            wait_until_gone(pid)  # the process may still answer in the moment after
         assert self.wait_for_restart()["version"] == update.version
 
     def wait_for_restart(self, deadline_s: float = 150.0) -> Any:

@@ -32,3 +32,9 @@ def test_a_width_that_the_heads_do_not_divide_is_reported_with_its_source():
         "config (in override 'scoring.scm.heads=3'): scoring.scm.hidden (128) must be a multiple of "
         "scoring.scm.heads (3)"
     )
+
+
+def test_a_pass_is_as_large_as_the_device_wants_unless_the_settings_say() -> None:
+    assert ScoringSettings().pass_tokens == 1536
+    assert ScoringSettings(device="cuda").pass_tokens == 100_000
+    assert ScoringSettings(device="cuda", batch_tokens=300).pass_tokens == 300

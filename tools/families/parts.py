@@ -75,7 +75,8 @@ def without_video(
     return ImagesOnly(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
 
 
-def make_tokenizer(special: list[str], **extra: str) -> Any:
+def make_tokenizer(special: list[str], vocabulary: int = 0, **extra: str) -> Any:
+    """A tokenizer that knows `TEXTS`; vocabulary: filled up to so many words, with some that no text has."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -90,6 +91,11 @@ def make_tokenizer(special: list[str], **extra: str) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
+    if vocabulary:
+        stated = json.loads(tokenizer.to_str())
+        words = stated["model"]["vocab"]
+        words |= {f"Ġw{index}": index for index in range(len(words), vocabulary)}
+        tokenizer = Tokenizer.from_str(json.dumps(stated))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=roles[0],
@@ -137,7 +143,12 @@ def finish(folder: Path, model_class: Any, config: Any, processor: Any) -> TinyV
             if not parameter.any():  # a family's untrained connector may be zero, and pictures then change nothing
                 torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(folder)
+    save_processor(folder, processor)
+    return TinyVlm(model, ChatProcessor.from_parts(str(folder), config, processor))
+
+
+def save_processor(folder: Path, processor: Any) -> None:
+    """Write a processor with the name of its video part, if it was left out."""
     processor.save_pretrained(folder)
     if isinstance(video := getattr(processor, "video_processor", None), str):
         (folder / "video_preprocessor_config.json").write_text(json.dumps({"video_processor_type": video}))
-    return TinyVlm(model, ChatProcessor.from_parts(str(folder), config, processor))

@@ -1,4 +1,4 @@
-"""What is read from vLLM's source is what vLLM itself says, so a new version that moves its tables is noticed."""
+"""What is read from vLLM's source, or told to it, is as vLLM itself has it: a new version that moves it is noticed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ import pytest
 from actors.serving.engine_tables import architectures, cpu_head_sizes
 
 PROGRAM = """
-import json
+import json, torch, transformers
+from vllm.config.model import _get_head_dtype
 from vllm.model_executor.models import ModelRegistry
+from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
-print(json.dumps([sorted(ModelRegistry.get_supported_archs()), CPUAttentionBackend.get_supported_head_sizes()]))
+from actors.serving.policy_engine import float32_head
+heads = set()
+for family in ("Idefics3", "Qwen2_5_VL", "LlavaNext", "Gemma3", "InternVL"):
+    config = float32_head(getattr(transformers, family + "Config")())
+    heads |= {_get_head_dtype(part, torch.bfloat16, "generate") for part in (config, config.get_text_config())}
+assert torch.float32 in current_platform.supported_dtypes
+print(json.dumps([sorted(ModelRegistry.get_supported_archs()), CPUAttentionBackend.get_supported_head_sizes(),
+    sorted(map(str, heads))]))
 """
 
 
@@ -22,7 +31,8 @@ print(json.dumps([sorted(ModelRegistry.get_supported_archs()), CPUAttentionBacke
 def test_the_tables_are_those_of_the_installed_vllm() -> None:
     # In another process: importing vLLM changes the one it is imported into.
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=240, check=True)
-    served, head_sizes = json.loads(done.stdout.splitlines()[-1])
+    served, head_sizes, head_dtypes = json.loads(done.stdout.splitlines()[-1])
     assert cpu_head_sizes() == head_sizes
+    assert head_dtypes == ["torch.float32"]
     assert set(served) - (architectures() or set()) == set()
     assert "Idefics3ForConditionalGeneration" in served and "FooForBar" not in (architectures() or set())

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -32,7 +33,8 @@ class Learner:
         self.model = model
 
     def publish(self, version: int, seed: int) -> Any:
-        return self.publisher.publish(version, Reference(self.model).perturb(seed).weights())
+        self.reference = Reference(self.model).perturb(seed)
+        return self.publisher.publish(version, self.reference.weights())
 
     def open(self) -> Any:
         return self.publisher.open(engines=1, workers_per_engine=1, address="127.0.0.1", deadline_s=30.0)
@@ -41,7 +43,7 @@ class Learner:
         self.publisher.connect()
 
     def send(self) -> None:
-        self.publisher.send()
+        self.publisher.send(self.reference.weights())
 
     def close(self) -> None:
         self.publisher.close()
@@ -72,7 +74,7 @@ def test_a_live_engine_serves_pushed_weights(
         group = ray_cluster.get(learner.open.remote(), timeout=60)
         connect_servers([("policy server 0", policy_server.actor)], group, learner.connect.remote())
     update = ray_cluster.get(learner.publish.remote(policy_server.next_version(), seed), timeout=60)
-    report = policy_server.sync(update, learner.send.remote() if transport == "gloo" else None)
+    report = policy_server.sync(update, [learner.send.remote()] if transport == "gloo" else ())
     assert report.version == policy_server.last_version and 0 < report.seconds < 30
     assert sum(report.parts.values()) == pytest.approx(report.seconds)
     assert report.held >= 0.9 * len(update.checksums)  # not the kernel of the first convolution, which vLLM reshapes
@@ -125,10 +127,12 @@ class ProbedEngine:
     """A live engine and the learner's weights, as the controller's sync check sees them."""
 
     def __init__(self, server: LiveServer, tiny_vlm: Path, folder: Path) -> None:
+        from learner.publish import SharedMemoryPublisher
+
         config = validate({"rollout": {"temperature": 1.0, "max_new_tokens": 24}})
-        self.server, self.folder, self.tiny_vlm = server, folder, tiny_vlm
+        self.server, self.tiny_vlm = server, tiny_vlm
         self.check = SyncCheck(config)
-        self.publishers: list[Any] = []
+        self.publisher = SharedMemoryPublisher(f"test-{folder.name}", folder)
 
     def reference(self, seed: int | None) -> Reference:
         """The weights of the model's folder, or those moved by an update."""
@@ -136,20 +140,14 @@ class ProbedEngine:
         return reference if seed is None else reference.perturb(seed)
 
     def publish(self, version: int, weights: list[tuple[str, Any]]) -> Any:
-        """By a publisher of its own, since one publisher refuses to leave tensors out."""
-        from learner.publish import SharedMemoryPublisher
-
-        name = f"test-{self.folder.name}-{len(self.publishers)}"
-        self.publishers.append(SharedMemoryPublisher(name, self.folder))
-        return self.publishers[-1].publish(version, weights)
+        return self.publisher.publish(version, weights)
 
     def load(self, weights: list[tuple[str, Any]]) -> tuple[Any, Any]:
         update = self.publish(self.server.next_version(), weights)
         return update, self.server.sync(update)
 
     def close(self) -> None:
-        for publisher in self.publishers:
-            publisher.close()
+        self.publisher.close()
 
     def judge(self, learner: Reference) -> dict[str, float]:
         if not self.check.requests:
@@ -257,7 +255,6 @@ def test_only_two_versions_stay_in_shared_memory_each_with_its_own_weights(tmp_p
     import torch
     from safetensors.torch import load_file
 
-    from actors.serving.weight_transfer import WeightTransferError
     from learner.publish import SharedMemoryPublisher
 
     def weights(version: int) -> dict[str, torch.Tensor]:
@@ -277,13 +274,41 @@ def test_only_two_versions_stay_in_shared_memory_each_with_its_own_weights(tmp_p
             for name, expected in weights(update.version).items():
                 assert stored[name].dtype == expected.dtype and torch.equal(stored[name], expected)
     assert [os.path.exists(update.path) for update in updates] == [False, False, False, True, True]
-    with pytest.raises(WeightTransferError, match="no tensor other of shape"):
-        publisher.publish(12, [("other", torch.zeros(2))])
     publisher.publish(13, weights(13).items())
     publisher.publish(13, weights(13).items())
     assert os.path.exists(updates[-1].path)
     publisher.close()
     assert not any(os.path.exists(update.path) for update in updates)
+
+
+def test_a_file_left_by_a_run_of_the_same_name_is_replaced_where_its_tensors_are_others(tmp_path: Path) -> None:
+    """As a run leaves one that was killed and goes on in another precision, or with another model."""
+    import torch
+    from safetensors.torch import load_file
+
+    from learner.publish import SharedMemoryPublisher
+
+    first = {"same": torch.arange(4), "cast": torch.ones(3), "reshaped": torch.ones(2, 3), "gone": torch.ones(2)}
+    second = {
+        "same": torch.arange(4) + 1,
+        "cast": torch.full((3,), 2.0).bfloat16(),
+        "reshaped": torch.full((3, 2), 3.0),
+    }
+    third = second | {"new": torch.zeros(1), "cast": torch.full((3,), 4.0).half()}  # as wide as bfloat16
+    publisher = SharedMemoryPublisher(f"test-{tmp_path.name}", tmp_path)
+    for weights in (first, second, third, third):
+        path = str(publisher.publish(1, weights.items()).path)
+        stored = load_file(path)
+        assert stored.keys() == weights.keys()
+        for name, expected in weights.items():
+            assert stored[name].dtype == expected.dtype and torch.equal(stored[name], expected)
+        assert os.stat(path).st_mode & 0o777 == 0o600
+    for version, weights in ((2, third), (3, first)):  # and the oldest of two, in place of which the third one goes
+        path = str(publisher.publish(version, weights.items()).path)
+    assert load_file(path).keys() == first.keys()
+    assert not os.path.exists(path.replace("-3.safetensors", "-1.safetensors"))
+    publisher.close()
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"coso-test-{tmp_path.name}-")]
 
 
 def test_weights_go_to_the_folder_when_shared_memory_is_full_and_fail_when_both_are(
@@ -357,6 +382,41 @@ def test_gloo_learner_without_engines_gives_up_at_the_deadline() -> None:
         publisher.connect()
 
 
+def test_a_learner_that_broadcasts_holds_one_tensor_at_a_time() -> None:
+    """Both to announce and to send them; what was announced is what is sent, in its order."""
+    import gc
+
+    import torch
+
+    from learner.publish import CollectivePublisher
+
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        for index in range(6):
+            gc.collect()
+            assert sum(tensor() is not None for tensor in made) <= 1  # the one before is let go with the next
+            tensor = torch.full((2, 3), float(index)).T.to(torch.bfloat16 if index % 2 else torch.float32)
+            made.append(weakref.ref(tensor))
+            yield f"weight {index}", tensor
+
+    class Receiver:
+        device = torch.device("cpu")
+        received: list[tuple[str, tuple[int, ...], float]] = []
+
+        def broadcast(self, tensor: torch.Tensor) -> None:
+            assert tensor.is_contiguous()
+            self.received.append((str(tensor.dtype), tuple(tensor.shape), float(tensor[0, 0])))
+
+    publisher = CollectivePublisher("gloo")
+    publisher._group = Receiver()
+    update = publisher.publish(1, weights())
+    publisher.send(weights())
+    announced = [(f"torch.{dtype}", shape) for dtype, shape in zip(update.dtypes, update.shapes, strict=True)]
+    assert update.names == tuple(f"weight {index}" for index in range(6)) == tuple(update.checksums)
+    assert Receiver.received == [(*each, float(index)) for index, each in enumerate(announced)]
+
+
 def test_a_server_whose_engine_is_killed_comes_back_with_current_weights(
     policy_server: LiveServer, ray_cluster: Any, tiny_vlm: Path, tmp_path: Path
 ) -> None:
@@ -383,7 +443,8 @@ def test_a_server_whose_engine_is_killed_comes_back_with_current_weights(
     publisher.close()
 
 
-def test_a_killed_server_leaves_no_process_and_no_shared_memory(policy_server: LiveServer, ray_cluster: Any) -> None:
+def test_a_killed_server_leaves_no_process_and_no_shared_memory(policy_server: LiveServer) -> None:
+    """Killed by the system, as for memory: neither Ray nor the server itself can then end the engine."""
     status = policy_server.ask("ready", deadline_s=150)
     pids = [status["pid"], *status["engine_pids"]]
     # By inode, since libc maps a semaphore before it gives it its name.
@@ -393,7 +454,7 @@ def test_a_killed_server_leaves_no_process_and_no_shared_memory(policy_server: L
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
         if "/dev/shm/" in line
     }
-    ray_cluster.kill(policy_server.actor, no_restart=False)
+    os.kill(status["pid"], signal.SIGKILL)
     for pid in pids:
         wait_until_gone(pid)
     assert not [entry.name for entry in os.scandir("/dev/shm") if entry.inode() in inodes]

@@ -8,9 +8,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -106,6 +108,31 @@ def test_a_policy_server_judges_phone_tasks(tmp_path: Path) -> None:
         assert process.returncode == 130 and "Traceback" not in rest
     finally:
         process.kill()
+
+
+def test_an_engine_does_not_outlive_a_server_that_is_killed(tmp_path: Path) -> None:
+    """Outside Ray, which ends what its workers started. The engine is just starting, so it notices by itself."""
+    from learner.supervised.default_model import make_default_vlm
+    from tests.tiny_models import SMALL
+
+    make_default_vlm(tmp_path / "model", ["Hello"], [screen(15)], SMALL, seed=0)
+    process = started("--model", str(tmp_path / "model"), "--port", "0")
+    server = psutil.Process(process.pid)
+    started_by_server: list[psutil.Process] = []
+    try:
+        ends = time.monotonic() + 120
+        while not (engines := [child for child in server.children() if "EngineCore" in child.name()]):
+            assert process.poll() is None and time.monotonic() < ends
+            time.sleep(0.1)
+        started_by_server = server.children(recursive=True)
+        server.kill()
+        _, alive = psutil.wait_procs(engines, timeout=60)
+        assert not alive
+    finally:
+        for left in (server, *started_by_server):
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(

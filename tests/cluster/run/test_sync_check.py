@@ -15,7 +15,7 @@ from actors.generation import Generation, GenerationRequest
 from actors.trajectory import TrajectoryBatch
 from cluster.config.files import validate
 from cluster.errors import CosoError
-from cluster.run.sync_check import PROMPTS, SyncCheck
+from cluster.run.sync_check import PROMPTS, SyncCheck, agree, fit, tolerance
 
 VOCABULARY, LENGTH, TEMPERATURE = 5, 24, 0.5
 
@@ -131,6 +131,23 @@ def test_one_far_token_does_not_decide_but_many_do_and_the_temperature_scales() 
         ask(make_check(check_tolerance=0.005), policy, stale)
     row = ask(make_check(check_tolerance=0.05), policy, stale)
     assert 0.01 < row["sync_check/mean_difference"] * TEMPERATURE < 0.05 < row["sync_check/max_difference"] * 2
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+@pytest.mark.parametrize("judged", [16, 2508])
+def test_rounding_of_bfloat16_passes_and_a_stale_head_does_not(judged: int, temperature: float) -> None:
+    """As measured with the same weights on both sides: 2,508 tokens, at temperature 0.2 one of them 0.285 away."""
+    generator = np.random.default_rng(0)
+    config = validate({"model": {"dtype": "bfloat16"}, "rollout": {"temperature": temperature}})
+    engine = generator.uniform(-4.0, -0.2, judged)
+    rounded = engine + generator.normal(size=judged) * 0.02 / temperature
+    rounded[3] = engine[3] + 0.285 * 0.2 / temperature
+    stale = rounded + generator.choice([-0.8, 0.8], judged) / temperature
+    assert agree(fit([engine], [rounded]), temperature, tolerance(config))
+    assert not agree(fit([engine], [stale]), temperature, tolerance(config))
+    few = rounded.copy()
+    few[::16] += 4.0 / temperature  # a stale cache: few tokens, but far away
+    assert not agree(fit([engine], [few]), temperature, tolerance(config))
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])

@@ -69,12 +69,22 @@ def test_values_and_gradients_equal_the_unchunked_ones(tokens, chunk, temperatur
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_the_softmax_is_float32_when_the_model_is_bfloat16():
-    head, hidden, targets = _problem(6, 0, dtype=torch.bfloat16)
-    logits = torch.nn.functional.linear(hidden, head.weight).float()
-    logprobs, entropies = TokenHead.adopt(head, LogitTransform())(hidden, targets, SamplingDistribution(1.0, [], 4))
-    assert logprobs.dtype == entropies.dtype == torch.float32
-    torch.testing.assert_close(logprobs, logits.log_softmax(-1)[torch.arange(6), targets], atol=1e-5, rtol=0)
+@pytest.mark.parametrize("chunk", [4, 100])
+def test_logits_are_float32_when_the_model_is_bfloat16(chunk):
+    """Logits of about 20, which bfloat16 would round by 0.06; gradients are right as far as bfloat16 goes."""
+    head, hidden, targets = _problem(6, 0, bias=True, dtype=torch.bfloat16)
+    head.weight.data *= 6
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, head.weight, head.bias)]
+    logits = torch.nn.functional.linear(*exact)
+    assert 16 < logits.abs().amax(-1).mean() < 64
+    expected = (logits / 0.2).log_softmax(-1)[torch.arange(6), targets]
+    found, entropies = TokenHead.adopt(head, LogitTransform())(hidden, targets, SamplingDistribution(0.2, [], chunk))
+    assert found.dtype == entropies.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=2e-4, rtol=0)
+    gradients = torch.autograd.grad(found.sum(), [hidden, head.weight, head.bias])
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected.sum(), exact), strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), theirs, atol=0.02 * float(theirs.abs().max()), rtol=0)
 
 
 def test_nothing_of_the_size_of_all_logits_is_kept_for_the_backward_pass():
