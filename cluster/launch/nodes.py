@@ -75,7 +75,6 @@ def local_node(config: RunConfig) -> tuple[Node, ...]:
             free=free,
             cores=float(local_cores()),
             driver=True,
-            gpu_bytes=_local_gpu_bytes() if free["GPU"] else None,
             host_bytes=psutil.virtual_memory().total,
         ),
     )
@@ -97,7 +96,6 @@ def cluster_nodes(config: RunConfig, free: bool = True) -> tuple[Node, ...]:
             free=_countable(available.get(node["NodeID"], node["Resources"])),
             cores=float(local_cores()) if ours else node["Resources"].get("CPU"),
             driver=node["NodeID"] == here,
-            gpu_bytes=_local_gpu_bytes() if node["NodeID"] == here and node["Resources"].get("GPU") else None,
             # What Ray offers of it; it leaves the rest to the system.
             host_bytes=node["Resources"].get("memory", 0) + node["Resources"].get("object_store_memory", 0) or None,
         )
@@ -112,12 +110,15 @@ def _countable(resources: dict[str, float]) -> dict[str, float]:
     return {kind: float(amount) for kind, amount in resources.items() if kind in ("CPU", "GPU", EMULATOR)}
 
 
-def _local_gpu_bytes() -> float | None:
-    """Memory of this machine's smallest GPU, None where PyTorch sees none."""
+def with_gpu_memory(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The nodes with the memory of this machine's GPUs, the smallest one's, told of its node; those of others are not
+    known. Where there are GPUs, it starts CUDA in this process."""
+    if not any(node.driver and node.free.get("GPU") for node in nodes):
+        return nodes
     import torch
 
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
-    return float(min(sizes)) if sizes else None
+    return tuple(replace(node, gpu_bytes=min(sizes)) if node.driver and sizes else node for node in nodes)
 
 
 def _node(offer: NodeOffer, number: int) -> Node:

@@ -140,8 +140,8 @@ def engine_memory(config: RunConfig, shape: ModelShape) -> Memory:
 
 
 def engine_weights(config: RunConfig, shape: ModelShape) -> int:
-    """On each GPU, with room for the adapters that it may be sent."""
-    adapters = trained_parameters(config, shape) if config.learner.lora is not None else 0
+    """On each GPU, with the adapters where those are served as such, bytes."""
+    adapters = trained_parameters(config, shape) if _adapters_travel(config) else 0
     return (shape.parameters + adapters) * SIZES[config.model.dtype] // config.policy_server.tensor_parallel
 
 
@@ -162,7 +162,13 @@ def checkpoint_bytes(config: RunConfig, shape: ModelShape) -> int:
 
 def published_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Shared memory (or object store) of the weights on their way to the servers, on rank 0's node."""
-    return PUBLISHED_VERSIONS * shape.parameters * SIZES[config.model.dtype]
+    published = trained_parameters(config, shape) if _adapters_travel(config) else shape.parameters
+    return PUBLISHED_VERSIONS * published * SIZES[config.model.dtype]
+
+
+def _adapters_travel(config: RunConfig) -> bool:
+    """Whether servers are sent adapters alone."""
+    return config.learner.lora is not None and config.learner.lora.serving == "adapters"
 
 
 def host_memory(config: RunConfig, shape: ModelShape, actors: Mapping[Kind, int], published: bool) -> Memory:
@@ -196,11 +202,11 @@ _ELSE = "a smaller model or larger GPUs"
 
 def _engine_shortages(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> Iterator[str]:
     settings = config.policy_server
-    taken = gpu_bytes * settings.gpu_share * settings.gpu_memory_utilization
+    taken = gpu_bytes * settings.gpu_memory_utilization
     left = taken - engine_weights(config, shape) - ENGINE_RUNTIME
     wanted = wanted_kv_bytes(config, shape)
     longest = wanted // settings.max_concurrent_requests
-    where = f"{gib(taken)} GiB of {_share(settings.gpu_share, gpu_bytes)}"
+    where = f"{gib(taken)} GiB of a GPU of {gib(gpu_bytes)} GiB"
     if left < longest:
         yield (
             f"too much for {where} (policy_server.gpu_memory_utilization {settings.gpu_memory_utilization:g}): "

@@ -1,5 +1,5 @@
 """What models need of memory and disk: counted against models that were built. tests/learner/test_engine.py counts what
-ranks hold, tests/learner/test_group.py what a checkpoint takes."""
+ranks hold."""
 
 from __future__ import annotations
 
@@ -156,9 +156,9 @@ def test_what_is_too_much_is_said_with_what_would_help(tmp_path: Path) -> None:
     assert list(shortages(of, shape, 1000 * GIB)) == []
     _, of_server = shortages(of, shape, 16 * GIB)
     assert "policy server: " in of_server and "policy_server.tensor_parallel=2" in of_server
-    shared = config(policy_server=server | {"gpu_share": 0.5}, model={"dtype": "bfloat16"})
+    shared = config(policy_server=server | {"gpu_memory_utilization": 0.4}, model={"dtype": "bfloat16"})
     (line,) = shortages(shared, shape, 48 * GIB)
-    assert line.startswith("a policy server's KV cache holds") and "0.5 of a GPU of 48.0 GiB" in line
+    assert line.startswith("a policy server's KV cache holds") and "19.2 GiB of a GPU of 48.0 GiB" in line
 
 
 def test_a_folder_without_a_usable_config_is_one_line(tmp_path: Path) -> None:
