@@ -25,7 +25,7 @@ SIZES = {"float32": 4, "bfloat16": 2}
 #: gathered at a time.
 BUCKET, GATHERED = 500_000_000, 1_000_000_000
 #: float32 arrays of a chunk's logits at once, in forward and backward pass (`learner.policy.token_logprobs`).
-LOGIT_COPIES = 6
+LOGIT_COPIES = 5
 #: What CUDA, its libraries and NCCL take in a process, about, bytes; an engine also has graphs and activations.
 RUNTIME, ENGINE_RUNTIME = 1 * GIB, 3 * GIB
 #: Versions of the weights that are kept where servers read them.
@@ -100,9 +100,15 @@ def learner_memory(config: RunConfig, shape: ModelShape) -> Memory:
             parts["buffer"] = BUCKET * size
         parts["runtime"] = RUNTIME
     parts["activations"] = activations(config, shape)
-    rows = min(settings.token_chunk, settings.micro_batch * config.rollout.max_new_tokens)
-    parts["token head"] = rows * shape.vocabulary * 4 * LOGIT_COPIES
+    parts["token head"] = token_head(config, shape)
     return Memory(actor="learner rank", parts=parts)
+
+
+def token_head(config: RunConfig, shape: ModelShape) -> int:
+    """Logits of one chunk, and where the head is trained, a chunk's gradient of its weights, bytes."""
+    rows = min(config.learner.token_chunk, config.learner.micro_batch * config.rollout.max_new_tokens)
+    gradient = shape.hidden * SIZES[config.model.dtype] if config.learner.lora is None else 0
+    return shape.vocabulary * (rows * 4 * LOGIT_COPIES + gradient)
 
 
 def activations(config: RunConfig, shape: ModelShape) -> int:

@@ -4,6 +4,7 @@ ranks hold."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cluster.launch.sizing import (
     learner_memory,
     learner_states,
     shortages,
+    token_head,
 )
 from learner.policy.model import build_policy
 from learner.settings import LoraSettings
@@ -131,6 +133,15 @@ def test_activations_are_about_those_that_a_forward_pass_keeps(tiny: TinyVlm) ->
     assert states.last_hidden_state.requires_grad
     said = activations(config(policy_server={"max_model_len": length}, rollout={"max_new_tokens": length}), shape)
     assert 0.5 < sum(kept.values()) / said < 2, (sum(kept.values()), said)
+
+
+@pytest.mark.parametrize(("chunk", "measured_gib"), [(4096, 12.187), (1024, 3.508), (256, 1.409)])
+def test_the_token_head_needs_what_was_measured_on_an_h100(chunk: int, measured_gib: float) -> None:
+    """`python -m benchmarks.gpu.token_head`: 8,192 tokens, hidden states 2,048 wide, a vocabulary of 151,936."""
+    shape = replace(SHAPE, vocabulary=151_936, hidden=2048)
+    learner = {"token_chunk": chunk, "micro_batch": 32}
+    said = token_head(config(model={"dtype": "bfloat16"}, learner=learner), shape)
+    assert said / GIB == pytest.approx(measured_gib, rel=0.08)
 
 
 def test_checkpointing_stages_adapters_and_precision_change_what_is_needed() -> None:
