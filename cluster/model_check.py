@@ -17,6 +17,8 @@ import numpy as np
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.launch.model_shape import read_shape
+from cluster.launch.sizing import engine_weights, gib, learner_states
 
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
@@ -37,7 +39,6 @@ TEXTS = (
     'Typed so far: "<image> <|image_pad|> <|im_end|> </s> <end_of_turn> [INST]" - what next?',
 )
 ANSWER = '{"thoughts": "ümläut 🙂, so I should tap", "action": "tap 3"}'
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -120,41 +121,21 @@ def _action_span(chat: ChatProcessor) -> Finding:
 # ---------------------------------------------------------------- memory
 
 
-def learner_bytes(parameters: int, config: RunConfig, dtype: str) -> int:
-    """Memory of one learner rank without activations, bytes: weights, gradients, AdamW's two moments in float32; in
-    bfloat16 also a float32 copy of the weights and a float32 sum of gradients. ZeRO stage 1 spreads the optimizer's
-    share over the ranks, stage 2 the gradients too, stage 3 all. With LoRA the weights alone count."""
-    size = {"float32": 4, "bfloat16": 2}[dtype]
-    weights = parameters * size
-    if config.learner.lora is not None:
-        return weights
-    optimizer, gradients = parameters * (8 if size == 4 else 12), parameters * (4 if size == 4 else 6)
-    ranks, stage = config.learner.ranks, config.learner.zero_stage
-    return (
-        weights // (ranks if stage == 3 else 1)
-        + gradients // (ranks if stage >= 2 else 1)
-        + optimizer // (ranks if stage >= 1 else 1)
-    )
-
-
 def memory_findings(config: RunConfig) -> Iterator[Finding]:
     """What engines and ranks take, by precision; whether the configured one fits into this machine."""
-    from actors.model_folder import weight_files
-
-    folder = Path(config.model.path)
-    files = weight_files(folder) if folder.is_dir() else []
-    if not files:
-        yield Finding("memory", "unknown: the folder has no safetensors files to count", None)
+    try:
+        shape = read_shape(Path(config.model.path))
+    except CosoError as error:
+        yield Finding("memory", f"unknown: {error}", None)
         return
-    parameters = _parameters(files)
     for dtype in ("float32", "bfloat16"):
-        engine = parameters * (4 if dtype == "float32" else 2)
+        of_dtype = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+        engine, rank = engine_weights(of_dtype, shape), sum(learner_states(of_dtype, shape).values())
         if config.policy_server.device == "cpu":
             engine += config.policy_server.kv_cache_bytes
-        rank = learner_bytes(parameters, config, dtype)
         says = (
-            f"{parameters / 1e6:.1f} M weights: an engine {engine / GIB:.2f} GiB on {config.policy_server.device}, "
-            f"a learner rank {rank / GIB:.2f} GiB on {config.learner.device}, without activations"
+            f"{shape.parameters / 1e6:.1f} M weights: an engine {gib(engine)} GiB on {config.policy_server.device}, a "
+            f"learner rank {gib(rank)} GiB on {config.learner.device}, without activations"
         )
         if dtype != config.model.dtype:
             yield Finding(f"memory, {dtype}", says, None)
@@ -166,16 +147,6 @@ def memory_findings(config: RunConfig) -> Iterator[Finding]:
         ):
             needed[device] = needed.get(device, 0) + total
         yield _fits(f"memory, {dtype}", says, needed)
-
-
-def _parameters(files: Sequence[Path]) -> int:
-    from safetensors import safe_open
-
-    count = 0
-    for file in files:
-        with safe_open(file, framework="np") as opened:
-            count += sum(int(np.prod(opened.get_slice(name).get_shape())) for name in opened.keys())  # noqa: SIM118
-    return count
 
 
 def _fits(what: str, says: str, needed: dict[str, int]) -> Finding:
@@ -191,7 +162,7 @@ def _fits(what: str, says: str, needed: dict[str, int]) -> Finding:
         else:
             says, works = f"{says}; no GPU here to compare with", None
             continue
-        says += f"; {total / GIB:.2f} of {there / GIB:.1f} GiB of {device} memory"
+        says += f"; {gib(total)} of {gib(there)} GiB of {device} memory"
         if total > there:
             return Finding(what, f"{says}. Use a smaller model, model.dtype bfloat16 or learner.lora", False)
     return Finding(what, says, works)
