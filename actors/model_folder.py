@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.serving import engine_tables
+from actors.settings import AdapterTarget
 
 #: JSON files of a model's folder; those that exist must hold a JSON object.
 JSON_FILES = (
@@ -29,18 +30,25 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json
 FLOATS = {"float32", "float16", "bfloat16", "float64", "F32", "F16", "BF16", "F64"}
 
 
-def read_model(path: str, *, device: Literal["cpu", "cuda"] | None = None, trained: bool = False) -> ChatProcessor:
+def read_model(
+    path: str,
+    *,
+    device: Literal["cpu", "cuda"] | None = None,
+    trained: bool = False,
+    adapters: AdapterTarget | None = None,
+) -> ChatProcessor:
     """The processor of a model that has all a run needs. Raises `NotAVisionLanguageModel` with a line per problem.
 
     path: a folder or hub name (whose files are not looked at before they are loaded); device: where vLLM is to serve
-    the model, None if it is not; trained: whether a learner will train it.
+    the model, None if it is not; trained: whether a learner will train it; adapters: which layers' adapters vLLM is to
+    apply, None: none.
     """
     if problems := file_problems(path, trained):
         of_config = any("/config.json " in problem for problem in problems)
         _refuse(problems if of_config else config_problems(path) + problems)
     chat = ChatProcessor(path)
     if device is not None:
-        _refuse(engine_problems(path, chat.config, device))
+        _refuse(engine_problems(path, chat.config, device, adapters))
     return chat
 
 
@@ -90,7 +98,9 @@ def config_problems(path: str) -> list[str]:
     return []
 
 
-def engine_problems(path: str, config: Any, device: Literal["cpu", "cuda"]) -> list[str]:
+def engine_problems(
+    path: str, config: Any, device: Literal["cpu", "cuda"], adapters: AdapterTarget | None = None
+) -> list[str]:
     """Why the installed vLLM cannot serve a model of this config, a line each; [] where it is not known to fail."""
     import transformers
 
@@ -112,7 +122,23 @@ def engine_problems(path: str, config: Any, device: Literal["cpu", "cuda"]) -> l
             f"the text model), and vLLM's CPU build has kernels for {', '.join(map(str, widths))} only. Use another "
             "model, or policy_server.device cuda."
         )
+    if adapters is not None:
+        problems += _adapter_problems(path, named, adapters)
     return problems
+
+
+def _adapter_problems(path: str, architectures: list[str], wanted: AdapterTarget) -> Iterator[str]:
+    """Why vLLM's own code for the first of the architectures does not apply the adapters, a line at most."""
+    applied = engine_tables.adapter_targets(architectures[0]) if architectures else None
+    if applied is None or wanted in applied:
+        return
+    if wanted == "all-linear" and "language_model" in applied:
+        yield (
+            f"vLLM applies adapters of {architectures[0]} ({path!r}) to the language model only. Set "
+            "learner.lora.target language_model, or learner.lora.serving merged."
+        )
+    else:
+        yield f"vLLM applies no adapters to {architectures[0]} ({path!r}). Set learner.lora.serving merged."
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -10,6 +10,8 @@ from envs.settings import Count, Probability, Section
 
 #: How new weights travel to the engines; see `actors.serving.weight_transfer`.
 Transport = Literal["shared_memory", "object_store", "nccl", "gloo"]
+#: Which linear layers of a model get low-rank adapters: the text decoder's, or all but the output head.
+AdapterTarget = Literal["language_model", "all-linear"]
 
 
 class ModelSettings(Section):
@@ -58,6 +60,10 @@ class RolloutSettings(Section):
     )
 
 
+#: KV cache of an engine on CPUs where the config says nothing.
+CPU_KV_CACHE_BYTES = 32 << 20
+
+
 class PolicyServerSettings(Section):
     """The vLLM engines that serve the policy."""
 
@@ -74,8 +80,18 @@ class PolicyServerSettings(Section):
     )
     max_model_len: PositiveInt = Field(1024, description="Longest prompt plus answer, tokens.")
     max_concurrent_requests: PositiveInt = Field(64, description="Requests an engine runs at once.")
-    kv_cache_bytes: PositiveInt = Field(32 << 20, description="KV cache of a CPU engine, bytes.")
+    kv_cache_bytes: PositiveInt | None = Field(
+        None,
+        description="KV cache of an engine, bytes on each of its GPUs. null: 32 MiB on cpu; on cuda what "
+        "`gpu_memory_utilization` leaves, measured at the start, which is wrong where others take or free memory of "
+        "the same GPU meanwhile: say it there.",
+    )
     gpu_memory_utilization: Probability = Field(0.85, description="Share of GPU memory an engine takes.")
+    sleep: bool = Field(
+        False,
+        description="Give the GPU memory back while the learner trains, for mode sync on a shared GPU. The weights are "
+        "in host memory meanwhile.",
+    )
     start_deadline_s: PositiveFloat = Field(
         600.0,
         description="Deadline for an engine to start, seconds. On a GPU, vLLM compiles the model at its first start.",
@@ -92,7 +108,14 @@ class PolicyServerSettings(Section):
             raise ValueError("policy_server.tensor_parallel > 1 needs policy_server.device cuda")
         if self.tensor_parallel > 1 and self.gpu_share < 1:
             raise ValueError("policy_server.tensor_parallel > 1 needs whole GPUs: policy_server.gpu_share must be 1")
+        if self.sleep and self.device == "cpu":
+            raise ValueError("policy_server.sleep needs policy_server.device cuda: vLLM's engines on CPUs cannot sleep")
         return self
+
+    @property
+    def stated_kv_cache_bytes(self) -> int | None:
+        """Bytes of KV cache; None: as much as there is room for."""
+        return self.kv_cache_bytes or (CPU_KV_CACHE_BYTES if self.device == "cpu" else None)
 
     @property
     def gpus(self) -> float:
@@ -111,8 +134,8 @@ class WeightSyncSettings(Section):
     transport: Literal["auto", Transport] = Field(
         "auto",
         description="shared_memory: a file in the node's memory; object_store: through Ray, for several nodes; "
-        "nccl: GPU to GPU; gloo: the same collective on CPU. auto: nccl on GPUs, else shared_memory on one node, "
-        "else object_store.",
+        "nccl: GPU to GPU; gloo: the same collective on CPU. auto: nccl on GPUs, unless only adapters travel "
+        "(learner.lora); else shared_memory on one node, else object_store.",
     )
     deadline_s: PositiveFloat = Field(
         120.0, description="Deadline for the next server to have swapped, seconds; each answer starts it again."

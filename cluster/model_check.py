@@ -17,10 +17,13 @@ import numpy as np
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.launch.model_shape import read_shape
+from cluster.launch.sizing import engine_weights, gib, learner_states
 
 if TYPE_CHECKING:
     from actors.chat import ChatProcessor
     from actors.generation import Generation, GenerationRequest, Refusal
+    from actors.serving.adapters.served import ServedAdapters
 
 #: (width, height) of the pictures: small, as a wide screen, as a tall one.
 IMAGE_SIZES = ((224, 224), (640, 360), (360, 780))
@@ -36,7 +39,6 @@ TEXTS = (
     'Typed so far: "<image> <|image_pad|> <|im_end|> </s> <end_of_turn> [INST]" - what next?',
 )
 ANSWER = '{"thoughts": "ümläut 🙂, so I should tap", "action": "tap 3"}'
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -119,41 +121,20 @@ def _action_span(chat: ChatProcessor) -> Finding:
 # ---------------------------------------------------------------- memory
 
 
-def learner_bytes(parameters: int, config: RunConfig, dtype: str) -> int:
-    """Memory of one learner rank without activations, bytes: weights, gradients, AdamW's two moments in float32; in
-    bfloat16 also a float32 copy of the weights and a float32 sum of gradients. ZeRO stage 1 spreads the optimizer's
-    share over the ranks, stage 2 the gradients too, stage 3 all. With LoRA the weights alone count."""
-    size = {"float32": 4, "bfloat16": 2}[dtype]
-    weights = parameters * size
-    if config.learner.lora is not None:
-        return weights
-    optimizer, gradients = parameters * (8 if size == 4 else 12), parameters * (4 if size == 4 else 6)
-    ranks, stage = config.learner.ranks, config.learner.zero_stage
-    return (
-        weights // (ranks if stage == 3 else 1)
-        + gradients // (ranks if stage >= 2 else 1)
-        + optimizer // (ranks if stage >= 1 else 1)
-    )
-
-
 def memory_findings(config: RunConfig) -> Iterator[Finding]:
     """What engines and ranks take, by precision; whether the configured one fits into this machine."""
-    from actors.model_folder import weight_files
-
-    folder = Path(config.model.path)
-    files = weight_files(folder) if folder.is_dir() else []
-    if not files:
-        yield Finding("memory", "unknown: the folder has no safetensors files to count", None)
+    try:
+        shape = read_shape(Path(config.model.path))
+    except CosoError as error:
+        yield Finding("memory", f"unknown: {error}", None)
         return
-    parameters = _parameters(files)
     for dtype in ("float32", "bfloat16"):
-        engine = parameters * (4 if dtype == "float32" else 2)
-        if config.policy_server.device == "cpu":
-            engine += config.policy_server.kv_cache_bytes
-        rank = learner_bytes(parameters, config, dtype)
+        of_dtype = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+        engine, rank = engine_weights(of_dtype, shape), sum(learner_states(of_dtype, shape).values())
+        engine += config.policy_server.stated_kv_cache_bytes or 0
         says = (
-            f"{parameters / 1e6:.1f} M weights: an engine {engine / GIB:.2f} GiB on {config.policy_server.device}, "
-            f"a learner rank {rank / GIB:.2f} GiB on {config.learner.device}, without activations"
+            f"{shape.parameters / 1e6:.1f} M weights: an engine {gib(engine)} GiB on {config.policy_server.device}, a "
+            f"learner rank {gib(rank)} GiB on {config.learner.device}, without activations"
         )
         if dtype != config.model.dtype:
             yield Finding(f"memory, {dtype}", says, None)
@@ -165,16 +146,6 @@ def memory_findings(config: RunConfig) -> Iterator[Finding]:
         ):
             needed[device] = needed.get(device, 0) + total
         yield _fits(f"memory, {dtype}", says, needed)
-
-
-def _parameters(files: Sequence[Path]) -> int:
-    from safetensors import safe_open
-
-    count = 0
-    for file in files:
-        with safe_open(file, framework="np") as opened:
-            count += sum(int(np.prod(opened.get_slice(name).get_shape())) for name in opened.keys())  # noqa: SIM118
-    return count
 
 
 def _fits(what: str, says: str, needed: dict[str, int]) -> Finding:
@@ -190,7 +161,7 @@ def _fits(what: str, says: str, needed: dict[str, int]) -> Finding:
         else:
             says, works = f"{says}; no GPU here to compare with", None
             continue
-        says += f"; {total / GIB:.2f} of {there / GIB:.1f} GiB of {device} memory"
+        says += f"; {gib(total)} of {gib(there)} GiB of {device} memory"
         if total > there:
             return Finding(what, f"{says}. Use a smaller model, model.dtype bfloat16 or learner.lora", False)
     return Finding(what, says, works)
@@ -211,7 +182,7 @@ def _learner_findings(config: RunConfig) -> Any:
             config.model.path,
             dtype=getattr(torch, config.model.dtype),
             attention=config.model.attention,
-            lora=None,
+            lora=config.learner.served_adapters,
             value_hidden=(8,),
             gradient_checkpointing=False,
             value_gradient=False,
@@ -222,7 +193,10 @@ def _learner_findings(config: RunConfig) -> Any:
         return None
     head = policy.hf_model.get_output_embeddings().transform
     cap = f", soft cap {head.softcap:g}" if head.softcap is not None else ""
-    yield Finding("learner", f"loads it in {config.model.dtype}; output head of scale {head.scale:g}{cap}", True)
+    lora = config.learner.served_adapters
+    adapted = f"; adapters of rank {lora.rank}, which the engine is given too" if lora is not None else ""
+    says = f"loads it in {config.model.dtype}; output head of scale {head.scale:g}{cap}{adapted}"
+    yield Finding("learner", says, True)
     return policy.eval()
 
 
@@ -266,7 +240,7 @@ def _agreement(config: RunConfig, chat: ChatProcessor, policy: Any) -> Iterator[
     requests = sample_requests(config)
     try:
         with ray_session(alone) as temporary:
-            answers = asyncio.run(_ask(alone, temporary, requests))
+            answers = asyncio.run(_ask(alone, chat, policy, temporary, requests))
     except CosoError as error:
         yield Finding("engine", str(error), False)
         return
@@ -276,16 +250,43 @@ def _agreement(config: RunConfig, chat: ChatProcessor, policy: Any) -> Iterator[
     yield from compared(config, chat, policy, requests, answers)
 
 
-async def _ask(config: RunConfig, temporary: Path, requests: list[GenerationRequest]) -> list[Generation | Refusal]:
+async def _ask(
+    config: RunConfig, chat: ChatProcessor, policy: Any, temporary: Path, requests: list[GenerationRequest]
+) -> list[Generation | Refusal]:
+    from cluster.launch.adapters import served_adapters
     from cluster.launch.reservation import reserve
     from cluster.run.rollout_actors import start_policy_servers, wait_for_servers
     from cluster.run.waiting import answer
 
-    servers = start_policy_servers(config, temporary, None, reserve(config, "policy server"))
+    adapters = served_adapters(config, chat) if policy is not None else None
+    servers = start_policy_servers(config, temporary, None, reserve(config, "policy server"), adapters)
     await wait_for_servers(config, list(servers.values()))
     (server,) = servers.values()
+    if adapters is not None:
+        await _give_adapters(config, adapters, policy, temporary, server)
     deadline = config.policy_server.generate_deadline_s * 2
     return await answer(server.generate_batch.remote(requests), deadline, f"{len(requests)} answers")
+
+
+async def _give_adapters(
+    config: RunConfig, adapters: ServedAdapters, policy: Any, temporary: Path, server: Any
+) -> None:
+    """Make the policy's adapters random ones that change its answers, and load them into the server."""
+    from contextlib import closing, nullcontext
+
+    import torch
+
+    from cluster.run.waiting import answer
+    from learner.publish import SharedMemoryPublisher
+
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in policy.named_parameters():
+        if ".lora_B." in name:  # so large that the adapters add about a tenth to what a layer says
+            scale = 0.1 * adapters.rank**0.5 / adapters.alpha
+            parameter.data = (torch.randn(parameter.shape, generator=generator) * scale).to(parameter.dtype)
+    with closing(SharedMemoryPublisher(temporary.name, temporary)) as publisher:
+        update = publisher.publish(1, policy.adapter_weights(lambda parameters: nullcontext()))
+        await answer(server.load.remote(update), config.weight_sync.deadline_s, "the adapters in the engine")
 
 
 def compared(

@@ -189,9 +189,9 @@ class LearnerGroup:
         try:
             places = self._wait([actor.rendezvous.remote() for actor in self._actors], "starting", deadline_s)
             self.addresses = [address for address, _ in places]  # of each rank's node
-            meeting, port = address_for(self.addresses[0], self.addresses), places[0][1]
+            rendezvous, port = address_for(self.addresses[0], self.addresses), places[0][1]
             left = max(1.0, deadline_s - (time.monotonic() - started))
-            self._wait([actor.start.remote(meeting, port) for actor in self._actors], "loading the model", left)
+            self._wait([actor.start.remote(rendezvous, port) for actor in self._actors], "loading the model", left)
         except BaseException:
             self.close()
             raise

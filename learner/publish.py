@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 SHARED_MEMORY = Path("/dev/shm")
 #: Versions whose files are kept: the current one, and the one that a slow server may still be reading.
 KEPT_VERSIONS = 2
+#: Bytes of tensors in one object of Ray's object store; a larger tensor has one of its own.
+PART_BYTES = 64 << 20
+#: How often the object store holds the weights: the version before, the new one, and the new one again while
+#: `WeightRegistry.put` takes it over.
+STORED_COPIES = 3
 
 
 class WeightPublisher(Protocol):
@@ -117,17 +122,30 @@ class SharedMemoryPublisher:
 
 
 class ObjectStorePublisher:
-    """The bytes of a safetensors file in Ray's object store, for servers on any node."""
+    """Safetensors files of about `PART_BYTES` each in Ray's object store, for servers on any node. This process's own
+    memory has room for no more than one at a time."""
 
     def publish(self, version: int, named_tensors: Iterable[tuple[str, Tensor]]) -> WeightUpdate:
+        """Raises `WeightTransferError` if this node's object store is too small."""
         import numpy as np
         import ray
         from safetensors.torch import save
 
         checksums: dict[str, int] = {}
-        data = save(_contiguous(checksummed(named_tensors, checksums)))
-        reference = ray.put(np.frombuffer(data, np.uint8))
-        return WeightUpdate(version=version, transport="object_store", ref=reference, checksums=checksums)
+        references = []
+        size, capacity = 0, _object_store_bytes()
+        for part in _parts(checksummed(named_tensors, checksums)):
+            size += sum(tensor.nbytes for tensor in part.values())
+            if STORED_COPIES * size <= capacity:
+                references.append(ray.put(np.frombuffer(save(_contiguous(part.items())), np.uint8)))
+        if STORED_COPIES * size > capacity:
+            raise WeightTransferError(
+                f"weights version {version} are {size / 2**20:.0f} MiB, and Ray's object store on this node has "
+                f"{capacity / 2**20:.0f} MiB. It has to have {STORED_COPIES * size / 2**20:.0f}, {STORED_COPIES} times "
+                "as much as the weights: set cluster.object_store_bytes (or, of a cluster that you started, "
+                "`ray start --object-store-memory`), or another weight_sync.transport."
+            )
+        return WeightUpdate(version=version, transport="object_store", refs=tuple(references), checksums=checksums)
 
     def close(self) -> None:
         """Ray frees each object when nobody refers to it any more."""
@@ -265,6 +283,28 @@ def _wait_for_all(calls: Mapping[str, Any], what: str, deadline_s: float, others
                 last_errors[name] = str(error).strip().splitlines()[0]
                 again.append(name)
     return {name: answers[name] for name in calls}
+
+
+def _parts(named_tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in groups, of `PART_BYTES` at most where that is not less than one tensor."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in named_tensors:
+        if part and size + tensor.nbytes > PART_BYTES:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += tensor.nbytes
+    if part:
+        yield part
+
+
+def _object_store_bytes() -> int:
+    """Of Ray's object store on this node."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return int(sum(node["Resources"].get("object_store_memory", 0) for node in ray.nodes() if node["NodeID"] == here))
 
 
 def _contiguous(named_tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,17 @@ SKIPPED_IN_A_ROW = 3
 _SUPERVISED = 3
 
 logger = logging.getLogger(__name__)
+
+
+def _with_optimizer_state(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method during which the optimizer's state is not in host memory (`learner.offload_optimizer`)."""
+
+    @wraps(method)
+    def run(self: LearnerRank, *arguments: Any, **named: Any) -> Any:
+        with self.optimizer_state.at_hand():
+            return method(self, *arguments, **named)
+
+    return run
 
 
 class LearnerRank:
@@ -72,6 +84,7 @@ class LearnerRank:
         from learner.algorithms.entropy import EntropyBonus
         from learner.algorithms.registry import algorithm_class
         from learner.checkpoints.storage import LearnerStorage
+        from learner.offload import OffloadedState
         from learner.passes import Passes
         from learner.policy.model import load_policy
 
@@ -90,6 +103,7 @@ class LearnerRank:
         )
         self.storage = LearnerStorage(self.engine, self.model, chat.processor)  # while parameters are whole
         self.engine.initialize(self.model, self.model.value_head)
+        self.optimizer_state = OffloadedState(self.engine.optimizer, self.model, setup.learner)
         self.passes = Passes(setup, self.engine, chat)
 
     def ping(self) -> dict[str, int]:
@@ -110,6 +124,7 @@ class LearnerRank:
         """Run the model's processor on images (key -> PNG bytes) of a coming update, beside the present one."""
         self.passes.prepare(images)
 
+    @_with_optimizer_state
     def update(
         self, trajectories: TrajectoryBatch, update_index: int, images: dict[str, bytes] | None = None
     ) -> dict[str, float]:
@@ -179,6 +194,7 @@ class LearnerRank:
 
         self._course = SupervisedCourse(demonstrations, settings, _seed(self.setup.seed, _SUPERVISED))
 
+    @_with_optimizer_state
     def supervised_steps(self, count: int) -> list[dict[str, float]]:
         """The next `count` optimizer steps of the course (fewer at its end). Of each: `loss` (weighted by token), `nll`
         (nats per token), `gradient_norm`, `learning_rate`. Raises `NotFinite`."""
@@ -240,8 +256,7 @@ class LearnerRank:
         """What goes to the policy servers; every rank must exhaust it."""
         from learner.finite import finite_weights
 
-        lora = self.setup.learner.lora
-        if lora is not None and lora.serving == "adapters":
+        if self.setup.learner.served_adapters is not None:
             # Those of the forward pass: the engine computes in the same precision, so it applies the same numbers.
             return finite_weights(self.model.adapter_weights(self.engine.gather))
         return finite_weights(self.model.checkpoint_weights(self.engine.gather))
@@ -260,6 +275,7 @@ class LearnerRank:
 
     # --- weights on disk
 
+    @_with_optimizer_state
     def save_checkpoint(self, folder: Path) -> None:
         """Write all that going on needs; see `LearnerStorage.save_checkpoint`."""
         self.storage.save_checkpoint(folder, self.updates, self.version, self.algorithm.state())
@@ -268,6 +284,7 @@ class LearnerRank:
         """Write a complete Hugging Face model folder; see `LearnerStorage.save_model`."""
         self.storage.save_model(folder)
 
+    @_with_optimizer_state
     def load_checkpoint(self, folder: Path) -> dict[str, int]:
         """Go back to where `save_checkpoint` was called; returns its `update` and `version`. Raises
         `CheckpointMismatch`."""

@@ -7,15 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from actors.settings import AdapterTarget
 from envs.settings import Count, NonNegative, Probability, Section
 
 #: CPU threads of a rank on cuda, at most, where the config says nothing.
 MOST_THREADS = 8
 
 EntropyMode = Literal["none", "uniform", "counterfactual", "action_tokens", "random", "token_entropy"]
-
-
-AdapterTarget = Literal["language_model", "all-linear"]
 
 
 class LoraSettings(Section):
@@ -37,7 +35,8 @@ class LoraSettings(Section):
         "adapters",
         description="adapters: vLLM applies the adapters beside the model's own weights, as the learner does, and only "
         "they travel; merged: they are added to the weights, and all weights travel (for models whose adapters vLLM "
-        "does not apply; float32 only).",
+        "does not apply). In bfloat16 that rounds most of a small update away; the learner then computes with the "
+        "rounded weights, too.",
     )
 
 
@@ -55,6 +54,11 @@ class LearnerSettings(Section):
         1.0, description="Share of a GPU that one rank takes; below 1, others may share it."
     )
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage.")
+    offload_optimizer: bool = Field(
+        False,
+        description="Keep the optimizer's state in host memory except during an update, for others on a shared GPU: 8 "
+        "bytes per trained parameter in float32, 12 in bfloat16.",
+    )
     lora: LoraSettings | None = Field(None, description="Train adapters instead of all weights.")
     learning_rate: PositiveFloat = Field(1e-5, description="Start of the schedule.")
     final_learning_rate: NonNegative = Field(1e-9, description="End of the schedule.")
@@ -124,6 +128,11 @@ class LearnerSettings(Section):
     def gpus(self) -> float:
         """GPUs that one rank takes."""
         return self.gpu_share if self.device == "cuda" else 0.0
+
+    @property
+    def served_adapters(self) -> LoraSettings | None:
+        """The adapters that engines apply, so that nothing else is published; None where they are sent all weights."""
+        return self.lora if self.lora is not None and self.lora.serving == "adapters" else None
 
 
 class EntropySettings(Section):

@@ -1,4 +1,4 @@
-"""Admission of requests to an engine, how long it may be silent, and the time that it was busy."""
+"""Admission of requests to an engine, its sleep, how long it may be silent, and the time that it was busy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
 
 
 class Gate:
@@ -46,6 +47,29 @@ class Gate:
             async with self._changed:
                 self._alone = False
                 self._changed.notify_all()
+
+
+class Sleep:
+    """The sleep of an engine, which gives the GPU's memory back for so long. Nobody is inside the gate meanwhile."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._engine: Any = None  # the one that sleeps
+        self._alone = AsyncExitStack()
+
+    async def begin(self, engine: Any) -> None:
+        """Wait until nobody is inside, then let the engine sleep. It keeps its weights in host memory."""
+        if self._engine is None:
+            await self._alone.enter_async_context(self._gate.alone())
+            await engine.sleep(level=1, mode="wait")
+            self._engine = engine
+
+    async def end(self) -> None:
+        """Wake the engine and let those in who wait; nothing if it is awake."""
+        if self._engine is not None:
+            await self._engine.wake_up()
+            self._engine = None
+            await self._alone.aclose()
 
 
 class Silence:

@@ -8,6 +8,7 @@ every call into NCCL runs in a thread of its own, which is left behind when the 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import timedelta
@@ -93,9 +94,11 @@ class NcclGroup:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self._rank = rank
         self._deadline_s = deadline_s
+        ends = time.monotonic() + deadline_s
         try:
             store = rendezvous_store(address, port, rank, world_size, timedelta(seconds=deadline_s))
-            self._communicator = within(deadline_s, lambda: _communicator(store, rank, world_size, self.device))
+            left = max(0.0, ends - time.monotonic())
+            self._communicator = within(left, lambda: _communicator(store, rank, world_size, self.device))
         except Exception as error:
             raise WeightTransferError(
                 f"rank {rank} of {world_size} did not connect to the others by NCCL for weight sync at "
@@ -168,7 +171,7 @@ def within(deadline_s: float, work: Callable[[], Any]) -> Any:
     except TimeoutError as error:
         if future.done():
             raise
-        raise TimeoutError(f"no answer for {deadline_s:.0f} s") from error
+        raise TimeoutError("no answer in time") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -46,4 +46,4 @@ async def load_adapter(
     for received, _, wrong in answers:  # of each worker
         check_received(update, received, server)
         check_held(update, wrong, server)
-    return answers[0][0], min(held for _, held, _ in answers)
+    return answers[0][0], min(held for _, held, _ in answers) or None

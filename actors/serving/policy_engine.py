@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from actors.chat import ChatProcessor, NotAVisionLanguageModel
 from actors.model_folder import read_model
-from actors.serving.adapters import ServedAdapters
+from actors.serving.adapters.served import ServedAdapters
 from actors.settings import ModelSettings, PolicyServerSettings
 
 if TYPE_CHECKING:
@@ -165,13 +167,13 @@ def engine_arguments(
         "worker_extension_cls": "actors.serving.weight_backends.WorkerExtension",
         "weight_transfer_config": {"backend": "coso"},
         "disable_log_stats": True,
+        "kv_cache_memory_bytes": settings.stated_kv_cache_bytes,
     }
     if launch.adapters is not None:
         arguments |= launch.adapters.engine_arguments(settings.device)
     if settings.device == "cpu":
         return arguments | {
             "enforce_eager": True,
-            "kv_cache_memory_bytes": settings.kv_cache_bytes,
             # A prompt computed in pieces rewinds its seeded generator after each piece. CPU generators cannot do that,
             # and the engine would die.
             "enable_chunked_prefill": False,
@@ -179,10 +181,20 @@ def engine_arguments(
         }
     return arguments | {
         "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "enable_sleep_mode": settings.sleep,
         # As in `policy_server_environment`: nothing that waits for FlashInfer's compiler.
         "enable_flashinfer_autotune": False,
         "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
     }
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    """Memory of those processes that there still are."""
+    total = 0
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            total += psutil.Process(pid).memory_info().rss
+    return total
 
 
 def float32_head(config: Any) -> Any:

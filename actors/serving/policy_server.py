@@ -13,17 +13,17 @@ import multiprocessing
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.generation import Generation, GenerationRequest, Refusal
-from actors.serving.adapters import lora_request
-from actors.serving.admission import BusyMeter, Gate, Silence
+from actors.serving.adapters.served import lora_request
+from actors.serving.admission import BusyMeter, Gate, Silence, Sleep
 from actors.serving.engine_loading import load_adapter, load_weights
-from actors.serving.policy_engine import LastWords, OwnErrorLog, PolicyServerLaunch, start_engine
+from actors.serving.policy_engine import LastWords, OwnErrorLog, PolicyServerLaunch, resident_bytes, start_engine
 from actors.serving.prompt_renderer import PromptRenderer
 from actors.serving.weight_transfer import (
     COLLECTIVE_TRANSPORTS,
@@ -76,6 +76,7 @@ class PolicyServer:
         self._current = asyncio.Event()  # set once the engine holds the current weights
         self._pausing = asyncio.Lock()  # held while the engine's scheduler is paused
         self._gate = Gate()
+        self._sleep = Sleep(self._gate)
         self._meter = BusyMeter()
         self._silence = Silence()
         self._request_ids = itertools.count()
@@ -130,7 +131,19 @@ class PolicyServer:
         Raises `WeightTransferError`. After a swap that failed half-way, every later call raises it too.
         """
         await self._started()
+        await self.wake()
         return await self._load(update)
+
+    async def sleep(self) -> None:
+        """Give the GPU's memory back until `wake` or `load`, once no request runs; later requests wait. Weights go to
+        host memory. Needs `policy_server.sleep`."""
+        await self._started()
+        await self._sleep.begin(self._engine)
+
+    async def wake(self) -> None:
+        """Take the GPU's memory again, after `sleep`."""
+        await self._started()
+        await self._sleep.end()
 
     async def join(self, group: CollectiveGroup, engine: int) -> None:
         """Connect to the learner for broadcasts, as server number `engine` of the group. Blocks until all members have
@@ -138,16 +151,10 @@ class PolicyServer:
         await self._started()
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        init_info: dict[str, Any] = {
-            "transport": group.transport,
-            "master_address": group.address,
-            "master_port": group.port,
-            "rank_offset": group.first_rank(engine),
-            "world_size": group.world_size,
-            "deadline_s": group.deadline_s,
-        }
         try:
-            await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+            await self._engine.init_weight_transfer_engine(
+                WeightTransferInitRequest(init_info=group.as_seen_by(engine))
+            )
         except Exception as error:
             raise WeightTransferError(f"{self._name} could not join the weight sync group: {error}") from error
 
@@ -155,16 +162,9 @@ class PolicyServer:
         """Process ids, node address, how often it was started before, `last_failure` (why the process before ended
         itself, or ""), `starting` (the last line of the engine's log while it starts, then None), weights version,
         requests running and answered, tokens generated, seconds busy and memory in bytes."""
-        import psutil
         import ray
 
         engines = [process.pid for process in multiprocessing.active_children() if process.pid]
-        resident = 0
-        for pid in [os.getpid(), *engines]:
-            try:
-                resident += psutil.Process(pid).memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
         return {
             "name": self._name,
             "pid": os.getpid(),
@@ -178,7 +178,7 @@ class PolicyServer:
             "requests": self._requests,
             "generated_tokens": self._generated_tokens,
             "busy_seconds": self._meter.seconds,
-            "rss_bytes": resident,
+            "rss_bytes": resident_bytes([os.getpid(), *engines]),
         }
 
     # ---------------------------------------------------------------- start
@@ -351,11 +351,12 @@ class PolicyServer:
 
     async def _load(self, update: WeightUpdate) -> LoadReport:
         check_readable(update)
-        if update.ref is not None:
-            with anonymous_file(np.asarray(await update.ref)) as path:
-                return await self._swap(update, {"path": path})
+        if update.refs:
+            with ExitStack() as files:
+                paths = [files.enter_context(anonymous_file(np.asarray(await ref))) for ref in update.refs]
+                return await self._swap(update, {"paths": paths})
         if update.path is not None:
-            return await self._swap(update, {"path": update.path})
+            return await self._swap(update, {"paths": [update.path]})
         announcement = {
             "names": list(update.names),
             "dtype_names": list(update.dtypes),

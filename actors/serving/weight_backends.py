@@ -1,6 +1,6 @@
 """The code that runs inside vLLM's workers (`worker_extension_cls`). Its import registers the weight backend `coso`.
 
-The backend reads a safetensors file, or receives a broadcast by gloo or NCCL, tensor by tensor. It loads the weights by
+The backend reads safetensors files, or receives a broadcast by gloo or NCCL, tensor by tensor. It loads the weights by
 vLLM's layer-wise reload. NCCL needs GPUs and has not run on the CPU machines where the rest is tested.
 """
 
@@ -22,7 +22,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.platforms import current_platform
 
-from actors.serving.adapter_slot import AdapterSlot
+from actors.serving.adapters.slot import AdapterSlot
 from actors.serving.broadcast_groups import BroadcastGroup, join_group
 from actors.serving.held_weights import Fingerprint, HeldWeights, checkpoint_fingerprints, fingerprinted
 from actors.serving.weight_transfer import checksummed
@@ -45,9 +45,9 @@ class GroupInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """Either a safetensors file to read, or the names, dtypes and shapes of the tensors that will be broadcast."""
+    """Either safetensors files to read, or the names, dtypes and shapes of the tensors that will be broadcast."""
 
-    path: str | None = None
+    paths: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     dtype_names: list[str] = field(default_factory=list)
     shapes: list[list[int]] = field(default_factory=list)
@@ -90,7 +90,7 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
 
     def tensors(self, update_info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, tensor) of all that an update brings."""
-        return self._read(update_info.path) if update_info.path else self._receive(update_info)
+        return self._read(update_info.paths) if update_info.paths else self._receive(update_info)
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -101,12 +101,13 @@ class CosoWeightTransferEngine(WeightTransferEngine[GroupInfo, UpdateInfo]):
     def shutdown(self) -> None:
         self._group = None
 
-    def _read(self, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    def _read(self, paths: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         from safetensors import safe_open
 
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                yield name, file.get_tensor(name)
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    yield name, file.get_tensor(name)
 
     def _receive(self, info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
         if self._group is None:
@@ -195,4 +196,4 @@ class WorkerExtension:
 WeightTransferEngineFactory.register_engine(BACKEND, CosoWeightTransferEngine)
 if current_platform.is_cpu():
     cpu_platform: Any = type(current_platform)
-    cpu_platform.get_punica_wrapper = classmethod(lambda cls: "actors.serving.one_adapter.OneAdapterCPU")
+    cpu_platform.get_punica_wrapper = classmethod(lambda cls: "actors.serving.adapters.one_adapter.OneAdapterCPU")

@@ -3,7 +3,7 @@
 Every transport ends in the same call, `PolicyServer.load(update)`; they differ in how the bytes get there:
 
     shared_memory   a safetensors file in the node's memory, read by the engine where it lies
-    object_store    the same file's bytes through Ray's object store, for servers on other nodes
+    object_store    the bytes of several such files through Ray's object store, for servers on other nodes
     gloo, nccl      a broadcast from the learner into the engines; gloo on CPUs, nccl on GPUs (`broadcast_groups`)
 
 Engines receive with `actors.serving.weight_backends`, which runs inside vLLM's workers; the learner sends with
@@ -43,7 +43,7 @@ class WeightUpdate:
     version: int  # > 0; a server starts at 0 with the weights of its model folder
     transport: Transport
     path: str | None = None  # shared_memory: a safetensors file on the servers' node
-    ref: Any | None = None  # object_store: ObjectRef of a uint8 array, the bytes of a safetensors file
+    refs: tuple[Any, ...] = ()  # object_store: ObjectRefs of uint8 arrays, each the bytes of a safetensors file
     names: tuple[str, ...] = ()  # collectives: what is broadcast, in this order
     dtypes: tuple[str, ...] = ()  # collectives: torch dtype names, "float32"
     shapes: tuple[tuple[int, ...], ...] = ()  # collectives
@@ -80,6 +80,17 @@ class CollectiveGroup:
         """Rank of the first worker of an engine: each independent engine has a range of its own."""
         return 1 + engine * self.workers_per_engine
 
+    def as_seen_by(self, engine: int) -> dict[str, Any]:
+        """The fields of `weight_backends.GroupInfo`."""
+        return {
+            "transport": self.transport,
+            "master_address": self.address,
+            "master_port": self.port,
+            "rank_offset": self.first_rank(engine),
+            "world_size": self.world_size,
+            "deadline_s": self.deadline_s,
+        }
+
 
 class WeightRegistry:
     """Remembers the latest update, so that a restarted server receives the current weights, and counts the starts of
@@ -95,10 +106,10 @@ class WeightRegistry:
         Bytes in the object store are stored again under this actor's ownership: Ray deletes an object when the process
         that stored it dies, and the learner may die.
         """
-        if update.ref is not None:
+        if update.refs:
             import ray
 
-            update = replace(update, ref=ray.put(np.asarray(await update.ref)))
+            update = replace(update, refs=tuple([ray.put(np.asarray(await ref)) for ref in update.refs]))
         self._latest = update
         return update
 

@@ -6,7 +6,8 @@
     python -m benchmarks.gpu.server       the policy server: log-probabilities, a swap in flight, tokens per second
     python -m benchmarks.gpu.nccl         the weight transfer between GPUs
     python -m benchmarks.gpu.one_gpu      NumberLine trained in bf16, server and learner on one GPU
-    python -m benchmarks.gpu.large        a model of 2 billion weights: update, tokens, images, memory, weight swap
+    python -m benchmarks.gpu.large_learner  an update of 2 billion weights: time, memory, FLOPs, images, publishing
+    python -m benchmarks.gpu.large_engine   2 billion weights served: tokens, images, weight swap
 
 Each takes under three minutes on one H100. Results go to `benchmarks/results/gpu/`; a script that has not run has none.
 With `--device cpu` a script rehearses on a small scale where there is no GPU; it then writes nothing unless `--out` is

@@ -19,10 +19,12 @@ def made_steps(
     rng = np.random.default_rng(seed)
     allowed = np.setdiff1d(np.arange(len(chat.tokenizer)), list(chat.banned_token_ids))
     rows, images = [], {}
+    prompt_ids: list[int] = []  # the same for all pictures of one size
     for index in range(count):
         picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         key, png = image_hash(picture), encode_png(picture)
         images[key] = png
+        prompt_ids = prompt_ids or chat.encode_prompt(PROMPT, decode_png(png))["input_ids"][0].tolist()
         last = index % 5 == 4 or index == count - 1
         rows.append(
             {
@@ -33,7 +35,7 @@ def made_steps(
                 "seed": 1,
                 "prompt": PROMPT,
                 "image": key,
-                "prompt_ids": chat.encode_prompt(PROMPT, decode_png(png))["input_ids"][0].tolist(),
+                "prompt_ids": prompt_ids,
                 "response_ids": rng.choice(allowed, answer_tokens).tolist(),
                 "behaviour_logprobs": [-float(np.log(len(allowed)))] * answer_tokens,
                 "policy_versions": [{"version": 0, "start": 0}],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.cli.arguments import Trust, Words
@@ -18,8 +19,18 @@ from cluster.config.files import config_of_words, validate
 from cluster.config.paths import absolute_paths
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.launch.model_shape import ModelShape
 from cluster.launch.placement import Need, Node, Plan, needs_of, place, require_placed, storage_roots, transport_of
 from cluster.launch.prediction import Change, Prediction, Rates, changes, predict
+from cluster.launch.sizing import (
+    Memory,
+    checkpoint_bytes,
+    engine_memory,
+    gib,
+    host_memory,
+    learner_memory,
+    shortages,
+)
 
 RESOURCES = ("CPU", "GPU", "emulator")
 
@@ -52,6 +63,7 @@ def plan(
     console.print(nodes_table(config, found))
     for line in facts(config, found):
         console.print(line, highlight=False, soft_wrap=True)
+    show_memory(console, config, found)
     require_placed(found)
     if measured is None:
         console.print("no rates, so no prediction: --measure measures them, --rates FILE takes measured ones")
@@ -65,20 +77,20 @@ def _looked_at(
     config: RunConfig, nodes: Path | None, measure: bool, rates: Path | None
 ) -> tuple[tuple[Node, ...], Rates | None]:
     """The nodes and what is free on them, and the rates if there are any. Starts or joins Ray only if it has to."""
-    from cluster.launch.nodes import cluster_nodes, local_node, read_nodes
+    from cluster.launch.nodes import cluster_nodes, local_node, read_nodes, with_gpu_memory
 
     known = None if rates is None or measure else Rates.read(rates)
     if nodes is not None:
         return read_nodes(nodes), known
     if config.cluster.address is None and not measure:
-        return local_node(config), known
+        return with_gpu_memory(local_node(config)), known
     from cluster.launch.preflight import preflight
     from cluster.launch.ray_runtime import ray_session
 
     if measure:
         preflight(config)
     with ray_session(config) as temporary:
-        offered = cluster_nodes(config)
+        offered = with_gpu_memory(cluster_nodes(config))
         if not measure or place(offered, needs_of(config)).short:
             return offered, known
         measured = _measured(config, temporary)
@@ -139,6 +151,62 @@ def facts(config: RunConfig, found: Plan) -> list[str]:
         where = ", ".join(by_name[name].address for name in root.nodes)
         lines.append(f"{root.what}: {root.path} on {where}{' (shared by these nodes)' if root.shared else ''}")
     return lines
+
+
+def show_memory(console: Console, config: RunConfig, found: Plan) -> None:
+    """A table of what the model needs on each GPU and node, and a line for what is too much."""
+    from cluster.launch.model_shape import read_shape
+
+    try:
+        shape = read_shape(Path(config.model.path))
+    except CosoError as error:
+        console.print(f"memory: unknown. {error}", highlight=False, soft_wrap=True)
+        return
+    sizes = [node.gpu_bytes for node in found.nodes if node.gpu_bytes]
+    gpu_bytes, hosts = (min(sizes) if sizes else None), _host_needs(config, found, shape)
+    console.print(memory_table(config, shape, gpu_bytes, hosts))
+    each, kept = checkpoint_bytes(config, shape), config.training.keep_checkpoints
+    console.print(
+        f"disk: a checkpoint takes {gib(each)} GiB, {config.folder}/{config.name} {gib(each * (kept + 1))} GiB: {kept} "
+        "are kept while one is written",
+        highlight=False,
+        soft_wrap=True,
+    )
+    short = list(shortages(config, shape, gpu_bytes)) if gpu_bytes else []
+    for node, memory in hosts.items():
+        if node.host_bytes and memory.total > node.host_bytes:
+            short.append(f"too much for {node.address}'s own {gib(node.host_bytes)} GiB: {memory}")
+    for line in short:
+        console.print(f"[bold red]memory[/]: {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _host_needs(config: RunConfig, found: Plan, shape: ModelShape) -> dict[Node, Memory]:
+    """What the model needs of each node's own memory."""
+    readers = {*found.nodes_of("policy server"), *found.nodes_of("learner rank")[:1]}
+    if transport_of(config, found) in ("nccl", "gloo"):
+        readers = set()
+    counts = {node: Counter(need.kind for need in found.on(node)) for node in found.nodes}
+    return {node: host_memory(config, shape, count, node.name in readers) for node, count in counts.items()}
+
+
+def memory_table(config: RunConfig, shape: ModelShape, gpu_bytes: float | None, hosts: Mapping[Node, Memory]) -> Table:
+    """What the model needs of a GPU, by actor, and of each node's own memory."""
+    table = Table(title=f"memory, GiB: {shape.name}, {shape.parameters / 1e9:.3g} B weights, {config.model.dtype}")
+    for column in ("where", "needs", "has", "for"):
+        table.add_column(column, overflow="fold")
+    on_gpus = [
+        (learner_memory(config, shape), config.learner.device, config.learner.gpu_share),
+        (engine_memory(config, shape), config.policy_server.device, config.policy_server.gpu_memory_utilization),
+    ]
+    for memory, device, share in on_gpus:
+        if device == "cuda":
+            has = gib(gpu_bytes * share) if gpu_bytes else "?"
+            table.add_row(f"GPU of a {memory.actor}", gib(memory.total), has, memory.listed)
+    for node, memory in hosts.items():
+        if memory.total:
+            has = gib(node.host_bytes) if node.host_bytes else "?"
+            table.add_row(f"{node.address} itself", gib(memory.total), has, memory.listed)
+    return table
 
 
 def limits_table(found: Prediction) -> Table:

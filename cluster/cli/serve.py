@@ -36,7 +36,8 @@ def serve(
     The config sections `model` and `policy_server` configure the engine. If VLLM_API_KEY is set in the environment,
     requests must carry that key.
     """
-    from actors.serving import openai_api, policy_engine
+    from actors.serving import policy_engine
+    from actors.serving.endpoint import openai_api
     from cluster.config.files import config_of_words
     from cluster.errors import CosoError
     from cluster.launch.ray_runtime import short_temporary_folder, temporary_prefix

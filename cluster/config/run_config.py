@@ -6,10 +6,12 @@ CoSo: arXiv 2505.03792); the files in `configs/` set what a smaller machine or m
 
 from __future__ import annotations
 
+from math import log2
 from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from actors.serving.adapters.served import ENGINE_RANKS
 from actors.settings import ModelSettings, PolicyServerSettings, RolloutSettings, WeightSyncSettings
 from envs.settings import Count, EnvironmentSettings, NonNegative, Section
 from learner.algorithms.registry import AnyAlgorithmSettings, default_algorithm
@@ -103,6 +105,45 @@ class RunConfig(Section):
             raise ValueError(
                 "weight_sync.transport nccl needs a GPU for each process: leave it at auto, or set "
                 "policy_server.gpu_share and learner.gpu_share to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_apply_the_adapters(self) -> RunConfig:
+        lora, dtype = self.learner.lora, self.model.dtype
+        if lora is None:
+            return self
+        if lora.serving == "merged":
+            if dtype != "float32" and self.learner.zero_stage == 3:
+                raise ValueError(
+                    "learner.lora.serving merged in bfloat16 needs learner.zero_stage below 3: a rank multiplies by "
+                    "merged weights, as the engines do, and has to have them whole"
+                )
+            return self
+        if lora.rank > max(ENGINE_RANKS):
+            raise ValueError(f"learner.lora.rank is {lora.rank}; vLLM applies adapters up to rank {max(ENGINE_RANKS)}")
+        if dtype == "float32" and self.policy_server.device == "cuda":
+            raise ValueError(
+                "vLLM applies no float32 adapters on GPUs: set model.dtype bfloat16, or learner.lora.serving merged"
+            )
+        if dtype != "float32" and not log2(lora.alpha / lora.rank).is_integer():
+            raise ValueError(
+                f"learner.lora.alpha / learner.lora.rank is {lora.alpha / lora.rank:g}; in bfloat16 it must be a power "
+                "of 2, such as 2 or 0.5: vLLM rounds B times it, so engines would apply other adapters than the learner"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_leave_room_on_their_gpus(self) -> RunConfig:
+        server = self.policy_server
+        if server.sleep and self.mode != "sync":
+            raise ValueError("policy_server.sleep needs mode sync: in mode async the servers answer during an update")
+        fits = server.gpu_memory_utilization <= server.gpu_share or server.sleep
+        if server.device == "cuda" and not fits:
+            raise ValueError(
+                f"policy_server.gpu_memory_utilization {server.gpu_memory_utilization:g} is more than "
+                f"policy_server.gpu_share {server.gpu_share:g}: lower it, or let the servers give their memory back "
+                "while the learner trains (policy_server.sleep, mode sync)"
             )
         return self
 

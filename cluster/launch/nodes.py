@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
@@ -13,6 +14,8 @@ from cluster.errors import CosoError
 from cluster.launch.placement import Node
 from cluster.launch.ray_runtime import EMULATOR, local_cores, local_resources
 from envs.settings import NonNegative, Section
+
+GIB = 2**30
 
 
 class NodeOffer(Section):
@@ -24,6 +27,8 @@ class NodeOffer(Section):
     gpus: NonNegative = 0.0
     emulators: NonNegative = 0.0
     cores: PositiveFloat | None = None  # None: as many as cpus
+    gpu_memory: PositiveFloat | None = None  # GiB, of each GPU
+    memory: PositiveFloat | None = None  # GiB
     address: str | None = None  # None: the name
     driver: bool = False  # whether the command is to run there; by default on the first node
 
@@ -63,7 +68,16 @@ def read_nodes(path: Path) -> tuple[Node, ...]:
 def local_node(config: RunConfig) -> tuple[Node, ...]:
     """This machine, as the one node of a Ray that we start here."""
     free = local_resources(config)
-    return (Node(name="local", address="127.0.0.1", free=free, cores=float(local_cores()), driver=True),)
+    return (
+        Node(
+            name="local",
+            address="127.0.0.1",
+            free=free,
+            cores=float(local_cores()),
+            driver=True,
+            host_bytes=psutil.virtual_memory().total,
+        ),
+    )
 
 
 def cluster_nodes(config: RunConfig, free: bool = True) -> tuple[Node, ...]:
@@ -82,6 +96,8 @@ def cluster_nodes(config: RunConfig, free: bool = True) -> tuple[Node, ...]:
             free=_countable(available.get(node["NodeID"], node["Resources"])),
             cores=float(local_cores()) if ours else node["Resources"].get("CPU"),
             driver=node["NodeID"] == here,
+            # What Ray offers of it; it leaves the rest to the system.
+            host_bytes=node["Resources"].get("memory", 0) + node["Resources"].get("object_store_memory", 0) or None,
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -94,6 +110,17 @@ def _countable(resources: dict[str, float]) -> dict[str, float]:
     return {kind: float(amount) for kind, amount in resources.items() if kind in ("CPU", "GPU", EMULATOR)}
 
 
+def with_gpu_memory(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The nodes with the memory of this machine's GPUs, the smallest one's, told of its node; those of others are not
+    known. Where there are GPUs, it starts CUDA in this process."""
+    if not any(node.driver and node.free.get("GPU") for node in nodes):
+        return nodes
+    import torch
+
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    return tuple(replace(node, gpu_bytes=min(sizes)) if node.driver and sizes else node for node in nodes)
+
+
 def _node(offer: NodeOffer, number: int) -> Node:
     name = offer.name if offer.count == 1 else f"{offer.name}-{number}"
     free = {"CPU": offer.cpus, "GPU": offer.gpus, EMULATOR: offer.emulators}
@@ -103,4 +130,6 @@ def _node(offer: NodeOffer, number: int) -> Node:
         free={kind: amount for kind, amount in free.items() if amount},
         cores=offer.cores or offer.cpus,
         driver=offer.driver,
+        gpu_bytes=None if offer.gpu_memory is None else offer.gpu_memory * GIB,
+        host_bytes=None if offer.memory is None else offer.memory * GIB,
     )

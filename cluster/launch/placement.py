@@ -35,7 +35,7 @@ class Node:
 
     name: Ray's node id, or the name in the user's file. free: resources that nobody holds, as Ray counts them. cores:
     CPU cores, None where not known; a Ray that we start offers more CPUs than that. driver: whether the command runs
-    there.
+    there. gpu_bytes, host_bytes: memory of each of its GPUs, and its own; None where not known.
     """
 
     name: str
@@ -43,6 +43,8 @@ class Node:
     free: Mapping[str, float] = field(hash=False)
     cores: float | None = None
     driver: bool = False
+    gpu_bytes: float | None = None
+    host_bytes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +246,10 @@ def transport_of(config: RunConfig, plan: Plan) -> Transport:
     """How new weights travel to the engines. The driver removes files in shared memory, so those need its node."""
     hosts = {*plan.nodes_of("policy server", "learner rank"), *(node.name for node in plan.nodes if node.driver)}
     return config.weight_sync.transport_for(
-        on_gpus=config.policy_server.device == config.learner.device == "cuda" and not config.shares_gpus,
+        # Adapters are small: a broadcast is not worth a group of all engines and the learner.
+        on_gpus=config.policy_server.device == config.learner.device == "cuda"
+        and not config.shares_gpus
+        and config.learner.served_adapters is None,
         nodes=len(hosts),
     )
 

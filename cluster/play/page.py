@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from actors.serving.same_site import refusal
+from actors.serving.endpoint.same_site import refusal
 from cluster.errors import CosoError
 
 _LONGEST_LINE = 20_000

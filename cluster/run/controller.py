@@ -221,9 +221,9 @@ class Controller:
     # ---------------------------------------------------------------- recovery of the learner
 
     async def _with_learner(self, call: Callable[[], Any], trained: int) -> Any:
-        """Call the learner in a thread. If a rank dies, restore the learner's state after `trained` updates and call
-        again."""
-        return await self._with_learner_async(lambda: asyncio.to_thread(call), trained)
+        """Call the learner in a thread, for what needs its optimizer. If a rank dies, restore the learner's state after
+        `trained` updates and call again."""
+        return await self._with_learner_async(lambda: self._system.in_learners_turn(call), trained)
 
     async def _with_learner_async(self, call: Callable[[], Awaitable[Any]], trained: int) -> Any:
         while True:
@@ -232,7 +232,7 @@ class Controller:
             except LearnerFailed as failure:
                 self._system.supervisor.failed("learner", str(failure))
                 self._console.message(f"{failure}; restarting the learner from update {self._checkpointed}")
-                await asyncio.to_thread(self._restore_learner, trained)
+                await self._system.in_learners_turn(lambda: self._restore_learner(trained))
 
     def _restore_learner(self, trained: int) -> None:
         """Restart the learner from the last checkpoint, then train again on the logged batches since."""

@@ -125,7 +125,7 @@ async def _scoring(
 async def _learning(system: System, samples: _Samples, batch: TrajectoryBatch, update: int, here: bool) -> None:
     config = system.config
     with _cores(samples, "learner rank", len(batch), here) as clock:
-        await asyncio.to_thread(system.learner.update, batch, update - 1)
+        await system.in_learners_turn(lambda: system.learner.update(batch, update - 1))
         trained = clock()
         if config.weight_sync.check_every:
             system.probe_with(batch)

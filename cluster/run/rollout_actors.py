@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from actors.rollouts.worker import RolloutLaunch, make_rollout_worker
+from actors.serving.adapters.served import ServedAdapters
 from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
 from actors.serving.policy_server import PolicyServer
 from cluster.config.run_config import RunConfig
@@ -39,12 +40,19 @@ async def evaluation_actors(config: RunConfig, temporary: Path, supervisor: Supe
     return workers
 
 
-def start_policy_servers(config: RunConfig, temporary: Path, registry: Any, places: Reservation) -> dict[str, Any]:
-    """One actor per replica, by name; Ray restarts one that dies."""
+def start_policy_servers(
+    config: RunConfig, temporary: Path, registry: Any, places: Reservation, adapters: ServedAdapters | None = None
+) -> dict[str, Any]:
+    """One actor per replica, by name; Ray restarts one that dies. adapters: that they are to apply."""
     servers = {}
     settings = config.policy_server
     for index in range(settings.replicas):
-        launch = PolicyServerLaunch(index=index, run_seed=config.seed, temp_folder=str(temporary / f"v{index}"))
+        launch = PolicyServerLaunch(
+            index=index,
+            run_seed=config.seed,
+            temp_folder=str(temporary / f"v{index}"),
+            adapters=adapters,
+        )
         environment = ACTOR_ENVIRONMENT | policy_server_environment(config.model, settings, launch)
         servers[launch.name] = (
             ray.remote(PolicyServer)

@@ -20,6 +20,7 @@ from actors.serving.weight_transfer import COLLECTIVE_TRANSPORTS, WeightRegistry
 from actors.trajectory import TrajectoryBatch
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
+from cluster.launch.adapters import served_adapters
 from cluster.launch.learner import learner_setup, start_learner
 from cluster.launch.placement import transport_of
 from cluster.launch.reservation import reserve
@@ -52,8 +53,11 @@ def require_model(config: RunConfig, trained: bool = True) -> ChatProcessor:
             f"model.path {path!r} does not exist. `coso warmstart` with the same config makes the default model; or "
             "name a folder or hub name of a Hugging Face vision-language model."
         )
+    lora = config.learner.served_adapters if trained else None
     try:
-        return read_model(path, device=config.policy_server.device, trained=trained)
+        return read_model(
+            path, device=config.policy_server.device, trained=trained, adapters=lora.target if lora else None
+        )
     except NotAVisionLanguageModel as error:
         raise CosoError(str(error)) from None
 
@@ -64,6 +68,7 @@ class System:
     def __init__(self, config: RunConfig, run: RunFolder, progress: Progress, temporary: Path) -> None:
         self.config = config
         self._chat = require_model(config)
+        adapters = served_adapters(config, self._chat)
         self.places = reserve(config)
         self.transport = transport_of(config, self.places.plan)
         self._weights_name = run.weights_name
@@ -74,7 +79,7 @@ class System:
         )
         beside_driver = {"num_cpus": 0, "scheduling_strategy": self.places.strategy("trajectory stream")}
         self.registry: Any = ray.remote(WeightRegistry).options(max_restarts=-1, **beside_driver).remote()
-        self.servers = start_policy_servers(config, temporary, self.registry, self.places)
+        self.servers = start_policy_servers(config, temporary, self.registry, self.places, adapters)
         self.stream = (
             ray.remote(TrajectoryStream)
             .options(max_concurrency=STREAM_CONCURRENCY, **beside_driver)
@@ -106,8 +111,7 @@ class System:
             console.stage("starting policy servers, learner, scorers and environments")
             checkpoint = run.checkpoint_path(update)
             await asyncio.gather(
-                system._wait_for_servers(console.message),
-                asyncio.to_thread(system._start_learner, checkpoint / "learner" if update else None),
+                system._start_servers_and_learner(checkpoint / "learner" if update else None, console.message),
                 system._start_pool(checkpoint if update else None),
             )
             if system.broadcasts:
@@ -137,6 +141,17 @@ class System:
             deadline = self.config.environment.start_deadline_s
             await answers([w.start.remote(update) for w in self.workers], deadline, "starting the rollout workers")
             self._rollouts_from = update
+
+    async def in_learners_turn(self, call: Callable[[], Any]) -> Any:
+        """The result of `call`, in a thread; where the policy servers give their GPUs' memory back for the learner
+        (policy_server.sleep), they sleep meanwhile."""
+        if not self.config.policy_server.sleep:
+            return await asyncio.to_thread(call)
+        await self._on_servers("sleep")
+        try:
+            return await asyncio.to_thread(call)
+        finally:
+            await self._on_servers("wake")
 
     def probe_with(self, batch: TrajectoryBatch) -> None:
         """Take the prompts of the next `check_sync` from this batch."""
@@ -235,8 +250,23 @@ class System:
 
     # ---------------------------------------------------------------- parts
 
-    async def _wait_for_servers(self, report: Callable[[str], None]) -> None:
-        await wait_for_servers(self.config, list(self.servers.values()), report)
+    async def _start_servers_and_learner(self, checkpoint: Path | None, report: Callable[[str], None]) -> None:
+        servers = wait_for_servers(self.config, list(self.servers.values()), report)
+        if self.config.shares_gpus:
+            # An engine measures what is free of its GPU as it starts, and gives up if that changes meanwhile.
+            await servers
+            await self.in_learners_turn(lambda: self._start_learner(checkpoint))
+        else:
+            await asyncio.gather(servers, asyncio.to_thread(self._start_learner, checkpoint))
+
+    async def _on_servers(self, method: str) -> None:
+        deadline = self.config.policy_server.start_deadline_s
+        await asyncio.gather(
+            *(
+                answer_of_restarted(getattr(server, method).remote, deadline, f"{method} of {name}")
+                for name, server in self.servers.items()
+            )
+        )
 
     def _start_learner(self, checkpoint: Path | None) -> None:
         publishing = PublishTarget(

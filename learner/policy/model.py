@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.chat import NotAVisionLanguageModel
+from actors.settings import AdapterTarget
 from learner.policy.attention import UnsupportedAttention, attention_of
 from learner.policy.batch import TokenBatch
 from learner.policy.repeated_pictures import encode_repeats_once
@@ -21,7 +22,7 @@ from learner.policy.shared_prompts import hidden_states
 from learner.policy.token_logprobs import SamplingDistribution, TokenHead, UnsupportedHead, measured_transform
 from learner.policy.value_head import ValueHead
 from learner.policy.weight_export import Materialize, adapter_weights, checkpoint_weights
-from learner.settings import AdapterTarget, LoraSettings
+from learner.settings import LoraSettings
 
 
 @dataclass
@@ -179,7 +180,14 @@ def _with_adapters(vlm: Any, settings: LoraSettings) -> nn.Module:
         lora_dropout=settings.dropout,
         target_modules=adapted_layers(vlm, settings.target),
     )
-    return get_peft_model(vlm, config)
+    # In the model's own dtype, which is that of vLLM's kernels for adapters. DeepSpeed keeps float32 copies of bfloat16
+    # parameters in every ZeRO stage and rounds them anew after each step, so small steps add up.
+    adapted = get_peft_model(vlm, config, autocast_adapter_dtype=False)
+    if settings.serving == "merged" and vlm.dtype != torch.float32:
+        from learner.policy.merged_adapters import MergedLinear
+
+        MergedLinear.adopt(adapted)
+    return adapted
 
 
 def adapted_layers(vlm: Any, target: AdapterTarget) -> list[str]:

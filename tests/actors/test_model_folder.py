@@ -177,7 +177,29 @@ def test_head_widths_without_a_kernel_of_the_cpu_engine(tmp_path: Path, hidden: 
         read_model(str(tmp_path), device=device)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "target", "complaint"),
+    [
+        ("Idefics3ForConditionalGeneration", "all-linear", None),
+        ("Emu3ForConditionalGeneration", "language_model", None),
+        ("Emu3ForConditionalGeneration", "all-linear", "Emu3.* to the language model only.*target language_model"),
+        ("AriaForConditionalGeneration", "language_model", "no adapters to Aria.*Set learner.lora.serving merged"),
+    ],
+)
+def test_adapters_that_vllm_does_not_apply_are_refused(
+    folder: Path, architecture: str, target: Any, complaint: str | None
+) -> None:
+    changed("config.json", architectures=[architecture])(folder)
+    if complaint is None:
+        read_model(str(folder), device="cuda", adapters=target)
+        return
+    read_model(str(folder), device="cuda")
+    with pytest.raises(NotAVisionLanguageModel, match=complaint):
+        read_model(str(folder), device="cuda", adapters=target)
+
+
 def test_tables_that_are_not_found_refuse_nothing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(engine_tables, "_source", lambda name: None)
     assert engine_tables.architectures() is None and engine_tables.cpu_head_sizes() is None
-    read_model(str(folder), device="cpu")  # its heads are 8 wide
+    assert engine_tables.adapter_targets("Idefics3ForConditionalGeneration") is None
+    read_model(str(folder), device="cpu", adapters="all-linear")  # its heads are 8 wide

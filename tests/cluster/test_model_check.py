@@ -21,7 +21,6 @@ from cluster.model_check import (
     _chat_findings,
     _learner_findings,
     compared,
-    learner_bytes,
     memory_findings,
     sample_requests,
 )
@@ -120,17 +119,6 @@ def test_an_answer_that_does_not_survive_its_tokens_does_not_work(tmp_path: Path
     chat.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     found = _action_span(chat)
     assert found.works is False and "does not survive" in found.says
-
-
-def test_memory_of_a_rank_by_precision_and_stage() -> None:
-    def of(dtype: str, **learner: Any) -> int:
-        return learner_bytes(1000, validate({"learner": learner}), dtype)
-
-    assert of("float32") == 16_000 and of("bfloat16") == 20_000
-    assert of("float32", ranks=2, zero_stage=1) == 4000 + 4000 + 4000
-    assert of("float32", ranks=2, zero_stage=2) == 4000 + 2000 + 4000
-    assert of("float32", ranks=2, zero_stage=3) == 2000 + 2000 + 4000
-    assert of("bfloat16", lora={"rank": 4}) == 2000
 
 
 def test_a_model_that_does_not_fit_is_found(tiny: TinyVlm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_a_model_is_made_taught_and_trained_with_adapters_by_its_path(tmp_path: 
     rows = read_metrics(run / "metrics.jsonl")
     assert rows[-1]["update"] == 2
     assert rows[-1]["rollout/valid_rate"] > 0.5, "the model has learnt the game's answer format"
-    # The live engine gives the learner's probabilities: it has its weights, adapters merged, pictures and template.
+    # The live engine gives the learner's probabilities: it has its adapters, pictures and template.
     assert max(row["sync_check/max_difference"] for row in rows[1:]) < 1e-4
     answers = TrajectoryLog(run / "trajectories").read(2).column("utterance")
     assert any(answer.startswith('{"current number":') for answer in answers)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import pytest
 import ray
 import torch
 
+from cluster.config.files import validate
+from cluster.launch.sizing import BUCKET, learner_states
 from learner.engine import DeepSpeedEngine, RankPlace, StepReport
 from learner.settings import LearnerSettings
+from tests.cluster.launch.test_sizing import SHAPE
 
 RATES = {"module": 3e-3, "head": 1e-2}
 
@@ -29,6 +33,8 @@ class Opaque:
 class TwoHeads(torch.nn.Module):
     """A trunk and a policy head, and a value head outside, which a loss may leave out."""
 
+    moved_whole = False
+
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(7)
@@ -42,6 +48,10 @@ class TwoHeads(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> Opaque:
         hidden = torch.tanh(self.trunk(x.to(self.trunk.weight.dtype)))
         return Opaque(self.policy(hidden).float(), self.outside[0](hidden.float())[:, 0])
+
+    def to(self, *arguments: object, **named: object) -> TwoHeads:
+        self.moved_whole = True
+        return super().to(*arguments, **named)
 
 
 @ray.remote(num_cpus=1)
@@ -86,6 +96,20 @@ class Rank:
             losses.append(self.engine.sum_over_ranks(np.array([total]))[0] / 8)
         return losses
 
+    def held(self, dtype: str, stage: int) -> tuple[int, int]:
+        """Weights of a module, and bytes of all tensors of its training when a step's gradients are complete."""
+        before = storages()  # of engines before it, which live until the new ones are counted
+        module = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(32)))
+        self.engine = DeepSpeedEngine(LearnerSettings(zero_stage=stage), dtype, self.place)
+        self.engine.initialize(module, torch.nn.Linear(1, 1))
+        for step in range(2):  # the first makes the optimizer's states
+            if step:
+                self.engine.step()
+            self.engine.backward(self.engine.forward(torch.ones(2, 64, dtype=getattr(torch, dtype))).float().sum())
+        sizes = [storage.nbytes() for address, storage in storages().items() if address not in before]
+        # Without the buffer that gradients pass through, whose size does not depend on the model.
+        return 32 * 64 * 64, sum(size for size in sizes if size < BUCKET)
+
     def listening(self) -> list[str]:
         """Addresses of this process's ports, without those that Ray opened before there was an engine."""
         connections = psutil.Process().net_connections(kind="tcp")
@@ -94,6 +118,9 @@ class Rank:
 
     def report(self) -> StepReport:
         return self.last
+
+    def moved_whole(self) -> bool:
+        return self.engine.module.moved_whole
 
     def weights(self) -> dict[str, np.ndarray]:
         whole = {f"value_head.{name}": p.detach().numpy().copy() for name, p in self.head.named_parameters()}
@@ -112,6 +139,14 @@ class Rank:
         head, state = torch.load(folder / f"head{self.place.rank}.pt", weights_only=True)
         self.head.load_state_dict(head)
         self.engine.load_head_state(state)
+
+
+def storages() -> dict[int, torch.UntypedStorage]:
+    """The memory of this process's tensors, by its address."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    tensors += [each.grad for each in tensors if each.is_leaf and each.grad is not None]
+    return {storage.data_ptr(): storage for storage in (each.untyped_storage() for each in tensors)}
 
 
 def samples(step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -189,6 +224,21 @@ def test_bfloat16_trains(worlds, reference, stage):
     on_all(worlds[2], "make", zero_stage=stage, dtype="bfloat16")
     losses = on_all(worlds[2], "train", range(12), 2)[0]
     np.testing.assert_allclose(losses, reference[0], rtol=0.05)
+
+
+def test_under_stage_3_no_device_has_the_whole_module_at_any_time(worlds):
+    for stage, moved in ((2, True), (3, False)):
+        on_all(worlds[2], "make", zero_stage=stage)
+        assert on_all(worlds[2], "moved_whole") == [moved, moved]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 1), (2, 1), (2, 2), (2, 3)])
+def test_a_rank_holds_what_coso_plan_says_of_it(worlds, ranks, stage, dtype):
+    ((parameters, held), *_) = on_all(worlds[ranks], "held", dtype, stage)
+    config = validate({"model": {"dtype": dtype}, "learner": {"zero_stage": stage, "ranks": ranks}})
+    said = learner_states(config, replace(SHAPE, parameters=parameters))
+    assert held == pytest.approx(sum(said.values()), rel=0.03), said
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -20,6 +20,9 @@ from actors.chat import ChatProcessor
 from actors.images import PngEncoder
 from actors.settings import ModelSettings
 from actors.trajectory import TrajectoryBatch
+from cluster.config.files import validate
+from cluster.launch.model_shape import read_shape
+from cluster.launch.sizing import checkpoint_bytes, trained_parameters
 from learner.algorithms.ppo import PpoSettings
 from learner.checkpoints.format import CheckpointMismatch, CheckpointWriteFailed
 from learner.group import LearnerFailed, LearnerGroup, RankResources
@@ -136,13 +139,21 @@ def test_a_checkpoint_holds_a_model_that_anyone_can_load(group, checkpoint, traj
         np.testing.assert_allclose(found, expected, atol=1e-4, err_msg=name)
 
 
+def test_a_checkpoint_takes_the_disk_that_coso_plan_says(checkpoint, setup):
+    config, shape = validate({"learner": setup.learner.model_dump()}), read_shape(Path(setup.model.path))
+    files = [*checkpoint.glob("*/*.safetensors"), *checkpoint.rglob("*_optim_states.pt")]
+    # Files have headers; that of DeepSpeed's file of trained weights is larger than those of so small a model.
+    expected = checkpoint_bytes(config, shape) - 4 * trained_parameters(config, shape)
+    assert expected <= sum(file.stat().st_size for file in files) < 1.1 * expected
+
+
 def test_published_weights_are_those_of_the_checkpoint(group, checkpoint):
     from safetensors.torch import load, load_file
 
     group.load_checkpoint(checkpoint)
     update = group.publish(7)
     assert update.version == 7 and [answer["version"] for answer in group.ping()] == [7, 7]
-    published = load(ray.get(update.ref).tobytes())
+    published = {name: tensor for part in ray.get(list(update.refs)) for name, tensor in load(part.tobytes()).items()}
     saved = load_file(checkpoint / "model" / "model.safetensors")
     assert published.keys() == saved.keys()
     for name, tensor in saved.items():

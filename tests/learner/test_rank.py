@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file
 
 from actors.chat import ChatProcessor
 from actors.settings import ModelSettings
 from learner.algorithms.ppo import PpoSettings
+from learner.publish import remove_weight_files
 from learner.settings import EntropySettings, LearnerSettings, LoraSettings, WarmStartSettings
-from learner.setup import LearnerSetup
+from learner.setup import LearnerSetup, PublishTarget
 from tests.learner.sample_trajectories import sample_trajectories
 from tests.tiny_models import make_idefics3
 
@@ -76,6 +79,12 @@ class Host:
         hook.remove()
         return answer, sum(runs)
 
+    def offloaded(self) -> int:
+        """Bytes of the optimizer's state whose memory is freed."""
+        away = self.learner.optimizer_state._away
+        assert all(storage.nbytes() == 0 for storage, _ in away)
+        return sum(len(held) for _, held in away)
+
     def weights(self) -> dict[str, np.ndarray]:
         whole = {}
         for name, parameter in self.learner.model.value_head.named_parameters():
@@ -97,7 +106,7 @@ class World:
 
     def __getattr__(self, method: str):
         def call(*arguments):
-            if method in ("make", "pictures_run", "waits", "weights"):
+            if method in ("make", "offloaded", "pictures_run", "waits", "weights"):
                 references = [getattr(host, method).remote(*arguments) for host in self.hosts]
             else:
                 references = [host.call.remote(method, *arguments) for host in self.hosts]
@@ -273,6 +282,34 @@ def test_lora_trains_adapters_alone_alike_on_one_rank_and_two(worlds, setup, tra
         assert trained != np.array_equal(start, expected[name]), name
 
 
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 2), (2, 3)])
+def test_small_steps_of_bfloat16_adapters_add_up_and_what_is_published_is_what_the_forward_pass_has(
+    worlds, setup, trajectories, tmp_path, ranks, stage
+):
+    lora = LoraSettings(rank=4, alpha=8.0, dropout=0.0)
+    rate = 2e-5  # a fifth of the least change that bfloat16 shows of a number above 1/32
+    rough = with_learner(setup, lora=lora, zero_stage=stage, learning_rate=rate, schedule="constant", epsilon=1e-12)
+    target = PublishTarget(transport="shared_memory", run=f"test-{tmp_path.name}", fallback_folder=tmp_path)
+    worlds[ranks].make(replace(rough, model=setup.model.model_copy(update={"dtype": "bfloat16"}), publishing=target))
+    before = worlds[ranks].weights()
+    for update in range(3):
+        worlds[ranks].update(trajectories, update)
+    after = worlds[ranks].weights()
+    first = {name: values for name, values in before.items() if ".lora_A." in name}
+    assert any((after[name] != values)[np.abs(values) > 1 / 32].any() for name, values in first.items())
+    published = load_file(worlds[ranks].publish(3).path)
+    remove_weight_files(target.run, tmp_path)
+    forward = {
+        name.removeprefix("vlm.base_model.model.").replace(".default.", "."): values
+        for name, values in after.items()
+        if ".lora_" in name
+    }
+    assert published.keys() == forward.keys()
+    for name, tensor in published.items():
+        assert tensor.dtype == torch.bfloat16
+        np.testing.assert_array_equal(tensor.float().numpy(), forward[name], err_msg=name)
+
+
 @pytest.mark.parametrize("stage", [0, 3])
 def test_bfloat16_updates(worlds, setup, trajectories, reference, stage):
     rough = with_learner(setup, zero_stage=stage)
@@ -280,6 +317,31 @@ def test_bfloat16_updates(worlds, setup, trajectories, reference, stage):
     worlds[2].update(trajectories, 0)
     second = worlds[2].update(trajectories, 1)
     assert second["value_loss"] == pytest.approx(reference[0][1]["value_loss"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "bytes_each"), [(0, "float32", 8), (2, "bfloat16", 12), (3, "bfloat16", 12)]
+)
+def test_the_optimizers_state_is_in_host_memory_between_updates_and_nothing_else_changes(
+    worlds, setup, trajectories, tmp_path, stage, dtype, bytes_each
+):
+    plain = replace(with_learner(setup, zero_stage=stage), model=setup.model.model_copy(update={"dtype": dtype}))
+    worlds[1].make(plain)
+    expected = [worlds[1].update(trajectories, 0), worlds[1].update(trajectories, 1)]
+    weights = worlds[1].weights()
+
+    worlds[1].make(with_learner(plain, offload_optimizer=True))
+    assert worlds[1].update(trajectories, 0) == expected[0]
+    trained = sum(value.size for name, value in weights.items() if not name.startswith("value_head."))
+    assert worlds[1].offloaded() >= bytes_each * trained
+    worlds[1].token_logprobs(trajectories)
+    worlds[1].save_checkpoint(tmp_path / "checkpoint")
+    worlds[1].update(trajectories, 1)
+    worlds[1].load_checkpoint(tmp_path / "checkpoint")
+    assert worlds[1].offloaded() >= bytes_each * trained
+    assert worlds[1].update(trajectories, 1) == expected[1]
+    for name, value in worlds[1].weights().items():
+        np.testing.assert_array_equal(value, weights[name], err_msg=name)
 
 
 def test_supervised_steps_learn_the_demonstrations_alike_on_one_rank_and_two(worlds, setup, trajectories):

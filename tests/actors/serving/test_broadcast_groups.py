@@ -119,7 +119,7 @@ def test_a_rank_that_fails_leaves_no_other_waiting(monkeypatch: pytest.MonkeyPat
         worker = threads.submit(join_group, group.transport, group.address, group.port, 1, group.world_size, 1.0)
         with pytest.raises(WeightTransferError, match="rank 0 of 2 did not connect .*unhandled system error"):
             threads.submit(publisher.connect).result()
-        with pytest.raises(WeightTransferError, match=r"rank 1 of 2 did not connect .*no answer for 1 s"):
+        with pytest.raises(WeightTransferError, match=r"rank 1 of 2 did not connect .*no answer in time"):
             worker.result(timeout=10)
 
 
@@ -131,7 +131,7 @@ def test_a_learner_that_no_engine_joins_gives_up_at_the_deadline() -> None:
 def test_a_broadcast_that_never_ends_is_given_up_and_the_communicator_ended() -> None:
     _, worker = connected(deadline_s=20.0)
     worker._deadline_s = 0.2
-    with pytest.raises(WeightTransferError, match=r"failed at rank 1: no answer for 0 s\. Connect learner and servers"):
+    with pytest.raises(WeightTransferError, match=r"failed at rank 1: no answer in time\. Connect learner and servers"):
         worker.broadcast(torch.empty(3))
     assert [each.destroyed for each in Communicator.connected if each.rank == 1] == [True]
 

@@ -167,6 +167,13 @@ def test_a_wrong_algorithm_section_is_explained(overrides: list[str], parts: tup
         (["weight_sync.transport=nccl"], ("nccl needs", "use gloo on CPUs")),
         (["weight_sync.transport=nccl", "policy_server.device=cuda"], ("nccl needs", "learner.device cuda")),
         (["weight_sync.transport=gloo", "policy_server.device=cuda"], ("gloo is for CPUs",)),
+        (["learner.lora.rank=600"], ("learner.lora.rank is 600", "up to rank 512")),
+        (["learner.lora.rank=8", "policy_server.device=cuda"], ("no float32 adapters on GPUs", "bfloat16", "merged")),
+        (
+            ["learner.lora.serving=merged", "model.dtype=bfloat16", "learner.zero_stage=3"],
+            ("merged in bfloat16", "learner.zero_stage below 3"),
+        ),
+        (["learner.lora={rank: 8, alpha: 12}", "model.dtype=bfloat16"], ("learner.lora.rank is 1.5", "power of 2")),
     ],
 )
 def test_settings_that_cannot_work_on_the_devices_are_refused_before_anything_starts(
@@ -175,6 +182,20 @@ def test_settings_that_cannot_work_on_the_devices_are_refused_before_anything_st
     message = complaint([], *overrides)
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["learner.lora={rank: 8, alpha: 12}"],
+        ["learner.lora={rank: 8, alpha: 4}", "model.dtype=bfloat16", "policy_server.device=cuda"],
+        ["learner.lora={serving: merged, rank: 600}", "policy_server.device=cuda", "learner.zero_stage=3"],
+        ["learner.lora={serving: merged, rank: 8, alpha: 12}", "model.dtype=bfloat16", "learner.zero_stage=2"],
+    ],
+)
+def test_adapters_that_engines_can_serve(overrides: list[str]) -> None:
+    config = load_config([], overrides)
+    assert (config.learner.served_adapters is None) == (config.learner.lora.serving == "merged")
 
 
 @pytest.mark.parametrize("word", ["training.updates", "=3", " =3", "--dry"])

@@ -26,6 +26,7 @@ from cluster.launch.placement import (
 from cluster.launch.ray_runtime import total_resources
 
 GPUS = ("policy_server.device=cuda", "learner.device=cuda")
+UTILIZATION = "policy_server.gpu_memory_utilization=0.2"
 
 
 def config(*overrides: str) -> RunConfig:
@@ -62,7 +63,7 @@ def runs(draw: Any) -> RunConfig:
     words += [f"cluster.{who}_cpus={draw(st.sampled_from([0, 0.25, 1, 3]))}" for who in ("rollout_worker", "scorer")]
     if draw(st.booleans()):
         gpus = draw(st.sampled_from(["tensor_parallel=1", "tensor_parallel=4", "gpu_share=0.4", "gpu_share=0.6"]))
-        words += ["policy_server.device=cuda", f"policy_server.{gpus}"]
+        words += ["policy_server.device=cuda", f"policy_server.{gpus}", "policy_server.gpu_memory_utilization=0.3"]
     words += [f"{stage}.device=cuda" for stage in ("learner", "scoring") if draw(st.booleans())]
     words += [f"learner.gpu_share={draw(st.sampled_from([0.7, 1]))}"]
     if draw(st.booleans()):
@@ -181,6 +182,13 @@ def test_weights_travel_through_shared_memory_only_on_one_node() -> None:
     assert transport_of(config(), planned(beside)) == "object_store"
 
 
+def test_adapters_travel_without_nccl() -> None:
+    adapters = (*GPUS, "learner.lora.rank=16", "model.dtype=bfloat16")
+    for words, transport in ((GPUS, "nccl"), (adapters, "shared_memory"), ((*adapters, "learner.lora=null"), "nccl")):
+        run = config(*words)
+        assert transport_of(run, place(cluster({"CPU": 16.0, "GPU": 8.0}), needs_of(run))) == transport
+
+
 def test_rollout_workers_go_to_all_nodes_by_their_cpus() -> None:
     even = planned(cluster(*[{"CPU": 32.0}] * 3), "rollout.workers=12")
     assert Counter(even.nodes_of("rollout worker")) == {"node1": 4, "node2": 4, "node3": 4}
@@ -232,7 +240,7 @@ def test_an_address_is_loopback_only_for_those_on_the_same_node() -> None:
 
 
 def test_shares_of_a_gpu_are_never_joined() -> None:
-    shares = ("policy_server.device=cuda", "policy_server.gpu_share=0.6", "policy_server.replicas=3")
+    shares = ("policy_server.device=cuda", "policy_server.gpu_share=0.6", "policy_server.replicas=3", UTILIZATION)
     plan = planned(cluster({"CPU": 8.0, "GPU": 2.0}), *shares, "entropy.mode=none")
     assert [need.actor for need in plan.short] == ["policy server 2"]
     with pytest.raises(
@@ -243,7 +251,14 @@ def test_shares_of_a_gpu_are_never_joined() -> None:
 
 
 def test_learner_server_and_scorers_share_one_gpu_and_then_weights_do_not_travel_by_nccl() -> None:
-    words = (*GPUS, "scoring.device=cuda", "learner.gpu_share=0.3", "policy_server.gpu_share=0.2", "scoring.workers=1")
+    words = (
+        *GPUS,
+        "scoring.device=cuda",
+        "learner.gpu_share=0.3",
+        "policy_server.gpu_share=0.2",
+        "scoring.workers=1",
+        UTILIZATION,
+    )
     run = config(*words)
     plan = place(cluster({"CPU": 16.0, "GPU": 1.0}), needs_of(run))
     assert not plan.short and plan.room(plan.nodes[0]).gpus == pytest.approx([0.0])
@@ -261,6 +276,7 @@ def test_ranks_fill_a_started_gpu_only_if_they_can_and_servers_take_what_they_le
         "learner.gpu_share=0.6",
         "policy_server.replicas=2",
         "policy_server.gpu_share=0.4",
+        UTILIZATION,
     )
     assert not plan.short
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class Stages:
     # the system
     async def start_rollouts(self, update: int) -> None:
         self.events.append("start rollouts")
+
+    async def in_learners_turn(self, call: Callable[[], Any]) -> Any:
+        return await asyncio.to_thread(call)
 
     def probe_with(self, batch: TrajectoryBatch) -> None:
         self.events.append("probe")

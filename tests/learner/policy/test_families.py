@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from learner.policy.batch import BatchBuilder
-from learner.policy.model import PolicyOutput, build_policy
+from learner.policy.model import PolicyOutput, adapted_layers, build_policy
 from learner.policy.shared_prompts import shares_prompts
+from learner.policy.weight_export import layers_on_disk
 from learner.settings import LoraSettings
 from tests.tiny_models import FAMILIES, PROMPT, TEXTS, picture
 from tests.tiny_steps import steps
@@ -164,6 +165,22 @@ def test_published_adapters_reload_as_the_adapted_model(tiny, tmp_path):
         merged = _run(_build(reloaded).eval(), tiny, batch)
     torch.testing.assert_close(merged.logprobs, adapted.logprobs, atol=1e-5, rtol=0)
     assert (bare.logprobs - adapted.logprobs).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("target", ["language_model", "all-linear"])
+def test_adapters_go_by_the_names_that_checkpoints_give_their_layers(tiny, policy, target):
+    plain = type(tiny.model)(tiny.model.config)
+    adapted = _build(plain.bfloat16(), LoraSettings(rank=2, alpha=8, target=target))
+    weights = dict(policy.checkpoint_weights(lambda parameters: nullcontext()))
+    adapters = dict(adapted.adapter_weights(lambda parameters: nullcontext()))
+    layers = {name.rpartition(".lora_")[0] for name in adapters}
+    for layer in layers:
+        up, low = adapters[f"{layer}.lora_B.weight"], adapters[f"{layer}.lora_A.weight"]
+        assert (up @ low).shape == weights[f"{layer}.weight"].shape and up.dtype == low.dtype == torch.bfloat16
+        assert not up.any() and low.any()
+    with torch.device("meta"):
+        unmade = type(tiny.model)(tiny.model.config)
+    assert set(layers_on_disk(unmade, adapted_layers(unmade, target)).values()) == layers
 
 
 def test_every_part_of_the_model_is_trained(tiny, policy):

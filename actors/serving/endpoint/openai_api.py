@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from actors.serving.same_site import SameSiteOnly
+from actors.serving.endpoint.same_site import SameSiteOnly
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM

@@ -28,8 +28,9 @@ class ServedAdapters:
             # Every request names the adapter, so one slot is enough. vLLM's own CPU code gives rows without an adapter
             # the one of the last slot, so that slot stays empty there.
             "max_loras": 2 if device == "cpu" else 1,
-            # Without a list, vLLM would also make room for adapters of the embedding and the output head.
-            "lora_target_modules": list(self.layers),
+            # Without a list, vLLM also makes room for adapters of the embedding and the output head. With one, it takes
+            # whatever has such a name in the vision tower for a layer, a convolution too, and refuses that.
+            "lora_target_modules": None if self.beyond_language_model else list(self.layers),
             "enable_tower_connector_lora": self.beyond_language_model,
         }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 
-from actors.serving.adapters import ADAPTER_ID, lora_request
+from actors.serving.adapters.served import ADAPTER_ID, lora_request
 
 
 class AdapterSlot:

@@ -37,3 +37,9 @@ class OneAdapterCPU(PunicaWrapperCPU):
             hidden = torch.nn.functional.linear(inputs, low[0, 0]) * scale
             y[rows, start : start + size] += torch.nn.functional.linear(hidden, up[0, 0])
             start += size
+
+    def add_lora_logits(self, *arguments: Any, **named: Any) -> None:
+        """The output head has no adapter, though vLLM makes room for one."""
+
+    def add_lora_embedding(self, *arguments: Any, **named: Any) -> None:
+        """Nor has the embedding."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actors.serving.same_site import SameSiteOnly, refusal
+from actors.serving.endpoint.same_site import SameSiteOnly, refusal
 
 HERE = "127.0.0.1:8000"
 
