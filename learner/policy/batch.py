@@ -74,7 +74,7 @@ class TokenBatch:
 
     def pinned(self) -> TokenBatch:
         """The same batch in memory that a GPU reads by itself."""
-        return self._changed(Tensor.pin_memory)
+        return self._changed(lambda tensor: tensor.pin_memory() if tensor.numel() else tensor)
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
         changed = {
