@@ -60,6 +60,10 @@ class RolloutSettings(Section):
     )
 
 
+#: KV cache of an engine on CPUs where the config says nothing.
+CPU_KV_CACHE_BYTES = 32 << 20
+
+
 class PolicyServerSettings(Section):
     """The vLLM engines that serve the policy."""
 
@@ -76,7 +80,12 @@ class PolicyServerSettings(Section):
     )
     max_model_len: PositiveInt = Field(1024, description="Longest prompt plus answer, tokens.")
     max_concurrent_requests: PositiveInt = Field(64, description="Requests an engine runs at once.")
-    kv_cache_bytes: PositiveInt = Field(32 << 20, description="KV cache of a CPU engine, bytes.")
+    kv_cache_bytes: PositiveInt | None = Field(
+        None,
+        description="KV cache of an engine, bytes on each of its GPUs. null: 32 MiB on cpu; on cuda what "
+        "`gpu_memory_utilization` leaves, measured at the start, which is wrong where others take or free memory of "
+        "the same GPU meanwhile: say it there.",
+    )
     gpu_memory_utilization: Probability = Field(0.85, description="Share of GPU memory an engine takes.")
     sleep: bool = Field(
         False,
@@ -102,6 +111,11 @@ class PolicyServerSettings(Section):
         if self.sleep and self.device == "cpu":
             raise ValueError("policy_server.sleep needs policy_server.device cuda: vLLM's engines on CPUs cannot sleep")
         return self
+
+    @property
+    def stated_kv_cache_bytes(self) -> int | None:
+        """Bytes of KV cache; None: as much as there is room for."""
+        return self.kv_cache_bytes or (CPU_KV_CACHE_BYTES if self.device == "cpu" else None)
 
     @property
     def gpus(self) -> float:

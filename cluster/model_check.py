@@ -131,8 +131,7 @@ def memory_findings(config: RunConfig) -> Iterator[Finding]:
     for dtype in ("float32", "bfloat16"):
         of_dtype = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
         engine, rank = engine_weights(of_dtype, shape), sum(learner_states(of_dtype, shape).values())
-        if config.policy_server.device == "cpu":
-            engine += config.policy_server.kv_cache_bytes
+        engine += config.policy_server.stated_kv_cache_bytes or 0
         says = (
             f"{shape.parameters / 1e6:.1f} M weights: an engine {gib(engine)} GiB on {config.policy_server.device}, a "
             f"learner rank {gib(rank)} GiB on {config.learner.device}, without activations"

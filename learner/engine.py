@@ -19,6 +19,7 @@ import numpy as np
 
 from actors.addresses import interface_of, own_address
 from actors.serving.broadcast_groups import rendezvous_store
+from learner.checkpoints.state_files import restricted_checkpoint_engine
 from learner.settings import LearnerSettings
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class DeepSpeedEngine:
         self._head = list(head.to(self.device).parameters())
         # The settings' betas and epsilon are for the small, careful steps of a policy; a regression needs neither.
         self._head_optimizer = torch.optim.AdamW(self._head, lr=0.0, weight_decay=0.0)
-        self._engine.checkpoint_engine = _restricted_checkpoint_engine()
+        self._engine.checkpoint_engine = restricted_checkpoint_engine()
         if self.settings.zero_stage == 0 and self.dtype == "float32":
             # The one case in which DeepSpeed clips without keeping the norm.
             self._engine.clip_fp32_gradients = self._clip_whole_gradients
@@ -359,43 +360,3 @@ def _deepspeed_config(settings: LearnerSettings, dtype: str) -> dict[str, Any]:
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
-
-
-def _restricted_checkpoint_engine() -> Any:
-    """DeepSpeed's reader and writer of state files, with two differences: files are read by PyTorch's restricted
-    unpickler, which builds tensors and plain data only; and a failed write is kept until all ranks are past
-    DeepSpeed's barriers, where a rank that had raised would leave the others waiting."""
-    import torch
-    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    class RestrictedCheckpointEngine(CheckpointEngine):
-        def __init__(self) -> None:
-            super().__init__()
-            self._failure: OSError | None = None
-
-        def create(self, info: Any) -> None:
-            self._failure = None
-
-        def save(self, state_dict: dict[str, Any], path: str) -> None:
-            try:
-                # A file object: given a name, PyTorch's writer turns a full disk into a RuntimeError without a cause.
-                with open(path, "wb") as file:
-                    torch.save(state_dict, file)
-            except OSError as error:
-                self._failure = error
-
-        def load(self, path: str, map_location: Any = None) -> Any:
-            with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-                return torch.load(path, map_location=map_location, weights_only=True)
-
-        def commit(self, info: Any) -> bool:
-            return self._failure is None
-
-        def raise_failure(self) -> None:
-            if self._failure is not None:
-                raise self._failure
-
-    return RestrictedCheckpointEngine()

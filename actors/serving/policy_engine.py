@@ -167,13 +167,13 @@ def engine_arguments(
         "worker_extension_cls": "actors.serving.weight_backends.WorkerExtension",
         "weight_transfer_config": {"backend": "coso"},
         "disable_log_stats": True,
+        "kv_cache_memory_bytes": settings.stated_kv_cache_bytes,
     }
     if launch.adapters is not None:
         arguments |= launch.adapters.engine_arguments(settings.device)
     if settings.device == "cpu":
         return arguments | {
             "enforce_eager": True,
-            "kv_cache_memory_bytes": settings.kv_cache_bytes,
             # A prompt computed in pieces rewinds its seeded generator after each piece. CPU generators cannot do that,
             # and the engine would die.
             "enable_chunked_prefill": False,

@@ -56,12 +56,15 @@ def make_model(folder: str, device: str) -> dict[str, int]:
     from tools.families.parts import ends, make_tokenizer, save_processor
     from tools.families.qwen import VISION_TOKENS, processor, vision_ids
 
-    tokenizer = make_tokenizer(VISION_TOKENS, VOCABULARY, image_token="<|image_pad|>", video_token="<|video_pad|>")
     large = device == "cuda"
+    words = VOCABULARY if large else 2_000
+    tokenizer = make_tokenizer(
+        VISION_TOKENS, vocabulary=words, image_token="<|image_pad|>", video_token="<|video_pad|>"
+    )
     config = Qwen2_5_VLConfig(
         text_config={
             **(TEXT if large else SMALL_TEXT),
-            "vocab_size": VOCABULARY,
+            "vocab_size": words,
             **ends(tokenizer.get_vocab()),
             "bos_token_id": None,
         },

@@ -18,6 +18,20 @@ VOCABULARY = 32_000
 BATCH_TOKENS = (1_536, 16_384, 100_000, 400_000)
 
 
+class OnDevice:
+    """An SCM elsewhere, asked by the published procedure, whose tensors are the CPU's."""
+
+    def __init__(self, scm: Any, device: str) -> None:
+        self.scm, self.device = scm, device
+
+    def eval(self) -> OnDevice:
+        self.scm.eval()
+        return self
+
+    def action_log_probability(self, *values: Any) -> Any:
+        return self.scm.action_log_probability(*(value.to(self.device) for value in values)).cpu()
+
+
 def main() -> None:
     settings = arguments(__doc__, answers=8)
     device = settings.device
@@ -31,19 +45,6 @@ def main() -> None:
     from scoring.scm.model import StructuralCausalModel
     from scoring.scm.shape import ScmSizes
     from scoring.settings import ScmSettings, ScoringSettings
-
-    class OnDevice:
-        """An SCM elsewhere, asked by the published procedure, whose tensors are the CPU's."""
-
-        def __init__(self, scm: StructuralCausalModel) -> None:
-            self.scm = scm
-
-        def eval(self) -> OnDevice:
-            self.scm.eval()
-            return self
-
-        def action_log_probability(self, *values: Any) -> Any:
-            return self.scm.action_log_probability(*(value.to(device) for value in values)).cpu()
 
     torch.manual_seed(0)
     sizes = ScmSizes(vocab_size=VOCABULARY, head_sizes=(7,))
@@ -72,7 +73,7 @@ def main() -> None:
         rows.append({"way": name, "seconds": spent, "tokens_per_s": sum(lengths) / spent, "apart": apart})
 
     def published(place: str) -> Any:
-        of_call = Published(scm("cpu") if place == "cpu" else OnDevice(scm(place)), facts, 4, "call")  # type: ignore[arg-type]
+        of_call = Published(scm("cpu") if place == "cpu" else OnDevice(scm(place), place), facts, 4, "call")  # type: ignore[arg-type]
         return lambda count: of_call.score(ids[:count], labels[:count])[0]
 
     def pools(place: str, precision: str, tokens: int) -> Any:

@@ -31,7 +31,9 @@ def served(model: str, device: str, dtype: str, work: str) -> dict[str, Any]:
     from actors.settings import ModelSettings, PolicyServerSettings
 
     policy = ModelSettings(path=model, dtype=dtype)
-    settings = PolicyServerSettings(device=device, max_model_len=512, gpu_memory_utilization=0.4)
+    settings = PolicyServerSettings(
+        device=device, max_model_len=512, gpu_memory_utilization=0.1, kv_cache_bytes=1 << 30
+    )
     launch = PolicyServerLaunch(index=0, run_seed=1, temp_folder=tempfile.mkdtemp(prefix="v"))
     os.environ.update(policy_server_environment(policy, settings, launch))
     return asyncio.run(measured(policy, settings, launch, Path(work)))

@@ -140,13 +140,12 @@ def kv_bytes_per_token(config: RunConfig, shape: ModelShape) -> int:
 
 
 def engine_memory(config: RunConfig, shape: ModelShape) -> Memory:
-    """What a policy server needs of each of its GPUs (or of the machine), with a KV cache for
-    `policy_server.max_concurrent_requests` requests of full length."""
+    """What a policy server needs of each of its GPUs (or of the machine), with the KV cache that the config
+    states, or one for `policy_server.max_concurrent_requests` requests of full length."""
     settings = config.policy_server
-    parts = {"weights": engine_weights(config, shape), "KV cache": wanted_kv_bytes(config, shape)}
-    if settings.device == "cpu":
-        parts["KV cache"] = settings.kv_cache_bytes
-    else:
+    cache = settings.stated_kv_cache_bytes or wanted_kv_bytes(config, shape)
+    parts = {"weights": engine_weights(config, shape), "KV cache": cache}
+    if settings.device == "cuda":
         parts["runtime"] = ENGINE_RUNTIME
     return Memory(actor="policy server", parts=parts)
 

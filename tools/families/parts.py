@@ -75,7 +75,7 @@ def without_video(
     return ImagesOnly(image_processor=image_processor, tokenizer=tokenizer, chat_template=template)
 
 
-def make_tokenizer(special: list[str], vocabulary: int = 0, **extra: str) -> Any:
+def make_tokenizer(special: list[str], *, vocabulary: int = 0, **extra: str) -> Any:
     """A tokenizer that knows `TEXTS`; vocabulary: filled up to so many words, with some that no text has."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
