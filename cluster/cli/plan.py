@@ -26,6 +26,7 @@ from cluster.launch.sizing import (
     Memory,
     checkpoint_bytes,
     engine_memory,
+    engine_room,
     gib,
     host_memory,
     learner_memory,
@@ -196,7 +197,7 @@ def memory_table(config: RunConfig, shape: ModelShape, gpu_bytes: float | None, 
     size, server = gpu_bytes or 0.0, config.policy_server
     on_gpus = [
         (learner_memory(config, shape), config.learner.device, learner_room(config, size)),
-        (engine_memory(config, shape), server.device, size * server.gpu_memory_utilization),
+        (engine_memory(config, shape), server.device, engine_room(config, size)),
     ]
     for memory, device, room in on_gpus:
         if device == "cuda":

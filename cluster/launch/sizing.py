@@ -229,25 +229,32 @@ def resting_learner(config: RunConfig, shape: ModelShape) -> Memory:
     return Memory(actor="the resting learner", parts=parts)
 
 
-def _engine_shortages(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> Iterator[str]:
+def engine_room(config: RunConfig, gpu_bytes: float) -> float:
+    """What a policy server may take of a GPU: its share where the KV cache is stated, else what vLLM takes."""
     settings = config.policy_server
-    taken = gpu_bytes * settings.gpu_memory_utilization
-    left = taken - engine_weights(config, shape) - ENGINE_RUNTIME
-    wanted = wanted_kv_bytes(config, shape)
+    if settings.stated_kv_cache_bytes is None:
+        return gpu_bytes * settings.gpu_memory_utilization
+    return gpu_bytes * (1.0 if settings.sleep else settings.gpu_share)
+
+
+def _engine_shortages(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> Iterator[str]:
+    settings, room, needed = config.policy_server, engine_room(config, gpu_bytes), engine_memory(config, shape)
+    stated, wanted = settings.stated_kv_cache_bytes, wanted_kv_bytes(config, shape)
     longest = wanted // settings.max_concurrent_requests
-    where = f"{gib(taken)} GiB of a GPU of {gib(gpu_bytes)} GiB"
-    if left < longest:
+    left = room - needed.parts["weights"] - ENGINE_RUNTIME
+    where = f"{gib(room)} GiB of a GPU of {gib(gpu_bytes)} GiB"
+    if left < (stated or longest):
         yield (
-            f"too much for {where} (policy_server.gpu_memory_utilization {settings.gpu_memory_utilization:g}): "
-            f"{engine_memory(config, shape)}. Try policy_server.tensor_parallel={2 * settings.tensor_parallel}, "
+            f"too much for {where} (policy_server.gpu_share, policy_server.gpu_memory_utilization): {needed}. "
+            f"Try policy_server.tensor_parallel={2 * settings.tensor_parallel}, "
             "model.dtype bfloat16 or a shorter policy_server.max_model_len"
         )
-    elif left < wanted:
+    elif (cache := stated or left) < wanted:
         yield (
-            f"a policy server's KV cache holds {left // longest:.0f} of {settings.max_concurrent_requests} requests of "
-            f"full length ({gib(left)} of {gib(wanted)} GiB, in {where}): it works, and the others wait"
+            f"a policy server's KV cache holds {cache // longest:.0f} of {settings.max_concurrent_requests} requests "
+            f"of full length ({gib(cache)} of {gib(wanted)} GiB, in {where}): it works, and the others wait"
         )
-    resting = resting_learner(config, shape)
+    resting, taken = resting_learner(config, shape), needed.total if stated else room
     if settings.sleep and config.shares_gpus and resting.total + taken > gpu_bytes:
         yield (
             f"too much for a GPU of {gib(gpu_bytes)} GiB: {gib(taken)} GiB of a policy server that is awake, and "

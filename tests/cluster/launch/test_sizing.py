@@ -173,6 +173,22 @@ def test_what_is_too_much_is_said_with_what_would_help(tmp_path: Path) -> None:
     assert line.startswith("a policy server's KV cache holds") and "19.2 GiB of a GPU of 48.0 GiB" in line
 
 
+def test_a_stated_kv_cache_counts_as_it_is_and_the_share_is_its_limit() -> None:
+    server = {"device": "cuda", "gpu_share": 0.5, "gpu_memory_utilization": 0.4, "max_model_len": 4096}
+    shape = replace(SHAPE, parameters=1_000_000_000)
+
+    def lines(cache: int) -> list[str]:
+        sections = {"model": {"dtype": "bfloat16"}, "policy_server": {**server, "kv_cache_bytes": cache}}
+        return list(shortages(config(**sections), shape, 16 * GIB))
+
+    wanted = 64 * 4096 * kv_bytes_per_token(config(model={"dtype": "bfloat16"}), shape)
+    assert lines(wanted) == []
+    (line,) = lines(wanted // 2)
+    assert "holds 32 of 64 requests" in line
+    (line,) = lines(4 * GIB)
+    assert line.startswith("too much for 8.0 GiB of a GPU of 16.0 GiB") and "KV cache 4.0" in line
+
+
 def test_a_learner_and_a_server_in_turns_have_the_whole_gpu_each() -> None:
     shape = replace(SHAPE, parameters=2_200_000_000)
     server = {"device": "cuda", "gpu_share": 0.5, "gpu_memory_utilization": 0.8, "sleep": True}
