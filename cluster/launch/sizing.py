@@ -244,10 +244,11 @@ def _engine_shortages(config: RunConfig, shape: ModelShape, gpu_bytes: float) ->
     left = room - needed.parts["weights"] - ENGINE_RUNTIME
     where = f"{gib(room)} GiB of a GPU of {gib(gpu_bytes)} GiB"
     if left < (stated or longest):
+        shared, double = settings.gpu_share < 1, 2 * settings.tensor_parallel
+        wider = "a larger policy_server.gpu_share" if shared else f"policy_server.tensor_parallel={double}"
         yield (
             f"too much for {where} (policy_server.gpu_share, policy_server.gpu_memory_utilization): {needed}. "
-            f"Try policy_server.tensor_parallel={2 * settings.tensor_parallel}, "
-            "model.dtype bfloat16 or a shorter policy_server.max_model_len"
+            f"Try {wider}, model.dtype bfloat16 or a shorter policy_server.max_model_len"
         )
     elif (cache := stated or left) < wanted:
         yield (
