@@ -19,6 +19,8 @@ from typing import Any
 
 from benchmarks.gpu.card import arguments, finish, in_process, print_table, seconds
 from benchmarks.gpu.large_model import make_model
+from benchmarks.gpu.server import shut_down
+from benchmarks.gpu.steps import made_picture
 
 ANSWER_TOKENS, IN_FLIGHT, SECONDS = 128, 64, 8.0
 #: Room for more than 64 sequences of 2,048 tokens, bytes.
@@ -52,7 +54,7 @@ async def answered(policy: Any, settings: Any, launch: Any, work: Path, height: 
     from learner.publish import SharedMemoryPublisher
 
     rng = np.random.default_rng(3)
-    pictures = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(2 * IN_FLIGHT)]
+    pictures = [made_picture(rng, height, width) for _ in range(2 * IN_FLIGHT)]
     shown = [(image_hash(picture), encode_png(picture)) for picture in pictures]
     begun = time.monotonic()
     server = PolicyServer(policy, settings, launch)
@@ -88,7 +90,7 @@ async def answered(policy: Any, settings: Any, launch: Any, work: Path, height: 
     figures |= {"swap_s": reports[-1].seconds, "swap_parts_s": dict(reports[-1].parts)}
     over = True
     await asyncio.gather(*running)
-    server._engine.shutdown()
+    shut_down(server)
     figures["published_gib"] = os.path.getsize(str(update.path)) / 2**30
     publisher.close()
     return figures

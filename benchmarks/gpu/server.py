@@ -12,6 +12,7 @@ requests in flight.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import tempfile
 import time
@@ -68,8 +69,16 @@ async def measured(policy: Any, settings: Any, launch: Any, work: Path) -> dict[
         "stale_would_be": differences(policy.path, policy.dtype, settings.device, fresh),
     }
     figures |= await rates(server)
-    server._engine.shutdown()
+    shut_down(server)
     return figures
+
+
+def shut_down(server: Any) -> None:
+    """End the engine, and not this process with it, as the server would where an engine dies."""
+    loop = asyncio.get_running_loop()
+    for process in multiprocessing.active_children():
+        loop.remove_reader(process.sentinel)
+    server._engine.shutdown()
 
 
 def request(seed: int, tokens: int, temperature: float = 1.0) -> Any:

@@ -11,6 +11,12 @@ from actors.trajectory import TrajectoryBatch
 PROMPT = "The picture shows a screen. Say what you see, then which action you take."
 
 
+def made_picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Random squares of 16 pixels, uint8 (height, width, 3): a PNG of noise would take a second to write."""
+    squares = rng.integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
+    return squares.repeat(16, 0).repeat(16, 1)[:height, :width]
+
+
 def made_steps(
     chat: ChatProcessor, count: int, *, height: int, width: int, answer_tokens: int, seed: int = 0
 ) -> TrajectoryBatch:
@@ -21,7 +27,7 @@ def made_steps(
     rows, images = [], {}
     prompt_ids: list[int] = []  # the same for all pictures of one size
     for index in range(count):
-        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        picture = made_picture(rng, height, width)
         key, png = image_hash(picture), encode_png(picture)
         images[key] = png
         prompt_ids = prompt_ids or chat.encode_prompt(PROMPT, decode_png(png))["input_ids"][0].tolist()

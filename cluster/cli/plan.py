@@ -26,9 +26,11 @@ from cluster.launch.sizing import (
     Memory,
     checkpoint_bytes,
     engine_memory,
+    engine_room,
     gib,
     host_memory,
     learner_memory,
+    learner_room,
     shortages,
 )
 
@@ -182,11 +184,9 @@ def show_memory(console: Console, config: RunConfig, found: Plan) -> None:
 
 def _host_needs(config: RunConfig, found: Plan, shape: ModelShape) -> dict[Node, Memory]:
     """What the model needs of each node's own memory."""
-    readers = {*found.nodes_of("policy server"), *found.nodes_of("learner rank")[:1]}
-    if transport_of(config, found) in ("nccl", "gloo"):
-        readers = set()
+    transport = transport_of(config, found)
     counts = {node: Counter(need.kind for need in found.on(node)) for node in found.nodes}
-    return {node: host_memory(config, shape, count, node.name in readers) for node, count in counts.items()}
+    return {node: host_memory(config, shape, count, transport) for node, count in counts.items()}
 
 
 def memory_table(config: RunConfig, shape: ModelShape, gpu_bytes: float | None, hosts: Mapping[Node, Memory]) -> Table:
@@ -194,13 +194,14 @@ def memory_table(config: RunConfig, shape: ModelShape, gpu_bytes: float | None, 
     table = Table(title=f"memory, GiB: {shape.name}, {shape.parameters / 1e9:.3g} B weights, {config.model.dtype}")
     for column in ("where", "needs", "has", "for"):
         table.add_column(column, overflow="fold")
+    size, server = gpu_bytes or 0.0, config.policy_server
     on_gpus = [
-        (learner_memory(config, shape), config.learner.device, config.learner.gpu_share),
-        (engine_memory(config, shape), config.policy_server.device, config.policy_server.gpu_memory_utilization),
+        (learner_memory(config, shape), config.learner.device, learner_room(config, size)),
+        (engine_memory(config, shape), server.device, engine_room(config, size)),
     ]
-    for memory, device, share in on_gpus:
+    for memory, device, room in on_gpus:
         if device == "cuda":
-            has = gib(gpu_bytes * share) if gpu_bytes else "?"
+            has = gib(room) if gpu_bytes else "?"
             table.add_row(f"GPU of a {memory.actor}", gib(memory.total), has, memory.listed)
     for node, memory in hosts.items():
         if memory.total:

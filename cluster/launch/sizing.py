@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from actors.settings import Transport
 from cluster.config.files import validate
 from cluster.config.run_config import RunConfig
 from cluster.errors import CosoError
 from cluster.launch.model_shape import ModelShape
 from cluster.launch.placement import Kind
+from learner.publish import KEPT_VERSIONS, STORED_COPIES
 
 GIB = 2**30
 #: Bytes of a number.
@@ -28,8 +30,6 @@ BUCKET, GATHERED = 500_000_000, 1_000_000_000
 LOGIT_COPIES = 5
 #: What CUDA, its libraries and NCCL take in a process, about, bytes; an engine also has graphs and activations.
 RUNTIME, ENGINE_RUNTIME = 1 * GIB, 3 * GIB
-#: Versions of the weights that are kept where servers read them.
-PUBLISHED_VERSIONS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +106,25 @@ def learner_memory(config: RunConfig, shape: ModelShape) -> Memory:
 
 def token_head(config: RunConfig, shape: ModelShape) -> int:
     """Logits of one chunk, and where the head is trained, a chunk's gradient of its weights, bytes."""
-    rows = min(config.learner.token_chunk, config.learner.micro_batch * config.rollout.max_new_tokens)
+    answers = min(config.learner.micro_batch * config.rollout.max_new_tokens, tokens_of_pass(config))
+    rows = min(config.learner.token_chunk, answers)
     gradient = shape.hidden * SIZES[config.model.dtype] if config.learner.lora is None else 0
     return shape.vocabulary * (rows * 4 * LOGIT_COPIES + gradient)
+
+
+def tokens_of_pass(config: RunConfig) -> int:
+    """The most tokens of one forward pass of a rank."""
+    settings, longest = config.learner, config.policy_server.max_model_len
+    tokens = settings.micro_batch * longest
+    return tokens if settings.micro_tokens is None else min(tokens, max(settings.micro_tokens, longest))
 
 
 def activations(config: RunConfig, shape: ModelShape) -> int:
     """What a forward pass keeps for the backward pass, bytes. With checkpointing: each layer's input, and all of the
     one layer that is computed again."""
     settings, size = config.learner, SIZES[config.model.dtype]
-    tokens = settings.micro_batch * config.policy_server.max_model_len
-    image_tokens = tokens - settings.micro_batch * min(
-        config.rollout.max_new_tokens, config.policy_server.max_model_len
-    )
+    tokens, longest = tokens_of_pass(config), config.policy_server.max_model_len
+    image_tokens = tokens * max(0, longest - config.rollout.max_new_tokens) // longest
     vision_trained = settings.lora is None or settings.lora.target == "all-linear"
     patches = image_tokens * shape.patches_per_token if vision_trained else 0
     if not settings.gradient_checkpointing:
@@ -146,7 +152,7 @@ def engine_memory(config: RunConfig, shape: ModelShape) -> Memory:
 
 def engine_weights(config: RunConfig, shape: ModelShape) -> int:
     """On each GPU, with the adapters where those are served as such, bytes."""
-    adapters = trained_parameters(config, shape) if _adapters_travel(config) else 0
+    adapters = trained_parameters(config, shape) if config.learner.served_adapters is not None else 0
     return (shape.parameters + adapters) * SIZES[config.model.dtype] // config.policy_server.tensor_parallel
 
 
@@ -165,68 +171,96 @@ def checkpoint_bytes(config: RunConfig, shape: ModelShape) -> int:
     return shape.parameters * size + adapters + trained * size + trained * (8 if plain else 12)
 
 
-def published_bytes(config: RunConfig, shape: ModelShape) -> int:
-    """Shared memory (or object store) of the weights on their way to the servers, on rank 0's node."""
-    published = trained_parameters(config, shape) if _adapters_travel(config) else shape.parameters
-    return PUBLISHED_VERSIONS * published * SIZES[config.model.dtype]
+def published_bytes(config: RunConfig, shape: ModelShape, transport: Transport) -> int:
+    """What weights on their way to the servers take of a node's memory."""
+    copies = {"shared_memory": KEPT_VERSIONS, "object_store": STORED_COPIES}.get(transport, 0)
+    adapters = config.learner.served_adapters is not None
+    numbers = trained_parameters(config, shape) if adapters else shape.parameters
+    return copies * numbers * SIZES[config.model.dtype]
 
 
-def _adapters_travel(config: RunConfig) -> bool:
-    """Whether servers are sent adapters alone."""
-    return config.learner.lora is not None and config.learner.lora.serving == "adapters"
-
-
-def host_memory(config: RunConfig, shape: ModelShape, actors: Mapping[Kind, int], published: bool) -> Memory:
-    """What the models need of a node's own memory. actors: how many of each kind run there; published: whether the
-    weights on their way to the servers lie there."""
+def host_memory(config: RunConfig, shape: ModelShape, actors: Mapping[Kind, int], transport: Transport) -> Memory:
+    """What the models need of a node's own memory. actors: how many of each kind run there; transport: of weights."""
     ranks, servers = actors.get("learner rank", 0), actors.get("policy server", 0)
     parts = {}
     if config.learner.device == "cpu":
         parts["learner ranks"] = ranks * learner_memory(config, shape).total
     else:  # each reads the whole model before it goes to the GPU
         parts["loading the learner"] = ranks * shape.parameters * SIZES[config.model.dtype]
+        if config.learner.offload_optimizer:
+            parts["optimizer"] = ranks * learner_states(config, shape)["optimizer"]
     if config.policy_server.device == "cpu":
         parts["policy servers"] = servers * engine_memory(config, shape).total
-    parts["published weights"] = published_bytes(config, shape) * published
+    elif config.policy_server.sleep:
+        parts["sleeping servers"] = servers * engine_weights(config, shape) * config.policy_server.tensor_parallel
+    if ranks or servers:
+        parts["published weights"] = published_bytes(config, shape, transport)
     return Memory(actor="models", parts=parts)
 
 
 def shortages(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> Iterator[str]:
     """What does not fit into GPUs of this memory, one line each, with changes that would help."""
     if config.learner.device == "cuda":
-        needed, has = learner_memory(config, shape), gpu_bytes * config.learner.gpu_share
+        needed, has = learner_memory(config, shape), learner_room(config, gpu_bytes)
         if needed.total > has:
             helps = "; ".join(f"{what}: {gib(size)} GiB" for what, size in _smaller_learners(config, shape))
-            yield f"too much for {_share(config.learner.gpu_share, gpu_bytes)}: {needed}. Try {helps or _ELSE}"
+            where = f"{gib(has)} GiB of a GPU of {gib(gpu_bytes)} GiB"
+            yield f"too much for {where}: {needed}. Try {helps or 'a smaller model or larger GPUs'}"
     if config.policy_server.device == "cuda":
         yield from _engine_shortages(config, shape, gpu_bytes)
 
 
-_ELSE = "a smaller model or larger GPUs"
+def learner_room(config: RunConfig, gpu_bytes: float) -> float:
+    """What a rank may take of a GPU while it trains: its share, or where servers sleep meanwhile, all but what those
+    keep."""
+    if config.policy_server.sleep and config.shares_gpus:
+        return gpu_bytes - RUNTIME
+    return gpu_bytes * config.learner.gpu_share
+
+
+def resting_learner(config: RunConfig, shape: ModelShape) -> Memory:
+    """What a rank on a GPU keeps of it while it does not train."""
+    states = learner_states(config, shape)
+    parts = {"weights": states["weights"], "runtime": RUNTIME}
+    if not config.learner.offload_optimizer:
+        parts["optimizer"] = states["optimizer"]
+    if config.learner.zero_stage < 2 and config.model.dtype == "bfloat16":  # DeepSpeed's float32 sum
+        parts["gradients"] = 4 * trained_parameters(config, shape)
+    return Memory(actor="the resting learner", parts=parts)
+
+
+def engine_room(config: RunConfig, gpu_bytes: float) -> float:
+    """What a policy server may take of a GPU: its share where the KV cache is stated, else what vLLM takes."""
+    settings = config.policy_server
+    if settings.stated_kv_cache_bytes is None:
+        return gpu_bytes * settings.gpu_memory_utilization
+    return gpu_bytes * (1.0 if settings.sleep else settings.gpu_share)
 
 
 def _engine_shortages(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> Iterator[str]:
-    settings = config.policy_server
-    taken = gpu_bytes * settings.gpu_memory_utilization
-    left = taken - engine_weights(config, shape) - ENGINE_RUNTIME
-    wanted = wanted_kv_bytes(config, shape)
+    settings, room, needed = config.policy_server, engine_room(config, gpu_bytes), engine_memory(config, shape)
+    stated, wanted = settings.stated_kv_cache_bytes, wanted_kv_bytes(config, shape)
     longest = wanted // settings.max_concurrent_requests
-    where = f"{gib(taken)} GiB of a GPU of {gib(gpu_bytes)} GiB"
-    if left < longest:
+    left = room - needed.parts["weights"] - ENGINE_RUNTIME
+    where = f"{gib(room)} GiB of a GPU of {gib(gpu_bytes)} GiB"
+    if left < (stated or longest):
+        shared, double = settings.gpu_share < 1, 2 * settings.tensor_parallel
+        wider = "a larger policy_server.gpu_share" if shared else f"policy_server.tensor_parallel={double}"
         yield (
-            f"too much for {where} (policy_server.gpu_memory_utilization {settings.gpu_memory_utilization:g}): "
-            f"{engine_memory(config, shape)}. Try policy_server.tensor_parallel={2 * settings.tensor_parallel}, "
-            "model.dtype bfloat16 or a shorter policy_server.max_model_len"
+            f"too much for {where} (policy_server.gpu_share, policy_server.gpu_memory_utilization): {needed}. "
+            f"Try {wider}, model.dtype bfloat16 or a shorter policy_server.max_model_len"
         )
-    elif left < wanted:
+    elif (cache := stated or left) < wanted:
         yield (
-            f"a policy server's KV cache holds {left // longest:.0f} of {settings.max_concurrent_requests} requests of "
-            f"full length ({gib(left)} of {gib(wanted)} GiB, in {where}): it works, and the others wait"
+            f"a policy server's KV cache holds {cache // longest:.0f} of {settings.max_concurrent_requests} requests "
+            f"of full length ({gib(cache)} of {gib(wanted)} GiB, in {where}): it works, and the others wait"
         )
-
-
-def _share(share: float, gpu_bytes: float) -> str:
-    return f"a GPU of {gib(gpu_bytes)} GiB" if share == 1 else f"{share:g} of a GPU of {gib(gpu_bytes)} GiB"
+    resting, taken = resting_learner(config, shape), needed.total if stated else room
+    if settings.sleep and config.shares_gpus and resting.total + taken > gpu_bytes:
+        yield (
+            f"too much for a GPU of {gib(gpu_bytes)} GiB: {gib(taken)} GiB of a policy server that is awake, and "
+            f"{resting}. Lower policy_server.gpu_memory_utilization, or set learner.offload_optimizer=true"
+        )
 
 
 def _smaller_learners(config: RunConfig, shape: ModelShape) -> Iterator[tuple[str, int]]:

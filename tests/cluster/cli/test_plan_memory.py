@@ -56,7 +56,7 @@ def test_what_is_too_much_is_in_the_table_and_in_a_line(tmp_path: Path) -> None:
     words = [f"model.path={model}", "model.dtype=bfloat16", "policy_server.device=cuda", "learner.device=cuda"]
     text = plan(*words, "--nodes", nodes_file(tmp_path, 1, 2, gpu_memory=24, memory=12))
     assert "│ GPU of a learner rank │" in text and "│ GPU of a policy server │" in text
-    assert "memory: too much for a GPU of 24.0 GiB: learner rank:" in text and "Try " in text
+    assert "memory: too much for 24.0 GiB of a GPU of 24.0 GiB: learner rank:" in text and "Try " in text
     assert "memory: too much for gpu's own 12.0 GiB: models: 15.4 GiB (loading the learner 15.4)" in text
 
 

@@ -19,6 +19,7 @@ from cluster.launch.sizing import (
     GIB,
     activations,
     engine_memory,
+    host_memory,
     kv_bytes_per_token,
     learner_memory,
     learner_states,
@@ -163,13 +164,55 @@ def test_what_is_too_much_is_said_with_what_would_help(tmp_path: Path) -> None:
     server = {"device": "cuda"}
     of = config(model={"dtype": "bfloat16"}, learner=learner, policy_server=server)
     (line,) = shortages(of, shape, 80 * GIB)
-    assert "too much for a GPU of 80.0 GiB: learner rank" in line and "learner.micro_batch=1" in line
+    assert "too much for 80.0 GiB of a GPU of 80.0 GiB: learner rank" in line and "learner.micro_batch=1" in line
     assert list(shortages(of, shape, 1000 * GIB)) == []
     _, of_server = shortages(of, shape, 16 * GIB)
     assert "policy server: " in of_server and "policy_server.tensor_parallel=2" in of_server
     shared = config(policy_server=server | {"gpu_memory_utilization": 0.4}, model={"dtype": "bfloat16"})
     (line,) = shortages(shared, shape, 48 * GIB)
     assert line.startswith("a policy server's KV cache holds") and "19.2 GiB of a GPU of 48.0 GiB" in line
+
+
+def test_a_stated_kv_cache_counts_as_it_is_and_the_share_is_its_limit() -> None:
+    server = {"device": "cuda", "gpu_share": 0.5, "gpu_memory_utilization": 0.4, "max_model_len": 4096}
+    shape = replace(SHAPE, parameters=1_000_000_000)
+
+    def lines(cache: int) -> list[str]:
+        sections = {"model": {"dtype": "bfloat16"}, "policy_server": {**server, "kv_cache_bytes": cache}}
+        return list(shortages(config(**sections), shape, 16 * GIB))
+
+    wanted = 64 * 4096 * kv_bytes_per_token(config(model={"dtype": "bfloat16"}), shape)
+    assert lines(wanted) == []
+    (line,) = lines(wanted // 2)
+    assert "holds 32 of 64 requests" in line
+    (line,) = lines(4 * GIB)
+    assert line.startswith("too much for 8.0 GiB of a GPU of 16.0 GiB") and "KV cache 4.0" in line
+
+
+def test_a_learner_and_a_server_in_turns_have_the_whole_gpu_each() -> None:
+    shape = replace(SHAPE, parameters=2_200_000_000)
+    server = {"device": "cuda", "gpu_share": 0.5, "gpu_memory_utilization": 0.8, "sleep": True}
+    learner = {"device": "cuda", "gpu_share": 0.5, "gradient_checkpointing": True}
+    sections = {"mode": "sync", "model": {"dtype": "bfloat16"}, "policy_server": server}
+    (line,) = shortages(config(**sections, learner=learner), shape, 80 * GIB)
+    assert (
+        "a policy server that is awake, and the resting learner: " in line and "learner.offload_optimizer=true" in line
+    )
+    offloaded = config(**sections, learner={**learner, "zero_stage": 2, "offload_optimizer": True})
+    assert list(shortages(offloaded, shape, 80 * GIB)) == []
+    host = host_memory(offloaded, shape, {"learner rank": 1, "policy server": 1}, "shared_memory").parts
+    weights = 2 * shape.parameters
+    assert host["optimizer"] == 6 * weights and host["sleeping servers"] == weights
+    assert host["published weights"] == 2 * weights
+
+
+def test_a_bound_on_tokens_bounds_activations() -> None:
+    of = {"policy_server": {"max_model_len": 100}, "rollout": {"max_new_tokens": 100}}
+    whole, bounded, least = (
+        activations(config(**of, learner={"micro_batch": 8, "micro_tokens": tokens}), SHAPE)
+        for tokens in (None, 400, 50)
+    )
+    assert whole == 2 * bounded == 8 * least
 
 
 def test_a_folder_without_a_usable_config_is_one_line(tmp_path: Path) -> None:
