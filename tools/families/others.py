@@ -113,7 +113,7 @@ def make_ernie4_5_vl_moe(folder: Path) -> TinyVlm:
         Ernie4_5_VLMoeImageProcessorPil,
     )
 
-    tokens = {
+    tokens: dict[str, Any] = {
         f"{kind}{part}_token": f"<|{kind}{part}|>" for kind in ("image", "video") for part in ("_start", "_end", "")
     }
     tokenizer = make_tokenizer(list(tokens.values()), **tokens)
