@@ -50,7 +50,7 @@ def setup(model_folder, tmp_path_factory) -> LearnerSetup:
         entropy=EntropySettings(coefficient=0.05),
         learner=LearnerSettings(
             ranks=2,
-            lora=LoraSettings(rank=4, alpha=8.0, dropout=0.2),
+            lora=LoraSettings(rank=4, alpha=8.0, dropout=0.2, serving="merged"),
             minibatch=8,
             micro_batch=3,
             gradient_clip=0.5,
