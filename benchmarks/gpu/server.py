@@ -42,6 +42,7 @@ def served(model: str, device: str, dtype: str, work: str) -> dict[str, Any]:
 
 async def measured(policy: Any, settings: Any, launch: Any, work: Path) -> dict[str, Any]:
     from actors.serving.policy_server import PolicyServer
+    from learner.publish import SharedMemoryPublisher
 
     begun = time.monotonic()
     server = PolicyServer(policy, settings, launch)
@@ -53,7 +54,9 @@ async def measured(policy: Any, settings: Any, launch: Any, work: Path) -> dict[
         a.response_ids.tobytes() == b.response_ids.tobytes() for a, b in zip(first, again, strict=True)
     )
     figures["before_swap"] = differences(policy.path, policy.dtype, settings.device, first)
-    changed, update = changed_weights(policy, work)
+    publisher = SharedMemoryPublisher(f"gpu-benchmark-{os.getpid()}", work)
+    changed, tensors = changed_weights(policy, work)
+    update = publisher.publish(1, tensors.items())
     running = [asyncio.create_task(server.generate(request(100 + index, 400))) for index in range(8)]
     await asyncio.sleep(0.2)
     report = await server.load(update)
@@ -68,6 +71,7 @@ async def measured(policy: Any, settings: Any, launch: Any, work: Path) -> dict[
         "after_swap": differences(changed, policy.dtype, settings.device, fresh),
         "stale_would_be": differences(policy.path, policy.dtype, settings.device, fresh),
     }
+    publisher.close()
     figures |= await rates(server)
     shut_down(server)
     return figures
@@ -125,15 +129,13 @@ def differences(model: str, dtype: str, device: str, answers: list[Any]) -> dict
     }
 
 
-def changed_weights(policy: Any, work: Path) -> tuple[str, Any]:
-    """Other weights, as a model folder and as an update that a learner would publish from shared memory."""
+def changed_weights(policy: Any, work: Path) -> tuple[str, dict[str, Any]]:
+    """Other weights: a model folder that has them, and its tensors by name."""
     import shutil
 
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
-
-    from learner.publish import SharedMemoryPublisher
 
     with safe_open(f"{policy.path}/model.safetensors", "pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -143,8 +145,7 @@ def changed_weights(policy: Any, work: Path) -> tuple[str, Any]:
     folder = work / "changed"
     shutil.copytree(policy.path, folder, dirs_exist_ok=True)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    publisher = SharedMemoryPublisher(f"gpu-benchmark-{os.getpid()}", work)
-    return str(folder), publisher.publish(1, state.items())
+    return str(folder), state
 
 
 async def rates(server: Any) -> dict[str, Any]:
