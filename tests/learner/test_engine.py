@@ -12,6 +12,7 @@ import psutil
 import pytest
 import ray
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
 from cluster.config.files import validate
 from cluster.launch.sizing import BUCKET, learner_states
@@ -63,10 +64,16 @@ class Rank:
         connections = psutil.Process().net_connections(kind="tcp")
         self.ports_of_ray = {found.laddr for found in connections if found.status == psutil.CONN_LISTEN}
 
-    def make(self, dtype: str = "float32", **settings: object) -> None:
+    def make(self, dtype: str = "float32", adapters: bool = False, **settings: object) -> None:
         learner = LearnerSettings.model_validate({"gradient_clip": 0.5, **settings})
         self.engine = DeepSpeedEngine(learner, dtype, self.place)
         module = TwoHeads()
+        if adapters:
+            inject_adapter_in_model(LoraConfig(r=2, target_modules=["trunk"], init_lora_weights=False), module)
+            generator = torch.Generator().manual_seed(8)
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter.data.normal_(0.0, 0.3, generator=generator)
         self.head = module.outside[0]
         self.engine.initialize(module, self.head)
         self.engine.set_learning_rates(**RATES)
@@ -251,6 +258,17 @@ def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(worlds, stage, dtype
         on_all(worlds[ranks], "train", range(1), accumulation)
         norms.append(on_all(worlds[ranks], "report")[0].gradient_norm)
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-5 if dtype == "float32" else 1e-2)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_nor_does_that_of_adapters(worlds, stage):
+    norms = []
+    for ranks, accumulation in ((1, 1), (1, 4), (2, 2)):
+        on_all(worlds[ranks], "make", zero_stage=stage, dtype="bfloat16", adapters=True)
+        on_all(worlds[ranks], "train", range(1), accumulation)
+        norms.append(on_all(worlds[ranks], "report")[0].gradient_norm)
+    assert norms[0] > 0.01
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
