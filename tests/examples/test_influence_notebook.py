@@ -11,7 +11,7 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
-from tests.cluster.conftest import TINY, Coso
+from tests.cluster.conftest import Coso
 
 NOTEBOOK = Path("examples/influence.ipynb")
 ESTIMATORS = ("scm", "gradient", "parser", "scm+parser", "uniform")
@@ -20,16 +20,10 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(coso: Coso) -> Path:
     """A small run of NumberLine, whose causal model has learnt something."""
-    coso = Coso(tmp_path / "runs", tmp_path / "model")
-    words = [*TINY, f"folder={coso.folder}", f"model.path={coso.folder / 'model'}", "scoring.scm.pretrain_rounds=40"]
-    coso.run(
-        "warmstart", *words, f"warm_start.output={coso.folder / 'model'}", "warm_start.demonstrations=300",
-        "warm_start.steps=100", "warm_start.vision_steps=10",
-    )  # fmt: skip
-    coso.run("train", *words, "name=small", "training.updates=1", "training.steps_per_update=64")
-    return coso.folder / "small"
+    words = ["scoring.scm.pretrain_rounds=40", "training.updates=1", "training.steps_per_update=64"]
+    return coso.train("small", *words)
 
 
 @pytest.mark.end_to_end
