@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from envs.settings import Count, Probability, Section
+from envs.settings import Count, Probability, Section, Share
 
 #: How new weights travel to the engines; see `actors.serving.weight_transfer`.
 Transport = Literal["shared_memory", "object_store", "nccl", "gloo"]
@@ -75,9 +75,7 @@ class PolicyServerSettings(Section):
         description="CPU threads of an engine, which process its images on cuda. null: 4 on cuda; 1 on cpu, where more "
         "make it ten times slower beside any other load.",
     )
-    gpu_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Share of a GPU that one server takes; below 1, others may share it."
-    )
+    gpu_share: Share = Field(1.0, description="Share of a GPU that one server takes; below 1, others may share it.")
     max_model_len: PositiveInt = Field(1024, description="Longest prompt plus answer, tokens.")
     max_concurrent_requests: PositiveInt = Field(64, description="Requests an engine runs at once.")
     kv_cache_bytes: PositiveInt | None = Field(

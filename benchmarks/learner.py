@@ -22,7 +22,6 @@ import copy
 import json
 import multiprocessing
 import resource
-import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.lone_rank import started_alone
 from benchmarks.machine import timed
 from benchmarks.record import record
 
@@ -174,7 +174,6 @@ def sample(model: str, rank: Any, steps: int, distinct: bool) -> Any:
 def started_rank(model: str) -> Any:
     """The learner of `configs/numberline.yaml`, alone in this process."""
     from cluster.config.files import load_config
-    from learner.rank import LearnerRank
     from learner.setup import LearnerSetup
 
     config = load_config(["configs/numberline.yaml"], [f"model.path={model}"])
@@ -188,12 +187,7 @@ def started_rank(model: str) -> Any:
         max_policy_lag=config.max_policy_lag,
         seed=config.seed,
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    rank = LearnerRank(setup, 0, 1)
-    rank.start("127.0.0.1", port)
-    return rank
+    return started_alone(setup)
 
 
 def largest_difference(rank: Any, bare: BareLoop) -> float:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from actors.settings import AdapterTarget
-from envs.settings import Count, NonNegative, Probability, Section
+from envs.settings import Count, NonNegative, Probability, Section, Share
 
 #: CPU threads of a rank on cuda, at most, where the config says nothing.
 MOST_THREADS = 8
@@ -50,9 +50,7 @@ class LearnerSettings(Section):
         description="CPU threads of a rank. With two and more it processes so many images at once, and makes the next "
         "micro-batch beside the passes. null: 1 on cpu; on cuda the machine's CPUs by the number of ranks, at most 8.",
     )
-    gpu_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Share of a GPU that one rank takes; below 1, others may share it."
-    )
+    gpu_share: Share = Field(1.0, description="Share of a GPU that one rank takes; below 1, others may share it.")
     zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(0, description="DeepSpeed ZeRO stage.")
     offload_optimizer: bool = Field(
         False,

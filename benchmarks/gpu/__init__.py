@@ -9,7 +9,7 @@
     python -m benchmarks.gpu.large_learner  an update of 2 billion weights: time, memory, FLOPs, images, publishing
     python -m benchmarks.gpu.large_engine   2 billion weights served: tokens, images, weight swap
 
-Each takes under three minutes on one H100. Results go to `benchmarks/results/gpu/`; a script that has not run has none.
-With `--device cpu` a script rehearses on a small scale where there is no GPU; it then writes nothing unless `--out` is
-given. `COMMIT` names the code where it is no git checkout. `docs/gpu.md` says what was run.
+Each is made for under three minutes; `nccl` needs two GPUs. Results go to `benchmarks/results/gpu/`; a script that has
+not run has none. With `--device cpu` a script rehearses on a small scale where there is no GPU; it then writes nothing
+unless `--out` is given. `COMMIT` names the code where it is no git checkout. `docs/gpu.md` says what was run.
 """

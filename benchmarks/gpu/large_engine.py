@@ -17,9 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from actors.settings import ModelSettings, PolicyServerSettings
 from benchmarks.gpu.card import arguments, finish, in_process, print_table, seconds
 from benchmarks.gpu.large_model import make_model
-from benchmarks.gpu.server import shut_down
+from benchmarks.gpu.server import launched, shut_down
 from benchmarks.gpu.steps import made_picture
 
 ANSWER_TOKENS, IN_FLIGHT, SECONDS = 128, 64, 8.0
@@ -28,9 +29,6 @@ KV_CACHE = 6 << 30
 
 
 def served(model: str, device: str, work: str, height: int, width: int) -> dict[str, Any]:
-    from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
-    from actors.settings import ModelSettings, PolicyServerSettings
-
     policy = ModelSettings(path=model, dtype="bfloat16")
     settings = PolicyServerSettings(
         device=device,
@@ -38,9 +36,7 @@ def served(model: str, device: str, work: str, height: int, width: int) -> dict[
         gpu_memory_utilization=0.3,
         kv_cache_bytes=KV_CACHE if device == "cuda" else None,
     )
-    launch = PolicyServerLaunch(index=0, run_seed=1, temp_folder=tempfile.mkdtemp(prefix="v"))
-    os.environ.update(policy_server_environment(policy, settings, launch))
-    return asyncio.run(answered(policy, settings, launch, Path(work), height, width))
+    return asyncio.run(answered(policy, settings, launched(policy, settings), Path(work), height, width))
 
 
 async def answered(policy: Any, settings: Any, launch: Any, work: Path, height: int, width: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.gpu.card import arguments, card, finish, forget_peak, in_process, peak_gib, print_table, seconds
 from benchmarks.gpu.large_model import make_model
+from benchmarks.lone_rank import started_alone
 
 #: Dense bf16 rate of the cards whose data sheets we know, FLOP/s.
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -27,13 +28,10 @@ ANSWER_TOKENS = 128
 
 
 def trained(model: str, device: str, work: str, steps: int, height: int, width: int) -> dict[str, Any]:
-    import socket
-
     from actors.chat import ChatProcessor
     from actors.settings import ModelSettings
     from benchmarks.gpu.steps import made_steps
     from learner.algorithms.ppo import PpoSettings
-    from learner.rank import LearnerRank
     from learner.settings import EntropySettings, LearnerSettings
     from learner.setup import LearnerSetup, PublishTarget
 
@@ -63,13 +61,9 @@ def trained(model: str, device: str, work: str, steps: int, height: int, width: 
         made_steps(ChatProcessor(model), steps, height=height, width=width, answer_tokens=ANSWER_TOKENS, seed=seed)
         for seed in (0, 1)
     ]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    rank = LearnerRank(setup, 0, 1)
     forget_peak(device)
     begun = time.perf_counter()
-    rank.start("127.0.0.1", port)
+    rank = started_alone(setup)
     figures: dict[str, Any] = {"start_s": time.perf_counter() - begun, "held_gib": peak_gib(device)}
     rank.update(batches[0], 0)
     begun = time.perf_counter()

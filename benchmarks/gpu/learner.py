@@ -14,7 +14,6 @@ the weights published, a checkpoint written and loaded again. Both devices begin
 
 from __future__ import annotations
 
-import socket
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.card import arguments, finish, forget_peak, in_process, peak_gib, print_table
+from benchmarks.lone_rank import started_alone
 
 #: (precision, ZeRO stage, adapters)
 CASES = [("float32", stage, False) for stage in range(4)]
@@ -47,26 +47,22 @@ def make_model(folder: str) -> None:
 
 def measured(model: str, device: str, work: str) -> dict[str, dict[str, Any]]:
     """Every case on one device: figures and log-probabilities, or what it failed with."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     found = {}
     for case in CASES:
         try:
-            found[name_of(*case)] = one_case(model, device, Path(work), port, *case)
+            found[name_of(*case)] = one_case(model, device, Path(work), *case)
         except Exception as error:
             found[name_of(*case)] = {"failed": f"{type(error).__name__}: {error}"}
     return found
 
 
-def one_case(model: str, device: str, work: Path, port: int, dtype: str, stage: int, adapters: bool) -> dict[str, Any]:
+def one_case(model: str, device: str, work: Path, dtype: str, stage: int, adapters: bool) -> dict[str, Any]:
     import numpy as np
 
     from actors.chat import ChatProcessor
     from actors.settings import ModelSettings
     from benchmarks.gpu.steps import made_steps
     from learner.algorithms.ppo import PpoSettings
-    from learner.rank import LearnerRank
     from learner.settings import EntropySettings, LearnerSettings, LoraSettings
     from learner.setup import LearnerSetup, PublishTarget
 
@@ -95,9 +91,8 @@ def one_case(model: str, device: str, work: Path, port: int, dtype: str, stage: 
         seed=1,
         publishing=PublishTarget(transport="shared_memory", run=name, fallback_folder=work),
     )
-    rank = LearnerRank(setup, 0, 1)
     forget_peak(device)
-    rank.start("127.0.0.1", port)
+    rank = started_alone(setup)
     try:
         steps = made_steps(ChatProcessor(model), 18, height=64, width=64, answer_tokens=30)
         before = np.concatenate(rank.token_logprobs(steps))

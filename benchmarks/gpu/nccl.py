@@ -3,9 +3,7 @@
     python -m benchmarks.gpu.nccl [--mib 1024]
 
 Rank 0 is `CollectivePublisher`, which broadcasts random tensors; the other ranks, one per GPU beside the first, receive
-as vLLM's workers do. NCCL takes no two ranks on one GPU, and vLLM makes no group of one rank. So on one GPU this makes
-such a group from the parts of vLLM's communicator: that shows that NCCL loads, that the warm-up takes the learner's
-device, and that tensors are sent; nothing about a rendezvous or a link. `gpus` says which it was.
+as vLLM's workers do. NCCL takes no two ranks on one GPU, so this needs two GPUs or more.
 """
 
 from __future__ import annotations
@@ -37,27 +35,6 @@ def receive(address: str, port: int, rank: int, world: int, shape: tuple[int, ..
     answer.put(sums)
 
 
-def alone() -> Any:
-    """A group of one rank."""
-    import torch
-    from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
-    from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
-
-    from actors.serving.broadcast_groups import NcclGroup
-
-    group = NcclGroup.__new__(NcclGroup)
-    group.device = torch.device("cuda", torch.cuda.current_device())
-    group._rank, group._deadline_s = 0, DEADLINE_S
-    communicator = PyNcclCommunicator.__new__(PyNcclCommunicator)
-    communicator.rank, communicator.world_size, communicator.group = 0, 1, None
-    communicator.nccl = NCCLLibrary()
-    communicator.available, communicator.disabled = True, False
-    communicator.unique_id = communicator.nccl.ncclGetUniqueId()
-    communicator._init_comm(group.device)
-    group._communicator = communicator
-    return group
-
-
 def main() -> None:
     settings = arguments(__doc__, mib=1024)
     if settings.device == "cpu":
@@ -67,6 +44,8 @@ def main() -> None:
     from learner.publish import CollectivePublisher
 
     gpus = torch.cuda.device_count()
+    if gpus < 2:
+        raise SystemExit(f"benchmarks.gpu.nccl needs two GPUs or more, and sees {gpus}")
     shape = (settings.mib * 2**20 // 2 // TENSORS // 1024, 1024)
     publisher = CollectivePublisher("nccl")
     begun = time.perf_counter()
@@ -79,10 +58,7 @@ def main() -> None:
     ]
     for process in others:
         process.start()
-    if others:
-        publisher.connect()
-    else:
-        publisher._group = alone()
+    publisher.connect()
     started = time.perf_counter() - begun
     tensors = [(str(index), torch.randn(shape, device="cuda", dtype=torch.bfloat16)) for index in range(TENSORS)]
     update = publisher.publish(1, tensors)

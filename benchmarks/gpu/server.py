@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from actors.settings import ModelSettings, PolicyServerSettings
 from benchmarks.gpu.card import arguments, finish, in_process, print_table
 from benchmarks.gpu.learner import make_model
 
@@ -26,18 +27,22 @@ IN_FLIGHT = 64
 SECONDS = 6.0
 
 
+def launched(policy: ModelSettings, settings: PolicyServerSettings) -> Any:
+    """How a policy server starts in this process, whose environment is made that of one."""
+    from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
+
+    launch = PolicyServerLaunch(index=0, run_seed=1, temp_folder=tempfile.mkdtemp(prefix="v"))
+    os.environ.update(policy_server_environment(policy, settings, launch))
+    return launch
+
+
 def served(model: str, device: str, dtype: str, work: str) -> dict[str, Any]:
     """All figures, in a process that becomes the policy server."""
-    from actors.serving.policy_engine import PolicyServerLaunch, policy_server_environment
-    from actors.settings import ModelSettings, PolicyServerSettings
-
     policy = ModelSettings(path=model, dtype=dtype)
     settings = PolicyServerSettings(
         device=device, max_model_len=512, gpu_memory_utilization=0.1, kv_cache_bytes=1 << 30
     )
-    launch = PolicyServerLaunch(index=0, run_seed=1, temp_folder=tempfile.mkdtemp(prefix="v"))
-    os.environ.update(policy_server_environment(policy, settings, launch))
-    return asyncio.run(measured(policy, settings, launch, Path(work)))
+    return asyncio.run(measured(policy, settings, launched(policy, settings), Path(work)))
 
 
 async def measured(policy: Any, settings: Any, launch: Any, work: Path) -> dict[str, Any]:

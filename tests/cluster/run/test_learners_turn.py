@@ -57,7 +57,7 @@ def started_server(events: list[str], monkeypatch: pytest.MonkeyPatch) -> Policy
 
     monkeypatch.setattr(PolicyServer, "_start", start)
     return PolicyServer(
-        ModelSettings(), config.policy_server, PolicyServerLaunch(index=0, run_seed=0, temp_folder="/tmp/coso-none")
+        ModelSettings(), config.policy_server, PolicyServerLaunch(index=0, run_seed=0, temp_folder="unused")
     )
 
 
